@@ -1,0 +1,226 @@
+"""The one description of a SAT device: everything else about it is derived from here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+M_CHOICES = (2, 4, 8, 16)
+"""Group sizes that an N:M pattern may have; 1:1 is dense."""
+
+INDEX_BITS = 4
+"""Bits of one stored index in memory: enough for the largest M."""
+
+SEMAPHORES = 16
+"""Counting semaphores that order the engines; one bit each in an instruction's masks."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def is_power_of_two(value: int) -> bool:
+    """Return whether ``value`` is 1, 2, 4, …"""
+    return value > 0 and value & (value - 1) == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FpTiming:
+    """Pipeline depths of the floating-point units inside a USPE, in cycles."""
+
+    multiplier_stages: int = 1
+    """Registers in the FP16 multiplier, 1 to 3."""
+    adder_stages: int = 4
+    """Registers in the FP32 adder, 1 to 7; more of them raise the clock."""
+
+    def __post_init__(self) -> None:
+        m, a = self.multiplier_stages, self.adder_stages
+        _require(1 <= m <= 3, f"multiplier_stages={m}: must be 1, 2 or 3")
+        _require(1 <= a <= 7, f"adder_stages={a}: must be 1 to 7")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AxiConfig:
+    """The AXI4 memory ports."""
+
+    data_bits: int = 128
+    """Width of the data channels, in bits: a power of two, 32 to 256."""
+    address_bits: int = 32
+    """Width of an address, in bits, 16 to 48."""
+    burst_beats: int = 64
+    """Longest burst, in beats: a power of two up to 256. No burst crosses 4 KiB."""
+    outstanding: int = 16
+    """Bursts that may be under way at once on each channel: a power of two, 2 to 64."""
+
+    def __post_init__(self) -> None:
+        d, a, b, o = self.data_bits, self.address_bits, self.burst_beats, self.outstanding
+        _require(d in (32, 64, 128, 256), f"data_bits={d}: must be 32, 64, 128 or 256")
+        _require(16 <= a <= 48, f"address_bits={a}: must be 16 to 48")
+        _require(
+            is_power_of_two(b) and b <= 256, f"burst_beats={b}: must be a power of two up to 256"
+        )
+        _require(
+            is_power_of_two(o) and 2 <= o <= 64,
+            f"outstanding={o}: must be a power of two from 2 to 64",
+        )
+
+    @property
+    def beat_bytes(self) -> int:
+        """Bytes in one beat."""
+        return self.data_bits // 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SatConfig:
+    """A SAT device: array shape, patterns, pipelines, buffers, ports.
+
+    Frozen and validated when made; run-time choices (pattern, dataflow, interleave split)
+    are fields of instructions, not of this.
+
+    Raises
+    ------
+    ValueError
+        A value breaks its rule; the message names the value, the rule and the fix.
+    """
+
+    rows: int = 8
+    """Rows of the systolic array (R), 1 to 64."""
+    cols: int = 8
+    """Columns of the systolic array (C), 1 to 64."""
+    max_m: int = 8
+    """Largest M of an N:M pattern: 2, 4, 8 or 16. Every smaller M runs too."""
+    max_n: int = 8
+    """Weights a USPE can hold when weight stationary, 1 to ``max_m``."""
+    interleave: int = 4
+    """Independent sums that take turns in one USPE (its adder is their ring): 1, 2, 4 or 8."""
+    fp: FpTiming = field(default_factory=FpTiming)
+    """Pipelines of the arithmetic."""
+    a_words: int = 512
+    """Depth of an A operand bank, in words of ``max_m`` elements; a power of two."""
+    b_words: int = 512
+    """Depth of a B operand bank, in words of ``max_m`` elements; a power of two."""
+    sum_words: int = 512
+    """Depth of a start bank and of an output bank, in FP32 sums; a power of two."""
+    axi: AxiConfig = field(default_factory=AxiConfig)
+    """Memory ports."""
+    queue_depth: int = 4
+    """Instructions that wait in front of each engine; a power of two, 2 to 16."""
+    watchdog_cycles: int = 65536
+    """Cycles without any progress after which a program is stopped; a power of two."""
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "cols"):
+            v = getattr(self, name)
+            _require(
+                isinstance(v, int) and 1 <= v <= 64, f"{name}={v!r}: must be an integer 1 to 64"
+            )
+        _require(self.max_m in M_CHOICES, f"max_m={self.max_m}: must be 2, 4, 8 or 16")
+        _require(
+            1 <= self.max_n <= self.max_m,
+            f"max_n={self.max_n}: must be 1 to max_m ({self.max_m})",
+        )
+        _require(
+            self.interleave in (1, 2, 4, 8), f"interleave={self.interleave}: must be 1, 2, 4 or 8"
+        )
+        _require(
+            self.interleave >= self.fp.adder_stages,
+            f"interleave={self.interleave}: must be at least adder_stages "
+            f"({self.fp.adder_stages}), or the adder would stall; raise it or shorten the adder",
+        )
+        for name in ("a_words", "b_words", "sum_words"):
+            v = getattr(self, name)
+            _require(
+                is_power_of_two(v) and 16 <= v <= 32768,
+                f"{name}={v}: must be a power of two from 16 to 32768",
+            )
+        _require(
+            self.sum_words >= 2 * self.rows * self.interleave,
+            f"sum_words={self.sum_words}: must hold two tiles of rows x interleave "
+            f"({2 * self.rows * self.interleave})",
+        )
+        _require(
+            self.axi.data_bits <= 16 * self.max_m,
+            f"data_bits={self.axi.data_bits}: must not exceed a word of max_m FP16 values "
+            f"({16 * self.max_m} bits); narrow the port or raise max_m",
+        )
+        _require(
+            is_power_of_two(self.queue_depth) and 2 <= self.queue_depth <= 16,
+            f"queue_depth={self.queue_depth}: must be 2, 4, 8 or 16",
+        )
+        _require(
+            is_power_of_two(self.watchdog_cycles) and 1024 <= self.watchdog_cycles <= 1 << 30,
+            f"watchdog_cycles={self.watchdog_cycles}: must be a power of two from 1024 to 2**30",
+        )
+
+    # Derived facts, each with the one definition that RTL, golden model and compiler share.
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes in memory of one operand word (``max_m`` FP16 values)."""
+        return 2 * self.max_m
+
+    @property
+    def beats_per_word(self) -> int:
+        """Beats that fill one operand word."""
+        return self.word_bytes // self.axi.beat_bytes
+
+    @property
+    def lane_bits(self) -> int:
+        """Bits that select one of the ``max_m`` values of a word."""
+        return (self.max_m - 1).bit_length()
+
+    @property
+    def indices_per_word(self) -> int:
+        """Stored indices in one word of the index bank."""
+        return 8 * self.word_bytes // INDEX_BITS
+
+    @property
+    def i_words(self) -> int:
+        """Depth of an index bank: it holds the indices of a full B bank."""
+        return max(4, self.b_words * self.max_m // self.indices_per_word)
+
+    @property
+    def instruction_queue(self) -> int:
+        """Instructions that the fetch unit buffers."""
+        return 16
+
+    @property
+    def array(self) -> str:
+        """The array's shape as text, ``RxC``."""
+        return f"{self.rows}x{self.cols}"
+
+    def with_array(self, text: str) -> SatConfig:
+        """Return this device with an array given as ``"RxC"``.
+
+        Raises
+        ------
+        ValueError
+            ``text`` is not two integers 1 to 64 joined by ``x``.
+        """
+        rows, _, cols = text.lower().partition("x")
+        _require(
+            rows.isdecimal() and cols.isdecimal(),
+            f"array={text!r}: must be ROWSxCOLS, such as 8x8",
+        )
+        sums = self.sum_words
+        while sums < 2 * int(rows) * self.interleave:
+            sums *= 2
+        return replace(self, rows=int(rows), cols=int(cols), sum_words=sums)
+
+    def to_json(self) -> str:
+        """Return the configuration as JSON with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> SatConfig:
+        """Return the configuration that ``to_json`` wrote."""
+        raw: dict[str, Any] = json.loads(text)
+        return cls(**{**raw, "fp": FpTiming(**raw["fp"]), "axi": AxiConfig(**raw["axi"])})
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the configuration, for build caches."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()

@@ -1,0 +1,253 @@
+"""The instruction set: the one definition that RTL, assembler, golden model and docs use.
+
+An instruction is 32 bytes. Its header orders it among the engines; its body tells one engine
+what to do. All multi-byte fields are little-endian bit fields, first field in the low bits.
+
+The header's three masks name counting semaphores, one bit each:
+
+* ``wait``: the instruction starts when each of these is at least 1, and takes 1 from each;
+* ``release``: 1 is added to each when the instruction has read all its inputs;
+* ``signal``: 1 is added to each when all its outputs are written (for STORE: acknowledged
+  by memory).
+
+Instructions of one engine start in program order; engines run side by side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from amaranth.lib import data, enum
+
+from sat.rtl.config import SEMAPHORES
+
+INSTRUCTION_BYTES = 32
+INSTRUCTION_BITS = 8 * INSTRUCTION_BYTES
+HEADER_BITS = 8 + 3 * SEMAPHORES
+BODY_BITS = INSTRUCTION_BITS - HEADER_BITS
+ADDRESS_BITS = 48
+
+
+class Opcode(enum.Enum, shape=8):
+    """What an instruction does. 0 is no opcode, so that cleared memory is not a program."""
+
+    END = 0x01
+    FENCE = 0x02
+    LOAD = 0x10
+    MULTIPLY = 0x20
+    STORE = 0x30
+
+
+class Buffer(enum.Enum, shape=2):
+    """Destination of a LOAD."""
+
+    A = 0
+    B = 1
+    INDEX = 2
+    START = 3
+
+
+class Dataflow(enum.Enum, shape=1):
+    """What stays in the USPEs during a MULTIPLY: the sums (OS) or the weights (WS)."""
+
+    OS = 0
+    WS = 1
+
+
+class Start(enum.Enum, shape=2):
+    """Where a MULTIPLY's sums start from."""
+
+    ZERO = 0
+    """+0."""
+    START = 1
+    """The start buffer."""
+    OUTPUT = 2
+    """The output buffer: sums of an earlier MULTIPLY."""
+    KEEP = 3
+    """The sums that the previous MULTIPLY left in the USPEs (OS only)."""
+
+
+class Status(enum.Enum, shape=8):
+    """State of the device, as its STATUS register gives it."""
+
+    IDLE = 0
+    RUNNING = 1
+    DONE = 2
+    BAD_OPCODE = 0x10
+    """The opcode is none of `Opcode`."""
+    BAD_FIELD = 0x11
+    """A field is out of range for this device."""
+    BAD_ADDRESS = 0x12
+    """A memory address is misaligned or outside the window."""
+    AXI_READ = 0x13
+    """Memory answered a data read with an error."""
+    AXI_WRITE = 0x14
+    """Memory answered a write with an error."""
+    AXI_FETCH = 0x15
+    """Memory answered an instruction fetch with an error."""
+    NO_END = 0x16
+    """The program's last instruction is not END."""
+    WATCHDOG = 0x17
+    """Nothing moved for `SatConfig.watchdog_cycles`: a wait that no signal meets."""
+    SEMAPHORE = 0x18
+    """A semaphore was raised above 255."""
+
+
+HEADER = data.StructLayout(
+    {"opcode": Opcode, "wait": SEMAPHORES, "release": SEMAPHORES, "signal": SEMAPHORES}
+)
+
+LOAD = data.StructLayout(
+    {
+        "address": ADDRESS_BITS,  # byte address of the first row; a whole number of beats
+        #   (START: of 4-byte sums)
+        "pitch": 32,  # bytes from one row to the next; a whole number of beats, 0 repeats the row
+        "rows": 16,  # rows to read, at least 1
+        "row_bytes": 20,  # bytes of a row, at least 1; START: a multiple of 4
+        "destination": Buffer,
+        "by_word": 1,  # A only: bank by word (WS) instead of bank by row (OS)
+        "base": 16,  # first word of the destination
+        "stride": 16,  # words from one group to the next
+        "groups": 16,  # by row: ceil(rows / banks); by word: ceil(words / words_per_pass);
+        #   START: rows
+        "copies": 8,  # by word: banks that get each word
+        "words_per_pass": 8,  # by word: words that one pass over the banks takes
+    }
+)
+
+MULTIPLY = data.StructLayout(
+    {
+        "dataflow": Dataflow,
+        "start": Start,
+        "emit": 1,  # write the sums to the output buffer (WS: always 1)
+        "n": 5,  # the pattern N:M
+        "log2_m": 3,
+        "split": 2,  # OS: log2 of how many of the interleaved sums lie side by side in a row
+        "words": 16,  # OS: words of A per row; WS: batches of `interleave` rows
+        "values": 5,  # OS: values of B that meet each word; WS: weights each USPE holds
+        "last": 5,  # OS: values that meet the last word; WS: equals `values`
+        "count": 12,  # WS: real weights of this pass, per column; OS: 0
+        "b_skip": 4,  # first value inside the first B word
+        "i_skip": 6,  # first index inside the first index word
+        "a_base": 16,
+        "a_stride": 16,  # OS: words from one group of rows to the next
+        "b_base": 16,
+        "b_stride": 16,  # words from one group of columns to the next
+        "i_base": 16,
+        "i_stride": 16,
+        "s_base": 16,  # START: first word in the start buffer; OUTPUT: in the output buffer
+        "o_base": 16,
+    }
+)
+
+STORE = data.StructLayout(
+    {
+        "address": ADDRESS_BITS,  # byte address of the first row; a multiple of 4
+        "pitch": 32,  # bytes from one row to the next; a multiple of 4
+        "rows": 16,
+        "columns": 16,  # sums in a row
+        "base": 16,  # first word of the output buffer
+        "stride": 8,  # words from one row to the next
+    }
+)
+
+BODIES: dict[Opcode, data.StructLayout] = {
+    Opcode.END: data.StructLayout({}),
+    Opcode.FENCE: data.StructLayout({}),
+    Opcode.LOAD: LOAD,
+    Opcode.MULTIPLY: MULTIPLY,
+    Opcode.STORE: STORE,
+}
+
+for _layout in BODIES.values():
+    assert _layout.size <= BODY_BITS, f"an instruction body of {_layout.size} bits does not fit"
+
+
+def _field_width(layout: data.StructLayout, name: str) -> int:
+    return layout[name].width
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One decoded instruction.
+
+    Parameters
+    ----------
+    opcode : Opcode
+    body : dict
+        Field values of the opcode's layout as integers or enum members; missing ones are 0.
+    wait, release, signal : int
+        Semaphore masks.
+    """
+
+    opcode: Opcode
+    body: dict[str, Any]
+    wait: int = 0
+    release: int = 0
+    signal: int = 0
+
+    def __post_init__(self) -> None:
+        layout = BODIES[self.opcode]
+        known = dict(layout.members)
+        for name in self.body:
+            if name not in known:
+                raise ValueError(f"{self.opcode.name} has no field {name!r}: it has {list(known)}")
+        object.__setattr__(
+            self, "body", {name: int(_plain(self.body.get(name, 0))) for name in known}
+        )
+        for name, value, width in [
+            *((n, self.body[n], _field_width(layout, n)) for n in known),
+            *((n, getattr(self, n), SEMAPHORES) for n in ("wait", "release", "signal")),
+        ]:
+            if not 0 <= value < 1 << width:
+                raise ValueError(
+                    f"{self.opcode.name}.{name}={value}: must fit {width} bits (0 to "
+                    f"{(1 << width) - 1})"
+                )
+
+    def __getattr__(self, name: str) -> int:
+        try:
+            return self.__dict__["body"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def encode(self) -> bytes:
+        """Return the 32 bytes of the instruction."""
+        word, at = self.opcode.value, 8
+        for mask in (self.wait, self.release, self.signal):
+            word |= mask << at
+            at += SEMAPHORES
+        layout = BODIES[self.opcode]
+        for name, _ in layout.members.items():
+            word |= self.body[name] << (HEADER_BITS + layout[name].offset)
+        return word.to_bytes(INSTRUCTION_BYTES, "little")
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Instruction:
+        """Return the instruction in 32 bytes.
+
+        Raises
+        ------
+        ValueError
+            ``raw`` is not 32 bytes, or its opcode is unknown.
+        """
+        if len(raw) != INSTRUCTION_BYTES:
+            raise ValueError(f"an instruction is {INSTRUCTION_BYTES} bytes, not {len(raw)}")
+        word = int.from_bytes(raw, "little")
+        try:
+            opcode = Opcode(word & 0xFF)
+        except ValueError:
+            names = ", ".join(f"{o.value:#04x} {o.name}" for o in Opcode)
+            raise ValueError(f"opcode {word & 0xFF:#04x} is unknown: known are {names}") from None
+        masks = [(word >> (8 + SEMAPHORES * i)) & ((1 << SEMAPHORES) - 1) for i in range(3)]
+        layout = BODIES[opcode]
+        body = {
+            name: (word >> (HEADER_BITS + layout[name].offset)) & ((1 << layout[name].width) - 1)
+            for name in dict(layout.members)
+        }
+        return cls(opcode, body, *masks)
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)

@@ -1,0 +1,61 @@
+# Every target prepares what it needs: on a fresh machine `make demo` or `make test` is enough.
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-long cosim bench check lint format typecheck docs figures wheel clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## make .venv with all that SAT needs (and a C++ compiler, if there is none)
+
+$(STAMP): pyproject.toml constraints.txt tools/setup.sh
+	bash tools/setup.sh $(PYTHON) $(VENV)
+	@touch $@
+
+demo: $(STAMP) ## train digits, first steps on the simulated RTL, beside dense; ends with a table
+	$(BIN)/sat demo
+
+test: $(STAMP) ## all tests but the long sweeps
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-long: $(STAMP) ## the sweeps that take hours
+	$(BIN)/python -m pytest -m long
+
+cosim: $(STAMP) ## the cocotb benches over the real AXI ports
+	$(BIN)/python -m pytest tests/cosim
+
+bench: $(STAMP) ## speed of the golden model and of the simulated RTL, as ratios within one run
+	$(BIN)/python benchmarks/bench_golden.py
+	$(BIN)/python benchmarks/bench_rtl.py
+
+check: lint typecheck ## lint, formatting and types
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## format the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Type checkers do not see through an editable install of mapped folders: check a plain copy.
+typecheck: $(STAMP)
+	rm -rf build/lib build/typed
+	$(BIN)/pip install -q --no-deps --target build/typed .
+	$(BIN)/mypy -p sat
+
+docs: $(STAMP) ## write the generated pages of docs/
+	$(BIN)/python tools/generate_docs.py
+
+figures: $(STAMP) ## draw the figures of docs/
+	$(BIN)/python tools/figures.py
+
+wheel: $(STAMP) ## build the wheel
+	rm -rf build/lib && $(BIN)/pip wheel -q --no-deps -w dist .
+
+clean: ## remove what was built, keep .venv
+	rm -rf build dist out *.egg-info

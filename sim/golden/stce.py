@@ -1,0 +1,214 @@
+"""Golden model of the tensor engine: matrix products as the fold that defines their bits.
+
+Each element of the result is a left fold over the depth index, in ascending order, from its start
+value: ``sum = round(sum + a[row, k] * b[k, col])`` in binary32, to nearest even, subnormals kept.
+For a compact N:M operand the fold runs over the stored elements, in the same order. A product of
+two binary16 numbers is exact in binary32 (22 significant bits, exponents -48 to 31), so a fused
+multiply-add gives the same bits as a multiplication and an addition. Every NaN in the result is
+the quiet NaN ``0x7fc00000``. Dataflow, tiling and array size are not arguments because the result
+does not depend on them.
+
+The fold is done by ``sim/native/golden_fold.cpp``, compiled on first use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from sat.sim.build import compile_library
+
+SOURCE = Path(__file__).resolve().parent.parent / "native" / "golden_fold.cpp"
+FLAGS = ("-O3", "-march=native")
+
+GROUP_SIZES = (2, 4, 8, 16)
+
+
+class CompactOperand(Protocol):
+    """What `matmul` reads of an N:M operand; `NMOperand` is one."""
+
+    @property
+    def values(self) -> np.ndarray: ...
+    @property
+    def indices(self) -> np.ndarray: ...
+    @property
+    def pattern(self) -> tuple[int, int]: ...
+    @property
+    def depth(self) -> int: ...
+
+
+@dataclass(frozen=True, eq=False)
+class NMOperand:
+    """Right operand of a product in compact N:M form, as `sat.sim.golden.sore.select` makes it.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        (kept, cols) float16: stored elements, groups ascending, inside a group by index.
+    indices : numpy.ndarray
+        (kept, cols) uint8: position of each stored element inside its group.
+    pattern : tuple of int
+        ``(n, m)``: n elements of each m are stored, all of them in a last group of fewer than n.
+    depth : int
+        Number of rows of the dense operand.
+    """
+
+    values: np.ndarray
+    indices: np.ndarray
+    pattern: tuple[int, int]
+    depth: int
+
+
+def check_pattern(n: int, m: int) -> None:
+    """Raise ValueError unless n:m is a pattern: m of `GROUP_SIZES` and 1 <= n <= m, or 1:1."""
+    if not (1 <= n <= m) or (m not in GROUP_SIZES and (n, m) != (1, 1)):
+        raise ValueError(
+            f"pattern {n}:{m}: n must be from 1 to m, and m one of 2, 4, 8, 16 (1:1 is dense); "
+            "choose such a pattern, for instance 2:8"
+        )
+
+
+def kept_count(length: int, n: int, m: int) -> int:
+    """Return how many of ``length`` elements the pattern n:m stores, the ragged end included."""
+    return length // m * n + min(n, length % m)
+
+
+def load_fold(path: Path) -> Callable[..., int]:
+    """Return the function ``golden_fold`` of a compiled library, ready to be called."""
+    function = ctypes.CDLL(str(path)).golden_fold
+    function.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_long] * 7
+    function.restype = ctypes.c_long
+    return function
+
+
+@functools.lru_cache(maxsize=1)
+def _fold() -> Callable[..., int]:
+    return load_fold(compile_library("golden_fold", [SOURCE], FLAGS))
+
+
+def _operand(name: str, array: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(
+            f"{name} is a {type(array).__name__}: must be a numpy array; convert with np.asarray"
+        )
+    if array.dtype != dtype:
+        wanted = np.dtype(dtype).name
+        raise TypeError(
+            f"{name} has dtype {array.dtype}: must be {wanted}; convert with "
+            f"{name}.astype(np.{wanted})"
+        )
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(
+            f"{name} has shape {array.shape}: must have two dimensions of at least 1; reshape it"
+        )
+    return np.ascontiguousarray(array)
+
+
+def matmul(
+    a: np.ndarray,
+    b: np.ndarray | CompactOperand,
+    start: np.ndarray | None = None,
+    threads: int = 1,
+) -> np.ndarray:
+    """Return the matrix product ``start + a @ b`` with the bits that every device must give.
+
+    Parameters
+    ----------
+    a : numpy.ndarray
+        (rows, depth) float16.
+    b : numpy.ndarray or NMOperand
+        (depth, cols) float16, or the compact form of such a matrix with groups along depth.
+    start : numpy.ndarray, optional
+        (rows, cols) or (cols,) float32: first value of each sum; +0 if not given.
+    threads : int
+        Number of threads; the result does not depend on it.
+
+    Returns
+    -------
+    numpy.ndarray
+        (rows, cols) float32.
+
+    Raises
+    ------
+    TypeError
+        If an operand has another type.
+    ValueError
+        If shapes do not fit or are empty, the pattern is none, an index lies outside its group or
+        does not rise inside it, or ``threads`` is below 1.
+    MemoryError
+        If there is not enough memory, or no more threads can be started.
+    sat.sim.build.BuildError
+        If the kernel has to be compiled and cannot be.
+    """
+    a = _operand("a", a, np.float16)
+    rows, depth = a.shape
+    if isinstance(b, np.ndarray):
+        values, indices, n, m = _operand("b", b, np.float16), None, 1, 1
+        stored = depth
+        if len(values) != depth:
+            raise ValueError(
+                f"a is {a.shape} and b is {b.shape}: a must have as many columns as b has rows; "
+                "check which operand is transposed"
+            )
+    else:
+        values = _operand("b.values", b.values, np.float16)
+        indices = _operand("b.indices", b.indices, np.uint8)
+        n, m = b.pattern
+        check_pattern(n, m)
+        if b.depth != depth:
+            raise ValueError(
+                f"a is {a.shape} and b has depth {b.depth}: a must have as many columns as the "
+                "depth of b; check which operand is transposed"
+            )
+        stored = kept_count(depth, n, m)
+        if len(values) != stored or indices.shape != values.shape:
+            raise ValueError(
+                f"b.values is {values.shape} and b.indices {indices.shape}: pattern {n}:{m} of "
+                f"depth {depth} stores {stored} rows in both; make them with sore.select"
+            )
+    cols = values.shape[1]
+    stride = 0
+    if start is not None:
+        shape = np.shape(start)
+        if shape not in ((rows, cols), (cols,)):
+            raise ValueError(
+                f"start has shape {shape}: must be ({rows}, {cols}) or ({cols},); reshape it"
+            )
+        stride = cols if len(shape) == 2 else 0
+        start = _operand("start", np.atleast_2d(start), np.float32)
+    if threads < 1:
+        raise ValueError(f"threads={threads}: must be at least 1; leave it out for one thread")
+    out = np.empty((rows, cols), np.float32)
+    status = _fold()(
+        a.ctypes.data,
+        values.ctypes.data,
+        None if indices is None else indices.ctypes.data,
+        None if start is None else start.ctypes.data,
+        out.ctypes.data,
+        rows,
+        cols,
+        depth,
+        stride,
+        n,
+        m,
+        threads,
+    )
+    if status == -2:
+        raise MemoryError(
+            f"product of {rows} x {depth} x {cols} with {threads} threads: memory or threads ran "
+            "out; use fewer threads or smaller operands"
+        )
+    if status >= 0 and indices is not None:
+        row, col = divmod(status, cols)
+        raise ValueError(
+            f"b.indices[{row}, {col}]={indices[row, col]}: indices must lie inside their group of "
+            f"{m} (of {depth - row // n * m} at the end of depth) and rise inside it; "
+            "make them with sore.select"
+        )
+    return out

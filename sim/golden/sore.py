@@ -24,9 +24,8 @@ def _magnitude_keys(x: np.ndarray) -> np.ndarray:
 
     Without its sign bit, a float of IEEE 754 orders as the integer with the same bits.
     """
-    unsigned = _BITS[x.dtype]
-    keys = x.view(unsigned) & unsigned.type(np.iinfo(unsigned).max >> 1)
-    keys[np.isnan(x)] = np.iinfo(unsigned).max
+    keys = np.abs(x).view(_BITS[x.dtype])
+    keys[np.isnan(x)] = ~keys.dtype.type(0)
     return keys
 
 

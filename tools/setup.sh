@@ -9,6 +9,8 @@ command -v g++ >/dev/null || missing+=(g++)
 command -v make >/dev/null || missing+=(make)
 command -v perl >/dev/null || missing+=(perl) # Verilator's front end
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+[[ -e /usr/include/lz4.h ]] || missing+=(liblz4-dev) # FST waveforms
+[[ -e /usr/include/zlib.h ]] || missing+=(zlib1g-dev)
 # cocotb embeds the interpreter, which needs its shared library.
 "$python" - <<'PY' || missing+=(libpython3-dev)
 import pathlib, sys, sysconfig

@@ -1,0 +1,623 @@
+"""From a product and its mapping to a program and a memory map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Any
+
+from sat.dataflow.mapping import (
+    Mapping,
+    OsMapping,
+    WsMapping,
+    ceil_div,
+    os_slots,
+    round_up,
+    values_per_word,
+    ws_slots,
+)
+from sat.dataflow.products import Product, StartShape
+from sat.dataflow.program import Program
+from sat.rtl import isa
+from sat.rtl.config import SatConfig
+from sat.rtl.isa import Buffer, Dataflow, Instruction, Opcode, Start
+
+
+class Semaphore(IntEnum):
+    """What the compiler's semaphores mean, by bit number."""
+
+    A_FULL = 0
+    A_FREE = 1
+    B_FULL = 2
+    B_FREE = 3
+    START_FULL = 4
+    START_FREE = 5
+    OUTPUT_FULL = 6
+    OUTPUT_FREE = 7
+
+
+def _bit(semaphore: Semaphore) -> int:
+    return 1 << semaphore
+
+
+@dataclass(frozen=True)
+class Region:
+    """A matrix in device memory: byte address, bytes from row to row, rows, bytes of a row."""
+
+    address: int
+    pitch: int
+    rows: int
+    row_bytes: int
+
+    @property
+    def end(self) -> int:
+        """First byte address behind the matrix."""
+        return self.address + (self.rows - 1) * self.pitch + max(self.pitch, self.row_bytes)
+
+
+@dataclass(frozen=True)
+class MemoryMap:
+    """Where a product's matrices lie.
+
+    Rows of A and of the result are rows of the product; rows of B (values, indices) are its
+    columns. ``start`` has one row when it is the same for all rows of the product.
+    """
+
+    program: Region
+    a: Region
+    b: Region
+    indices: Region | None
+    start: Region | None
+    result: Region
+
+    @property
+    def end(self) -> int:
+        """First byte address behind everything."""
+        regions = (self.program, self.a, self.b, self.indices, self.start, self.result)
+        return max(r.end for r in regions if r is not None)
+
+
+@dataclass(frozen=True)
+class CompiledProduct:
+    """A program that computes a product, and where it expects and leaves the matrices."""
+
+    product: Product
+    mapping: Mapping
+    program: Program
+    memory: MemoryMap
+
+
+@dataclass
+class _Fill:
+    """One chunk of an operand in one slot of its buffer."""
+
+    slot: int
+    first_use: int
+    last_use: int
+    loads: list[dict[str, Any]]
+    evicts: int | None
+
+
+@dataclass
+class _Step:
+    """One MULTIPLY: which operands it needs, and what becomes of its sums."""
+
+    a: tuple[int, int]
+    b: tuple[int, int]
+    start: tuple[int, int] | None
+    body: dict[str, Any]
+    opens: bool  # takes a fresh place in the output buffer
+    store: dict[str, Any] | None  # closes it
+    fills: dict[str, int] = field(default_factory=dict)
+
+
+class _Ring:
+    """Slots of a buffer, filled in turn; a fill stays until the slot's turn comes again."""
+
+    def __init__(self, slots: int):
+        self.slots = slots
+        self.fills: list[_Fill] = []
+        self.resident: dict[tuple[int, int], int] = {}
+        self._keys: list[tuple[int, int]] = []
+
+    def use(self, key: tuple[int, int], step: int, loads: list[dict[str, Any]]) -> int:
+        """Return the fill that holds ``key`` at ``step``, made now if it is not there."""
+        if key not in self.resident:
+            number = len(self.fills)
+            evicts = number - self.slots if number >= self.slots else None
+            if evicts is not None:
+                del self.resident[self._keys[evicts]]
+            self.fills.append(_Fill(number % self.slots, step, step, loads, evicts))
+            self._keys.append(key)
+            self.resident[key] = number
+        number = self.resident[key]
+        self.fills[number].last_use = step
+        return number
+
+    def releases(self) -> dict[int, int]:
+        """Return which step frees which fill, for the fills that a later one replaces."""
+        freed = {
+            f.evicts: self.fills[f.evicts].last_use for f in self.fills if f.evicts is not None
+        }
+        steps = {step: fill for fill, step in freed.items()}
+        # Semaphores count: the k-th release must be the k-th fill's.
+        assert list(freed.values()) == sorted(steps), "fills are not freed in the order of filling"
+        return steps
+
+
+LOOKAHEAD = 12
+"""Tiles by which loads run ahead of the tile that needs them, where the buffers allow."""
+
+
+def memory_map(product: Product, config: SatConfig, program_bytes: int, base: int = 0) -> MemoryMap:
+    """Return a memory map for a product: rows padded to whole beats, regions one after another."""
+    beat = config.axi.beat_bytes
+    at = base
+
+    def region(rows: int, row_bytes: int, pitch: int | None = None) -> Region:
+        nonlocal at
+        pitch = round_up(row_bytes, beat) if pitch is None else pitch
+        made = Region(round_up(at, max(64, beat)), pitch, rows, row_bytes)
+        at = made.end
+        return made
+
+    program = region(1, program_bytes)
+    a = region(product.rows, 2 * product.depth)
+    b = region(product.cols, 2 * product.kept)
+    indices = None if product.dense else region(product.cols, ceil_div(product.kept, 2))
+    start = None
+    if product.start is StartShape.ROW:
+        start = replace(region(1, 4 * product.cols), pitch=0)
+    elif product.start is StartShape.MATRIX:
+        start = region(product.rows, 4 * product.cols)
+    result = region(product.rows, 4 * product.cols)
+    return MemoryMap(program, a, b, indices, start, result)
+
+
+def compile_product(
+    product: Product, config: SatConfig, mapping: Mapping, base: int = 0
+) -> CompiledProduct:
+    """Compile a product under a mapping.
+
+    Parameters
+    ----------
+    base : int
+        Byte address of the first region.
+
+    Returns
+    -------
+    CompiledProduct
+        Its program ends with END; it stores every sum once.
+    """
+    # The program's length sets where the matrices lie, and they do not set its length: compile
+    # for a map without a program first.
+    count = len(_emit(product, config, mapping, memory_map(product, config, 0, base)))
+    memory = memory_map(product, config, count * isa.INSTRUCTION_BYTES, base)
+    return CompiledProduct(
+        product, mapping, Program(_emit(product, config, mapping, memory)), memory
+    )
+
+
+def _emit(
+    product: Product, config: SatConfig, mapping: Mapping, memory: MemoryMap
+) -> list[Instruction]:
+    if isinstance(mapping, OsMapping):
+        planner: _Planner = _OsPlanner(product, config, mapping, memory)
+    else:
+        planner = _WsPlanner(product, config, mapping, memory)
+    return planner.emit()
+
+
+class _Planner:
+    """What both dataflows share: slots, semaphores and the order of instructions."""
+
+    def __init__(self, product: Product, config: SatConfig, memory: MemoryMap):
+        self.product, self.config, self.memory = product, config, memory
+        self.per_word = values_per_word(product, config)
+        self.words = ceil_div(product.depth, config.max_m)
+        self.a_slot = self.b_slot = self.i_slot = self.sum_slot = 1
+
+    def steps(self) -> Iterator[_Step]:
+        """Yield the MULTIPLYs in order."""
+        raise AssertionError("each dataflow has its own")
+
+    def a_loads(self, key: tuple[int, int]) -> list[dict[str, Any]]:
+        """Return the LOAD that fills a slot of A."""
+        raise AssertionError("each dataflow has its own")
+
+    def chunk_values(self, chunk: int) -> tuple[int, int]:
+        """Return the first stored value of a chunk of the depth, and the first behind it."""
+        raise AssertionError("each dataflow has its own")
+
+    def column_tile(self, tile: int) -> tuple[int, int]:
+        """Return the first column of a tile, and the first behind it."""
+        raise AssertionError("each dataflow has its own")
+
+    def row_tile(self, tile: int) -> tuple[int, int]:
+        """Return the first row of a tile, and the first behind it."""
+        raise AssertionError("each dataflow has its own")
+
+    def sum_width(self) -> int:
+        """Return the words of a sum bank that one row of a tile takes."""
+        return 1
+
+    # B values and indices: columns are the rows in memory, a chunk is a part of each.
+
+    def _aligned(self, chunk: int, bits: int) -> tuple[int, int, int]:
+        """Return a chunk's first byte, bytes, and how many values precede it there.
+
+        The first byte is on a beat; ``bits`` is the size of one value.
+        """
+        first, end = self.chunk_values(chunk)
+        per_beat = self.config.axi.data_bits // bits
+        skip = first % per_beat
+        start_byte = (first - skip) * bits // 8
+        return start_byte, ceil_div(end * bits, 8) - start_byte, skip
+
+    def b_loads(self, key: tuple[int, int]) -> list[dict[str, Any]]:
+        """Return the LOADs that fill a slot of B and its indices."""
+        tile, chunk = key
+        first, end = self.column_tile(tile)
+        cols = end - first
+        loads = []
+        for region, bits, buffer, stride in (
+            (self.memory.b, 16, Buffer.B, self.b_stride),
+            (self.memory.indices, 4, Buffer.INDEX, self.i_stride),
+        ):
+            if region is None:
+                continue
+            byte, length, _ = self._aligned(chunk, bits)
+            loads.append(
+                {
+                    "address": region.address + first * region.pitch + byte,
+                    "pitch": region.pitch,
+                    "rows": cols,
+                    "row_bytes": length,
+                    "destination": buffer,
+                    "stride": stride,
+                    "groups": ceil_div(cols, self.config.cols),
+                }
+            )
+        return loads
+
+    @property
+    def b_stride(self) -> int:
+        return self.b_slot
+
+    @property
+    def i_stride(self) -> int:
+        return self.i_slot
+
+    def start_loads(self, key: tuple[int, int]) -> list[dict[str, Any]]:
+        """Return the LOAD that fills a slot of the start buffer."""
+        region = self.memory.start
+        assert region is not None
+        (row, row_end), (col, col_end) = self.row_tile(key[0]), self.column_tile(key[1])
+        return [
+            {
+                "address": region.address + row * region.pitch + 4 * col,
+                "pitch": region.pitch,
+                "rows": row_end - row,
+                "row_bytes": 4 * (col_end - col),
+                "destination": Buffer.START,
+                "stride": self.sum_width(),
+                "groups": row_end - row,
+            }
+        ]
+
+    def store(self, row_tile: int, col_tile: int) -> dict[str, Any]:
+        """Return the STORE of a tile, without its base."""
+        region = self.memory.result
+        (row, row_end), (col, col_end) = self.row_tile(row_tile), self.column_tile(col_tile)
+        return {
+            "address": region.address + row * region.pitch + 4 * col,
+            "pitch": region.pitch,
+            "rows": row_end - row,
+            "columns": col_end - col,
+            "stride": self.sum_width(),
+        }
+
+    def emit(self) -> list[Instruction]:
+        """Return the program."""
+        config = self.config
+        a = _Ring(config.a_words // self.a_slot)
+        b_slots = config.b_words // self.b_slot_words
+        if not self.product.dense:
+            b_slots = min(b_slots, config.i_words // self.i_slot_words)
+        b = _Ring(b_slots)
+        start = _Ring(config.sum_words // self.sum_slot)
+        output_slots = config.sum_words // self.sum_slot
+        steps = []
+        for number, step in enumerate(self.steps()):
+            step.fills["a"] = a.use(step.a, number, self.a_loads(step.a))
+            step.fills["b"] = b.use(step.b, number, self.b_loads(step.b))
+            if step.start is not None:
+                step.fills["start"] = start.use(step.start, number, self.start_loads(step.start))
+            steps.append(step)
+
+        buffers = {
+            "a": (a, Semaphore.A_FULL, Semaphore.A_FREE),
+            "b": (b, Semaphore.B_FULL, Semaphore.B_FREE),
+            "start": (start, Semaphore.START_FULL, Semaphore.START_FREE),
+        }
+        slot_words = {
+            Buffer.A: self.a_slot,
+            Buffer.B: self.b_slot_words,
+            Buffer.INDEX: self.i_slot_words,
+            Buffer.START: self.sum_slot,
+        }
+        releases = {name: ring.releases() for name, (ring, _, _) in buffers.items()}
+        pending = sorted(
+            (fill.first_use, order, number, name)
+            for order, (name, (ring, _, _)) in enumerate(buffers.items())
+            for number, fill in enumerate(ring.fills)
+        )
+        program: list[Instruction] = []
+        next_load = 0
+        output = -1
+        outputs = sum(step.opens for step in steps)
+        for number, step in enumerate(steps):
+            while next_load < len(pending):
+                first_use, _, fill_number, name = pending[next_load]
+                ring, full, free = buffers[name]
+                fill = ring.fills[fill_number]
+                blocked = fill.evicts is not None and ring.fills[fill.evicts].last_use >= number
+                if first_use > number and (first_use > number + LOOKAHEAD or blocked):
+                    break
+                program += self._loads(fill, full, free, slot_words)
+                next_load += 1
+
+            wait = release = 0
+            for name, fill_number in step.fills.items():
+                ring, full, free = buffers[name]
+                if ring.fills[fill_number].first_use == number:
+                    wait |= _bit(full)
+                if releases[name].get(number) == fill_number:
+                    release |= _bit(free)
+            if step.opens:
+                output += 1
+                if output >= output_slots:
+                    wait |= _bit(Semaphore.OUTPUT_FREE)
+            output_base = output % output_slots * self.sum_slot
+            body = dict(step.body)
+            body["a_base"] = a.fills[step.fills["a"]].slot * self.a_slot + body.get("a_base", 0)
+            b_slot = b.fills[step.fills["b"]].slot
+            body["b_base"] = b_slot * self.b_slot_words + body.get("b_base", 0)
+            if not self.product.dense:
+                body["i_base"] = b_slot * self.i_slot_words + body.get("i_base", 0)
+            if "start" in step.fills:
+                body["s_base"] = start.fills[step.fills["start"]].slot * self.sum_slot
+            elif body["start"] is Start.OUTPUT:
+                body["s_base"] = output_base
+            body["o_base"] = output_base
+            signal = _bit(Semaphore.OUTPUT_FULL) if step.store is not None else 0
+            program.append(Instruction(Opcode.MULTIPLY, body, wait, release, signal))
+            if step.store is not None:
+                program.append(
+                    Instruction(
+                        Opcode.STORE,
+                        {**step.store, "base": output_base},
+                        wait=_bit(Semaphore.OUTPUT_FULL),
+                        signal=(
+                            _bit(Semaphore.OUTPUT_FREE) if output + output_slots < outputs else 0
+                        ),
+                    )
+                )
+        program.append(Instruction(Opcode.END, {}))
+        return program
+
+    @staticmethod
+    def _loads(
+        fill: _Fill, full: Semaphore, free: Semaphore, slot_words: dict[Buffer, int]
+    ) -> list[Instruction]:
+        """Return a fill's LOADs: the first waits for the slot, the last tells that it is full."""
+        made = []
+        for i, body in enumerate(fill.loads):
+            first, last = i == 0, i == len(fill.loads) - 1
+            made.append(
+                Instruction(
+                    Opcode.LOAD,
+                    {**body, "base": fill.slot * slot_words[body["destination"]]},
+                    wait=_bit(free) if first and fill.evicts is not None else 0,
+                    signal=_bit(full) if last else 0,
+                )
+            )
+        return made
+
+    @property
+    def b_slot_words(self) -> int:
+        return self.b_slot
+
+    @property
+    def i_slot_words(self) -> int:
+        return self.i_slot
+
+    def _common(self) -> dict[str, Any]:
+        product = self.product
+        return {"n": product.n, "log2_m": product.m.bit_length() - 1}
+
+
+def _grid(
+    rows_outer: bool, row_tiles: int, col_tiles: int, block: int
+) -> Iterator[tuple[int, int]]:
+    """Yield (row tile, column tile): blocks of the outer axis, the inner axis within each."""
+    outer, inner = (row_tiles, col_tiles) if rows_outer else (col_tiles, row_tiles)
+    for first in range(0, outer, block):
+        for i in range(inner):
+            for o in range(first, min(first + block, outer)):
+                yield (o, i) if rows_outer else (i, o)
+
+
+class _OsPlanner(_Planner):
+    def __init__(self, product: Product, config: SatConfig, mapping: OsMapping, memory: MemoryMap):
+        super().__init__(product, config, memory)
+        self.mapping = mapping
+        self.tile_rows = config.rows * (config.interleave >> mapping.split)
+        self.tile_cols = config.cols << mapping.split
+        self.row_tiles = ceil_div(product.rows, self.tile_rows)
+        self.col_tiles = ceil_div(product.cols, self.tile_cols)
+        self.chunks = ceil_div(self.words, mapping.chunk_words)
+        self.a_slot, self.b_slot, self.i_slot = os_slots(
+            config, mapping.split, mapping.chunk_words, self.per_word, product.dense
+        )
+        self.sum_slot = config.rows * config.interleave
+
+    @property
+    def b_stride(self) -> int:
+        return self.b_slot >> self.mapping.split
+
+    @property
+    def i_stride(self) -> int:
+        return self.i_slot >> self.mapping.split
+
+    def sum_width(self) -> int:
+        return 1 << self.mapping.split
+
+    def row_tile(self, tile: int) -> tuple[int, int]:
+        return tile * self.tile_rows, min((tile + 1) * self.tile_rows, self.product.rows)
+
+    def column_tile(self, tile: int) -> tuple[int, int]:
+        return tile * self.tile_cols, min((tile + 1) * self.tile_cols, self.product.cols)
+
+    def chunk_values(self, chunk: int) -> tuple[int, int]:
+        size = self.mapping.chunk_words * self.per_word
+        return chunk * size, min((chunk + 1) * size, self.product.kept)
+
+    def _chunk_words(self, chunk: int) -> int:
+        return min(self.mapping.chunk_words, self.words - chunk * self.mapping.chunk_words)
+
+    def a_loads(self, key: tuple[int, int]) -> list[dict[str, Any]]:
+        tile, chunk = key
+        region = self.memory.a
+        row, row_end = self.row_tile(tile)
+        byte = chunk * self.mapping.chunk_words * self.config.word_bytes
+        return [
+            {
+                "address": region.address + row * region.pitch + byte,
+                "pitch": region.pitch,
+                "rows": row_end - row,
+                "row_bytes": min(
+                    self._chunk_words(chunk) * self.config.word_bytes, region.row_bytes - byte
+                ),
+                "destination": Buffer.A,
+                "stride": self.mapping.chunk_words,
+                "groups": ceil_div(row_end - row, self.config.rows),
+            }
+        ]
+
+    def steps(self) -> Iterator[_Step]:
+        mapping, product = self.mapping, self.product
+        for row, col in _grid(mapping.rows_outer, self.row_tiles, self.col_tiles, mapping.block):
+            for chunk in range(self.chunks):
+                first, last = chunk == 0, chunk == self.chunks - 1
+                words = self._chunk_words(chunk)
+                begin, end = self.chunk_values(chunk)
+                given = first and product.start is not StartShape.ZERO
+                yield _Step(
+                    a=(row, chunk),
+                    b=(col, chunk),
+                    start=(row, col) if given else None,
+                    body={
+                        **self._common(),
+                        "dataflow": Dataflow.OS,
+                        "start": (Start.START if given else Start.ZERO) if first else Start.KEEP,
+                        "emit": int(last),
+                        "split": mapping.split,
+                        "words": words,
+                        "values": self.per_word,
+                        "last": end - begin - (words - 1) * self.per_word,
+                        "b_skip": self._aligned(chunk, 16)[2],
+                        "i_skip": 0 if product.dense else self._aligned(chunk, 4)[2],
+                        "a_stride": mapping.chunk_words,
+                        "b_stride": self.b_stride,
+                        "i_stride": 0 if product.dense else self.i_stride,
+                    },
+                    opens=first,
+                    store=self.store(row, col) if last else None,
+                )
+
+
+class _WsPlanner(_Planner):
+    def __init__(self, product: Product, config: SatConfig, mapping: WsMapping, memory: MemoryMap):
+        super().__init__(product, config, memory)
+        self.mapping = mapping
+        self.copies = self.per_word // mapping.hold
+        self.pass_words = config.rows // self.copies
+        self.pass_values = self.pass_words * self.per_word
+        self.passes = ceil_div(self.words, self.pass_words)
+        self.chunks = ceil_div(self.passes, mapping.chunk_passes)
+        self.row_tiles = ceil_div(product.rows, mapping.tile_rows)
+        self.col_tiles = ceil_div(product.cols, config.cols)
+        self.a_slot, self.b_slot, self.i_slot = ws_slots(
+            config, mapping.tile_rows, mapping.chunk_passes, self.pass_values, product.dense
+        )
+        self.sum_slot = mapping.tile_rows
+
+    def row_tile(self, tile: int) -> tuple[int, int]:
+        size = self.mapping.tile_rows
+        return tile * size, min((tile + 1) * size, self.product.rows)
+
+    def column_tile(self, tile: int) -> tuple[int, int]:
+        size = self.config.cols
+        return tile * size, min((tile + 1) * size, self.product.cols)
+
+    def chunk_values(self, chunk: int) -> tuple[int, int]:
+        size = self.mapping.chunk_passes * self.pass_values
+        return chunk * size, min((chunk + 1) * size, self.product.kept)
+
+    def a_loads(self, key: tuple[int, int]) -> list[dict[str, Any]]:
+        tile, chunk = key
+        region, mapping = self.memory.a, self.mapping
+        row, row_end = self.row_tile(tile)
+        first_word = chunk * mapping.chunk_passes * self.pass_words
+        words = min(mapping.chunk_passes * self.pass_words, self.words - first_word)
+        byte = first_word * self.config.word_bytes
+        return [
+            {
+                "address": region.address + row * region.pitch + byte,
+                "pitch": region.pitch,
+                "rows": row_end - row,
+                "row_bytes": min(words * self.config.word_bytes, region.row_bytes - byte),
+                "destination": Buffer.A,
+                "by_word": 1,
+                "stride": mapping.tile_rows,
+                "groups": ceil_div(words, self.pass_words),
+                "copies": self.copies,
+                "words_per_pass": self.pass_words,
+            }
+        ]
+
+    def steps(self) -> Iterator[_Step]:
+        mapping, product, config = self.mapping, self.product, self.config
+        for row, col in _grid(mapping.rows_outer, self.row_tiles, self.col_tiles, 1):
+            for number in range(self.passes):
+                chunk, within = divmod(number, mapping.chunk_passes)
+                first, last = number == 0, number == self.passes - 1
+                given = first and product.start is not StartShape.ZERO
+                at = number * self.pass_values
+                offset = at - self.chunk_values(chunk)[0]
+                b_at = self._aligned(chunk, 16)[2] + offset
+                i_at = 0 if product.dense else self._aligned(chunk, 4)[2] + offset
+                yield _Step(
+                    a=(row, chunk),
+                    b=(col, chunk),
+                    start=(row, col) if given else None,
+                    body={
+                        **self._common(),
+                        "dataflow": Dataflow.WS,
+                        "start": (Start.START if given else Start.ZERO) if first else Start.OUTPUT,
+                        "emit": 1,
+                        "words": mapping.tile_rows // config.interleave,
+                        "values": mapping.hold,
+                        "last": mapping.hold,
+                        "count": min(self.pass_values, product.kept - at),
+                        "b_skip": b_at % config.max_m,
+                        "b_base": b_at // config.max_m,
+                        "i_skip": i_at % config.indices_per_word,
+                        "i_base": i_at // config.indices_per_word,
+                        "a_base": within * mapping.tile_rows,
+                    },
+                    opens=first,
+                    store=self.store(row, col) if last else None,
+                )

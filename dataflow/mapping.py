@@ -1,0 +1,214 @@
+"""How a product is laid on the array: dataflow, tile shape, order, chunks of depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sat.dataflow.products import Product
+from sat.rtl.config import SatConfig
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Return a / b rounded up."""
+    return -(-a // b)
+
+
+def round_up(a: int, b: int) -> int:
+    """Return the least multiple of b that is not below a."""
+    return ceil_div(a, b) * b
+
+
+def values_per_word(product: Product, config: SatConfig) -> int:
+    """Return how many stored values of B meet one word of A (``max_m`` elements)."""
+    return product.n * config.max_m // product.m
+
+
+@dataclass(frozen=True, kw_only=True)
+class OsMapping:
+    """Output stationary: a tile of sums stays in the array while the depth passes.
+
+    Parameters
+    ----------
+    split : int
+        log2 of the interleaved sums of a USPE that lie side by side in a row; the others lie
+        below each other. A tile is ``rows * (interleave >> split)`` by ``cols << split``.
+    chunk_words : int
+        Words of the depth that one MULTIPLY takes.
+    rows_outer : bool
+        Blocks of tile rows outside, tile columns inside; or the other way.
+    block : int
+        Tile rows (or tile columns) in a block.
+    """
+
+    split: int
+    chunk_words: int
+    rows_outer: bool
+    block: int
+
+    dataflow = "os"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WsMapping:
+    """Weight stationary: weights stay in the array while rows of A pass, pass after pass.
+
+    Parameters
+    ----------
+    hold : int
+        Weights in each USPE.
+    tile_rows : int
+        Rows of a tile; a multiple of the interleave.
+    chunk_passes : int
+        Passes whose operands are loaded together.
+    rows_outer : bool
+        Row blocks outside, tile columns inside; or the other way.
+    """
+
+    hold: int
+    tile_rows: int
+    chunk_passes: int
+    rows_outer: bool
+
+    dataflow = "ws"
+
+
+Mapping = OsMapping | WsMapping
+
+
+def _halvings(value: int) -> Iterator[int]:
+    """Yield value, about half of it, … down to 1."""
+    while True:
+        yield value
+        if value == 1:
+            return
+        value = ceil_div(value, 2)
+
+
+def legal_mappings(product: Product, config: SatConfig, dataflow: str = "auto") -> list[Mapping]:
+    """Return the mappings worth trying; each is legal on the device.
+
+    Parameters
+    ----------
+    dataflow : {"auto", "os", "ws"}
+
+    Raises
+    ------
+    ValueError
+        The device cannot run the pattern, or no mapping of this dataflow fits its buffers.
+    """
+    if product.m > config.max_m:
+        raise ValueError(
+            f"pattern {product.n}:{product.m}: this device has max_m={config.max_m}; "
+            f"build it with max_m={product.m} or use a smaller M"
+        )
+    if dataflow not in ("auto", "os", "ws"):
+        raise ValueError(f"dataflow={dataflow!r}: must be 'auto', 'os' or 'ws'")
+    found: list[Mapping] = []
+    if dataflow != "ws":
+        found += _os_mappings(product, config)
+    if dataflow != "os":
+        found += _ws_mappings(product, config)
+    if not found:
+        raise ValueError(
+            f"no {dataflow} mapping of {product} fits the device's buffers "
+            f"(a_words={config.a_words}, b_words={config.b_words}, "
+            f"sum_words={config.sum_words}, max_n={config.max_n}); enlarge them"
+        )
+    return found
+
+
+def _os_mappings(product: Product, config: SatConfig) -> list[Mapping]:
+    s = config.interleave
+    per_word = values_per_word(product, config)
+    words = ceil_div(product.depth, config.max_m)
+    found: list[Mapping] = []
+    for split in range(s.bit_length()):
+        tile_rows, tile_cols = config.rows * (s >> split), config.cols << split
+        row_tiles = ceil_div(product.rows, tile_rows)
+        col_tiles = ceil_div(product.cols, tile_cols)
+        # The longest chunk of which both operand buffers hold two (or all there is).
+        for chunk in _halvings(words):
+            a_slot, b_slot, i_slot = os_slots(config, split, chunk, per_word, product.dense)
+            a_fit, b_fit = config.a_words // a_slot, config.b_words // b_slot
+            i_fit = config.i_words // i_slot
+            if chunk == 1 or (min(a_fit, b_fit, i_fit) >= 2):
+                break
+        if min(a_fit, b_fit, i_fit) < 1:
+            continue
+        b_fit = min(b_fit, i_fit)
+        for rows_outer, outer, fit in ((True, row_tiles, a_fit), (False, col_tiles, b_fit)):
+            most = max(1, min(outer, fit - 1)) if chunk == words else 1
+            for block in {most, ceil_div(most, 2), ceil_div(most, 4)}:
+                found.append(
+                    OsMapping(split=split, chunk_words=chunk, rows_outer=rows_outer, block=block)
+                )
+    return found
+
+
+def os_slots(
+    config: SatConfig, split: int, chunk_words: int, per_word: int, dense: bool
+) -> tuple[int, int, int]:
+    """Return the words of A, B and index banks that a tile's chunk takes."""
+    values = chunk_words * per_word
+    # A chunk that starts inside a beat brings the values before it along.
+    b_words = ceil_div(values + _skip(config.axi.beat_bytes // 2, values), config.max_m)
+    i_words = ceil_div(values + _skip(config.axi.beat_bytes * 2, values), config.indices_per_word)
+    return (
+        (config.interleave >> split) * chunk_words,
+        b_words << split,
+        1 if dense else i_words << split,
+    )
+
+
+def _skip(per_beat: int, chunk_values: int) -> int:
+    """Return the most values that a chunk's first beat may hold before the chunk's own."""
+    return 0 if chunk_values % per_beat == 0 else per_beat - 1
+
+
+def _ws_mappings(product: Product, config: SatConfig) -> list[Mapping]:
+    s = config.interleave
+    per_word = values_per_word(product, config)
+    words = ceil_div(product.depth, config.max_m)
+    found: list[Mapping] = []
+    for hold in range(1, config.max_n + 1):
+        if per_word % hold or per_word // hold > config.rows:
+            continue
+        pass_words = config.rows // (per_word // hold)
+        passes = ceil_div(words, pass_words)
+        most = min(round_up(product.rows, s), config.sum_words // 2 // s * s, config.a_words)
+        for tile_rows in {round_up(t, s) for t in _halvings(most) if t >= min(most, 16)}:
+            for chunk in _halvings(passes):
+                a_slot, b_slot, i_slot = ws_slots(
+                    config, tile_rows, chunk, pass_words * per_word, product.dense
+                )
+                fit = min(
+                    config.a_words // a_slot, config.b_words // b_slot, config.i_words // i_slot
+                )
+                # One pass at a time gives the finest overlap; longer chunks, fewer loads.
+                if fit < (1 if chunk == 1 else 2):
+                    continue
+                for rows_outer in (True, False):
+                    found.append(
+                        WsMapping(
+                            hold=hold,
+                            tile_rows=tile_rows,
+                            chunk_passes=chunk,
+                            rows_outer=rows_outer,
+                        )
+                    )
+    return found
+
+
+def ws_slots(
+    config: SatConfig, tile_rows: int, chunk_passes: int, pass_values: int, dense: bool
+) -> tuple[int, int, int]:
+    """Return the words of A, B and index banks that a chunk of passes takes."""
+    values = chunk_passes * pass_values
+    return (
+        chunk_passes * tile_rows,
+        ceil_div(values + _skip(config.axi.beat_bytes // 2, values), config.max_m),
+        1
+        if dense
+        else ceil_div(values + _skip(config.axi.beat_bytes * 2, values), config.indices_per_word),
+    )

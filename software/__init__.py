@@ -1,2 +1,81 @@
-"""SAT: N:M sparse neural-network training on open hardware."""
+"""SAT: N:M sparse neural-network training on open hardware.
+
+Names are imported on first use, so that ``import sat.rtl`` does not import torch.
+"""
+
 from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sat.devices import Device, ProductLog, Run, device, record_products, use_device
+    from sat.errors import DeviceClosedError, DeviceError, SatError
+    from sat.sparsity.modules import SatConv2d, SatLinear, desparsify_, sparsify_
+    from sat.sparsity.pattern import DENSE, Pattern
+    from sat.sparsity.schemes import Prune, Scheme, register_scheme
+    from sat.sparsity.tensor import NMTensor, prune
+
+    __version__: str
+
+_HOME = {
+    "DENSE": "sat.sparsity.pattern",
+    "Device": "sat.devices",
+    "DeviceClosedError": "sat.errors",
+    "DeviceError": "sat.errors",
+    "NMTensor": "sat.sparsity.tensor",
+    "Pattern": "sat.sparsity.pattern",
+    "ProductLog": "sat.devices",
+    "Prune": "sat.sparsity.schemes",
+    "Run": "sat.devices",
+    "SatConv2d": "sat.sparsity.modules",
+    "SatError": "sat.errors",
+    "SatLinear": "sat.sparsity.modules",
+    "Scheme": "sat.sparsity.schemes",
+    "desparsify_": "sat.sparsity.modules",
+    "device": "sat.devices",
+    "prune": "sat.sparsity.tensor",
+    "record_products": "sat.devices",
+    "register_scheme": "sat.sparsity.schemes",
+    "sparsify_": "sat.sparsity.modules",
+    "use_device": "sat.devices",
+}
+
+__all__ = [
+    "DENSE",
+    "Device",
+    "DeviceClosedError",
+    "DeviceError",
+    "NMTensor",
+    "Pattern",
+    "ProductLog",
+    "Prune",
+    "Run",
+    "SatConv2d",
+    "SatError",
+    "SatLinear",
+    "Scheme",
+    "__version__",
+    "desparsify_",
+    "device",
+    "prune",
+    "record_products",
+    "register_scheme",
+    "sparsify_",
+    "use_device",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = importlib.import_module("importlib.metadata").version("sat")
+    elif name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module 'sat' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

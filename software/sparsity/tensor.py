@@ -150,9 +150,7 @@ def _axis(axis: int, shape: torch.Size) -> int:
             f"{len(shape) - 1}; choose the axis that the product contracts"
         )
     if 0 in shape:
-        raise ValueError(
-            f"shape {tuple(shape)}: no axis may be empty; give a tensor with elements"
-        )
+        raise ValueError(f"shape {tuple(shape)}: no axis may be empty; give a tensor with elements")
     return axis % len(shape)
 
 

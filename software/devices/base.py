@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -23,7 +23,6 @@ DATAFLOWS = ("auto", "os", "ws")
 Array = TypeVar("Array", torch.Tensor, NDArray[Any])
 
 
-@dataclass(frozen=True, kw_only=True)
 class Run:
     """Account of one product on a device.
 
@@ -31,46 +30,54 @@ class Run:
     ----------
     macs : int
         Multiply-accumulates: rows · cols · stored depth.
-    array : tuple of int
-        Rows and columns of the device's array.
-    dataflow : str
-        ``"os"`` or ``"ws"``; ``"auto"`` where no choice was needed.
     cycles : int, optional
         Cycles that the device counted; None if it counts none.
-    prediction : int or callable, optional
-        Cycles by the cycle model, or what computes them: called on first use of
-        `predicted_cycles`.
+    predicted_cycles : int or callable, optional
+        Cycles by the cycle model, or what computes them, called when they are first asked for.
+    utilisation : float, optional
+        ``macs`` over what the array could have done in ``cycles``, 0 to 1.
     bytes_read, bytes_written : int, optional
         Bytes that crossed the device's memory port; None if it has none.
     wall_seconds : float, optional
         Time that the host waited, in seconds.
     """
 
-    macs: int
-    array: tuple[int, int]
-    dataflow: str = "auto"
-    cycles: int | None = None
-    prediction: int | Callable[[], int] | None = None
-    bytes_read: int | None = None
-    bytes_written: int | None = None
-    wall_seconds: float | None = None
+    def __init__(
+        self,
+        *,
+        macs: int,
+        cycles: int | None = None,
+        predicted_cycles: int | Callable[[], int] | None = None,
+        utilisation: float | None = None,
+        bytes_read: int | None = None,
+        bytes_written: int | None = None,
+        wall_seconds: float | None = None,
+    ) -> None:
+        self.macs = macs
+        self.cycles = cycles
+        self.utilisation = utilisation
+        self.bytes_read = bytes_read
+        self.bytes_written = bytes_written
+        self.wall_seconds = wall_seconds
+        self._predicted_cycles = predicted_cycles
 
     @property
     def predicted_cycles(self) -> int | None:
         """Cycles by the cycle model; None if the device has none."""
-        if callable(self.prediction):
-            # Frozen for its readers; a computed value replaces what computes it.
-            object.__setattr__(self, "prediction", self.prediction())
-        return self.prediction  # type: ignore[return-value]
+        if callable(self._predicted_cycles):
+            self._predicted_cycles = self._predicted_cycles()
+        return self._predicted_cycles
 
-    @property
-    def utilisation(self) -> float | None:
-        """Share of the array's multiply-accumulates that were used, 0 to 1, from `cycles`.
-
-        From `predicted_cycles` where the device counts none, and None without either.
-        """
-        cycles = self.cycles if self.cycles is not None else self.predicted_cycles
-        return None if cycles is None else self.macs / (cycles * self.array[0] * self.array[1])
+    def __repr__(self) -> str:
+        shown = {
+            "cycles": self.cycles,
+            "macs": self.macs,
+            "utilisation": self.utilisation,
+            "bytes_read": self.bytes_read,
+            "bytes_written": self.bytes_written,
+            "wall_seconds": self.wall_seconds,
+        }
+        return f"Run({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 def make_config(
@@ -122,22 +129,23 @@ class Device(ABC):
 
     Parameters
     ----------
-    name : str
-        What the device is called in messages and reports.
     config : SatConfig
         Array, patterns, buffers.
 
     Attributes
     ----------
+    name : str
+        What the device is called in messages and reports.
     last_run : Run or None
         Account of the last product that succeeded.
     """
 
+    name: str = "device"
+
     any_pattern = False
     """Whether patterns with an M above ``config.max_m`` are computed, too."""
 
-    def __init__(self, name: str, config: SatConfig) -> None:
-        self.name = name
+    def __init__(self, config: SatConfig) -> None:
         self.config = config
         self.last_run: Run | None = None
         self._closed = False

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sat.dataflow.products import Product, StartShape
 from sat.devices.base import Device, Run, make_config
 from sat.rtl.config import SatConfig
 from sat.sim.golden import stce
+from sat.sim.memory import MemoryTiming
 from sat.sparsity.pattern import Pattern
 
 
@@ -25,19 +28,42 @@ class GoldenDevice(Device):
         Array that predictions are for.
     threads : int
         Threads of the host that a product may use; the result does not depend on it.
+    memory : MemoryTiming, optional
+        Memory that predictions are for.
     **options
         ``array="RxC"`` and fields of `SatConfig`.
     """
 
     any_pattern = True
 
+    name = "golden"
+
     def __init__(
-        self, config: SatConfig | None = None, *, threads: int = 1, **options: Any
+        self,
+        config: SatConfig | None = None,
+        *,
+        threads: int = 1,
+        memory: MemoryTiming | None = None,
+        **options: Any,
     ) -> None:
         if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
             raise ValueError(f"threads={threads!r}: must be an int of at least 1; leave it out")
-        super().__init__("golden", make_config(config, **options))
+        super().__init__(make_config(config, **options))
+        self.memory_timing = memory or MemoryTiming()
         self.threads = threads
+
+    def predict(self, product: Product, dataflow: str = "auto") -> int:
+        """Return the cycles that the array of ``config`` takes for a product, by the cycle model.
+
+        Raises
+        ------
+        ValueError
+            If the array has no mapping for it.
+        """
+        # The scheduler is needed only here: a product's bits do not depend on it.
+        from sat.dataflow.search import best_mapping
+
+        return best_mapping(product, self.config, self.memory_timing, dataflow)[1]
 
     def _matmul(
         self,
@@ -48,7 +74,7 @@ class GoldenDevice(Device):
         start: NDArray[np.float32] | None,
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
-        (rows, depth), (kept, cols) = a.shape, values.shape
+        (rows, depth), cols = a.shape, values.shape[1]
         b: NDArray[np.float16] | stce.NMOperand = values
         if indices is not None:
             b = stce.NMOperand(values, indices, (pattern.n, pattern.m), depth)
@@ -57,9 +83,13 @@ class GoldenDevice(Device):
         before = time.perf_counter()
         result = stce.matmul(a, b, start, self.threads)
         seconds = time.perf_counter() - before
+        if start is None:
+            shape = StartShape.ZERO
+        else:
+            shape = StartShape.ROW if start.ndim == 1 else StartShape.MATRIX
+        product = Product(rows, cols, depth, pattern.n, pattern.m, shape)
         return result, Run(
-            macs=rows * cols * kept,
-            array=(self.config.rows, self.config.cols),
-            dataflow=dataflow,
+            macs=product.macs,
+            predicted_cycles=functools.partial(self.predict, product, dataflow),
             wall_seconds=seconds,
         )

@@ -1,0 +1,66 @@
+"""Small models for 8 x 8 pictures."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def cnn(classes: int = 10) -> nn.Module:
+    """Return three convolutions (16, 32 with stride 2, 64 channels) and a classifier.
+
+    For (batch, 1, 8, 8) inputs.
+    """
+
+    def block(ins: int, outs: int, stride: int) -> list[tuple[str, nn.Module]]:
+        conv = nn.Conv2d(ins, outs, 3, stride=stride, padding=1, bias=False)
+        return [("conv", conv), ("norm", nn.BatchNorm2d(outs)), ("relu", nn.ReLU())]
+
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i, (ins, outs, stride) in enumerate([(1, 16, 1), (16, 32, 2), (32, 64, 1)], 1):
+        for name, layer in block(ins, outs, stride):
+            layers[f"{name}{i}"] = layer
+    layers["pool"] = nn.AvgPool2d(2)
+    layers["flatten"] = nn.Flatten()
+    layers["fc"] = nn.Linear(64 * 2 * 2, classes)
+    return nn.Sequential(layers)
+
+
+def mlp(classes: int = 10) -> nn.Module:
+    """Return a perceptron 64-128-64-classes; for (batch, 1, 8, 8) inputs."""
+    return nn.Sequential(
+        OrderedDict(
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(64, 128),
+            relu1=nn.ReLU(),
+            fc2=nn.Linear(128, 64),
+            relu2=nn.ReLU(),
+            fc3=nn.Linear(64, classes),
+        )
+    )
+
+
+_MODELS: dict[str, Callable[[int], nn.Module]] = {"cnn": cnn, "mlp": mlp}
+
+
+def models() -> list[str]:
+    """Return the names that `build_model` knows."""
+    return list(_MODELS)
+
+
+def build_model(name: str, classes: int, seed: int) -> nn.Module:
+    """Return a new model; the same seed gives the same weights, and other random state stays.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"model {name!r}: there is no such model; choose {', '.join(_MODELS)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _MODELS[name](classes)

@@ -1,0 +1,333 @@
+"""Training with FP16 products and FP32 masters: dynamic loss scaling, SGD with momentum."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from sat.data import DataSet
+from sat.devices.base import Device
+from sat.devices.context import current_device, use_device
+from sat.models import build_model
+from sat.sparsity.modules import SparsityReport, loss_scale, sparsify_
+from sat.sparsity.pattern import Pattern
+from sat.sparsity.schemes import Scheme
+
+_EVALUATION_BATCH = 512
+
+
+class LossScaler:
+    """Dynamic loss scale, so that small gradients survive FP16.
+
+    The loss is multiplied by ``scale``. When a gradient comes out infinite or NaN, the step is
+    left out whole and the scale is multiplied by ``backoff``; after ``interval`` good steps in a
+    row it is multiplied by ``growth``.
+
+    Parameters
+    ----------
+    scale : float
+        First scale.
+    growth, backoff : float
+        Factors: growth at least 1, backoff between 0 and 1. Powers of two keep gradients exact.
+    interval : int
+        Good steps between growths.
+
+    Attributes
+    ----------
+    skipped : int
+        Steps left out so far.
+
+    Raises
+    ------
+    ValueError
+        If a value breaks its rule.
+
+    Source
+    ------
+    Micikevicius et al., Mixed Precision Training, ICLR 2018, section 3.2; the rule is that of
+    ``torch.amp.GradScaler``.
+    """
+
+    def __init__(
+        self,
+        scale: float = 2.0**12,
+        *,
+        growth: float = 2.0,
+        backoff: float = 0.5,
+        interval: int = 200,
+    ) -> None:
+        for name, value, good, rule in (
+            ("scale", scale, 0 < scale < math.inf, "positive and finite"),
+            ("growth", growth, 1 <= growth < math.inf, "finite and at least 1"),
+            ("backoff", backoff, 0 < backoff < 1, "between 0 and 1"),
+            ("interval", interval, interval >= 1, "at least 1"),
+        ):
+            if not good:
+                raise ValueError(f"{name}={value}: must be {rule}; leave it out for the default")
+        self.scale = scale
+        self.growth = growth
+        self.backoff = backoff
+        self.interval = interval
+        self.skipped = 0
+        self._good = 0
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients of ``loss * scale``."""
+        with loss_scale(self.scale):
+            (loss * self.scale).backward()  # type: ignore[no-untyped-call]
+
+    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Divide the gradients by the scale and step; return whether the step was taken.
+
+        Nothing of the optimizer or its parameters changes when it is not; the gradients are then
+        those that were not finite.
+        """
+        grads = [
+            p.grad
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
+        inverse = 1.0 / self.scale
+        for grad in grads:
+            grad.mul_(inverse)
+        if all(bool(torch.isfinite(grad).all()) for grad in grads):
+            optimizer.step()
+            self._good += 1
+            # A scale that FP32 cannot hold would make every gradient infinite.
+            if self._good % self.interval == 0 and self.scale * self.growth < 2.0**120:
+                self.scale *= self.growth
+            return True
+        self.skipped += 1
+        self._good = 0
+        # A gradient that is NaN at any scale must not drive the scale to zero.
+        self.scale = max(self.scale * self.backoff, 2.0**-24)
+        return False
+
+
+@dataclass
+class TrainResult:
+    """What a training run did.
+
+    Attributes
+    ----------
+    losses : list of float
+        Loss of each step, without the scale.
+    accuracies : list of float
+        Share of the test set classified right, 0 to 1, after each epoch.
+    steps, skipped : int
+        Steps begun, and how many of them were left out for a gradient that was not finite.
+    seconds : float
+        Time spent training, in seconds, tests left out.
+    report : SparsityReport
+        What became of each layer.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+    steps: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    report: SparsityReport = field(default_factory=lambda: SparsityReport(()))
+
+    @property
+    def accuracy(self) -> float | None:
+        """Accuracy at the end; None before the first test."""
+        return self.accuracies[-1] if self.accuracies else None
+
+
+class Trainer:
+    """Trains a classifier; the same arguments give the same bits.
+
+    SGD with momentum and weight decay in the order of ``torch.optim.SGD`` (the decay joins the
+    gradient, then the momentum buffer takes both), learning rate falling along half a cosine.
+
+    Parameters
+    ----------
+    model : nn.Module or str
+        Changed in place; a name of `sat.models` builds one from the seed.
+    data : DataSet
+    scheme : str or Scheme
+    pattern : str or Pattern or None
+    device : Device, optional
+        Where products run; may be set anew between steps. The current device if not given.
+    epochs : int
+        At least 1.
+    steps : int, optional
+        Stop after so many, at least 1; the cosine then ends there.
+    batch : int
+        Samples in a step, from 1 to the training set.
+    rate, momentum, decay : float
+        Of SGD. Weight decay spares parameters with one axis (biases, normalisation).
+    seed : int
+        Of initial weights (if built here) and order of samples.
+    scaler : LossScaler, optional
+
+    Raises
+    ------
+    ValueError
+        If a number breaks its rule, or the model or scheme is none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str,
+        data: DataSet,
+        *,
+        scheme: str | Scheme = "bdwp",
+        pattern: str | Pattern | None = "2:8",
+        device: Device | None = None,
+        epochs: int = 20,
+        steps: int | None = None,
+        batch: int = 32,
+        rate: float = 0.05,
+        momentum: float = 0.9,
+        decay: float = 5e-4,
+        seed: int = 0,
+        scaler: LossScaler | None = None,
+    ) -> None:
+        for name, value in (("epochs", epochs), ("steps", steps), ("batch", batch)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1; leave it out")
+        if batch > len(data.train_x):
+            raise ValueError(
+                f"batch={batch}: must not exceed the {len(data.train_x)} training samples of "
+                f"{data.name}; choose a smaller one"
+            )
+        for name, number in (("rate", rate), ("momentum", momentum), ("decay", decay)):
+            if not 0 <= number < math.inf:
+                raise ValueError(f"{name}={number}: must be finite and not negative")
+        self.data = data
+        self.model = build_model(model, data.classes, seed) if isinstance(model, str) else model
+        self.result = TrainResult(report=sparsify_(self.model, scheme, pattern))
+        self.device = device if device is not None else current_device()
+        self.scaler = scaler if scaler is not None else LossScaler()
+        self.batch = batch
+        per_epoch = len(data.train_x) // batch
+        self.total_steps = epochs * per_epoch if steps is None else min(steps, epochs * per_epoch)
+        self._generator = torch.Generator().manual_seed(seed)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=rate,
+            momentum=momentum,
+        )
+        self._rate = rate
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
+        """Yield (inputs, classes, whether an epoch or all ends with it) for each step."""
+        per_epoch = len(self.data.train_x) // self.batch
+        for step in range(self.total_steps):
+            if step % per_epoch == 0:
+                epoch = self.data.batches(self.batch, self._generator)
+            x, y = next(epoch)
+            yield x, y, (step + 1) % per_epoch == 0 or step + 1 == self.total_steps
+
+    def step(self, x: Tensor, y: Tensor) -> float:
+        """Take one step on a batch; return its loss."""
+        began = time.perf_counter()
+        done = self.result.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate * 0.5 * (1 + math.cos(math.pi * done / self.total_steps))
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with use_device(self.device):
+            loss = functional.cross_entropy(self.model(x), y)
+            self.scaler.backward(loss)
+        self.scaler.step(self.optimizer)
+        self.result.steps += 1
+        self.result.skipped = self.scaler.skipped
+        self.result.losses.append(float(loss.detach()))
+        self.result.seconds += time.perf_counter() - began
+        return self.result.losses[-1]
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Return the share of the test set that is classified right, and note it."""
+        self.model.eval()
+        right = 0
+        with use_device(self.device):
+            for x, y in zip(
+                self.data.test_x.split(_EVALUATION_BATCH),
+                self.data.test_y.split(_EVALUATION_BATCH),
+                strict=True,
+            ):
+                right += int((self.model(x).argmax(1) == y).sum())
+        self.result.accuracies.append(right / len(self.data.test_y))
+        return self.result.accuracies[-1]
+
+    def fit(
+        self,
+        *,
+        progress: bool = False,
+        title: str = "training",
+        on_step: Callable[[Trainer], None] | None = None,
+    ) -> TrainResult:
+        """Take all steps, testing after each epoch.
+
+        Parameters
+        ----------
+        progress : bool
+            Whether to show a bar on standard error.
+        title : str
+            Text in front of the bar.
+        on_step : callable, optional
+            Called with the trainer after each step.
+        """
+        with tqdm(total=self.total_steps, desc=title, unit="step", disable=not progress) as bar:
+            for x, y, ends in self.batches():
+                loss = self.step(x, y)
+                if on_step is not None:
+                    on_step(self)
+                shown = {"loss": f"{loss:.3f}"}
+                if ends:
+                    self.evaluate()
+                if self.result.accuracy is not None:
+                    shown["test"] = f"{self.result.accuracy:.2%}"
+                bar.set_postfix(shown, refresh=False)
+                bar.update()
+        return self.result
+
+
+def train(
+    model: nn.Module | str,
+    data: DataSet,
+    scheme: str | Scheme = "bdwp",
+    pattern: str | Pattern | None = "2:8",
+    device: Device | None = None,
+    epochs: int = 20,
+    seed: int = 0,
+    progress: bool = False,
+    *,
+    steps: int | None = None,
+    batch: int = 32,
+) -> TrainResult:
+    """Train a classifier with the defaults of `Trainer`; return what was done.
+
+    Examples
+    --------
+    >>> from sat.data import load_data
+    >>> train("mlp", load_data("digits"), epochs=1, steps=2).steps
+    2
+    """
+    return Trainer(
+        model,
+        data,
+        scheme=scheme,
+        pattern=pattern,
+        device=device,
+        epochs=epochs,
+        steps=steps,
+        batch=batch,
+        seed=seed,
+    ).fit(progress=progress)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +17,12 @@ from tqdm import tqdm
 
 from sat.data import DataSet
 from sat.devices.base import Device
-from sat.devices.context import current_device, use_device
+from sat.devices.context import (
+    current_device,
+    default_device,
+    record_products,
+    use_device,
+)
 from sat.models import build_model
 from sat.sparsity.modules import SparsityReport, loss_scale, sparsify_
 from sat.sparsity.pattern import Pattern
@@ -223,8 +231,9 @@ class Trainer:
             momentum=momentum,
         )
         self._rate = rate
+        self._batches = self._plan()
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    def _plan(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
         """Yield (inputs, classes, whether an epoch or all ends with it) for each step."""
         per_epoch = len(self.data.train_x) // self.batch
         for step in range(self.total_steps):
@@ -253,10 +262,14 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Return the share of the test set that is classified right, and note it."""
+        """Return the share of the test set that is classified right, and note it.
+
+        Computed on a golden device, whatever trains: the bits are the same and come sooner. A log
+        of products around the training does not see them.
+        """
         self.model.eval()
         right = 0
-        with use_device(self.device):
+        with use_device(default_device()), record_products():
             for x, y in zip(
                 self.data.test_x.split(_EVALUATION_BATCH),
                 self.data.test_y.split(_EVALUATION_BATCH),
@@ -267,29 +280,24 @@ class Trainer:
         return self.result.accuracies[-1]
 
     def fit(
-        self,
-        *,
-        progress: bool = False,
-        title: str = "training",
-        on_step: Callable[[Trainer], None] | None = None,
+        self, steps: int | None = None, *, progress: bool = False, title: str = "training"
     ) -> TrainResult:
-        """Take all steps, testing after each epoch.
+        """Take steps from where the last call stopped, testing after each epoch.
 
         Parameters
         ----------
+        steps : int, optional
+            How many; all that are left if not given, or if fewer are.
         progress : bool
             Whether to show a bar on standard error.
         title : str
             Text in front of the bar.
-        on_step : callable, optional
-            Called with the trainer after each step.
         """
-        with tqdm(total=self.total_steps, desc=title, unit="step", disable=not progress) as bar:
-            for x, y, ends in self.batches():
-                loss = self.step(x, y)
-                if on_step is not None:
-                    on_step(self)
-                shown = {"loss": f"{loss:.3f}"}
+        left = self.total_steps - self.result.steps
+        count = left if steps is None else min(steps, left)
+        with progress_bar(count, title, "step", progress) as bar:
+            for x, y, ends in itertools.islice(self._batches, count):
+                shown = {"loss": f"{self.step(x, y):.3f}"}
                 if ends:
                     self.evaluate()
                 if self.result.accuracy is not None:
@@ -297,6 +305,12 @@ class Trainer:
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
         return self.result
+
+
+def progress_bar(total: int, title: str, unit: str, shown: bool = True) -> tqdm[Any]:
+    """Return a bar on standard error; where that is no terminal, it writes a line now and then."""
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=title, unit=unit, disable=not shown, mininterval=interval)
 
 
 def train(

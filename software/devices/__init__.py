@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sat.devices.base import DATAFLOWS, Device, Run, make_config
+from sat.devices.compare import ComparingDevice, Mismatch
 from sat.devices.context import (
     ProductLog,
     ProductRecord,
@@ -21,9 +22,11 @@ from sat.errors import DeviceError
 
 __all__ = [
     "DATAFLOWS",
+    "ComparingDevice",
     "Device",
     "DeviceInfo",
     "GoldenDevice",
+    "Mismatch",
     "ProductLog",
     "ProductRecord",
     "Run",

@@ -284,6 +284,11 @@ class Device(ABC):
                 first = np.broadcast_to(first, (rows, cols))
         return left, values, indices, pattern, first
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
     def close(self) -> None:
         """Give back what the device holds; later calls of `matmul` raise. May be called twice."""
         self._closed = True

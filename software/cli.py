@@ -1,0 +1,321 @@
+"""The command ``sat``.
+
+Exit codes: 0 done and equal, 1 a mismatch or a failed run, 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+# What a command needs is imported when it runs, so that `sat --help` does not wait for torch.
+
+DONE, FAILED, BAD_USAGE = 0, 1, 2
+
+
+class _UsageError(Exception):
+    """An argument that no parser could refuse alone."""
+
+
+@contextlib.contextmanager
+def _usage() -> Iterator[None]:
+    """Turn what the library says about arguments of the user into bad usage."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise _UsageError(str(error)) from error
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that reports a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be an integer of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be an integer from 0 to 2**63 - 1")
+    return int(text)
+
+
+def _print(values: dict[str, Any], as_json: bool, notes: Sequence[str] = ()) -> None:
+    """Print results as one JSON object, or as lines of name and value with notes below."""
+    if as_json:
+        print(json.dumps(values))
+        return
+    width = max(map(len, values))
+    for name, value in values.items():
+        if not isinstance(value, (list, dict)):
+            print(f"{name:<{width}}  {_text(value)}")
+    for note in notes:
+        print(note)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    """Run one product of random operands on the simulated RTL and compare it with golden."""
+    import numpy as np
+
+    import sat
+    from sat.devices.compare import ComparingDevice
+
+    began = time.perf_counter()
+    rng = np.random.default_rng(args.seed)
+    with _usage():
+        pattern = sat.Pattern.parse(args.pattern)
+        options = {} if args.waves is None else {"waves": args.waves}
+        device = sat.device("rtl", array=args.array, max_m=max(8, pattern.m), **options)
+    with device:
+        a = _operand(rng, (args.rows, args.depth), args.specials)
+        dense = _operand(rng, (args.depth, args.cols), args.specials)
+        b = dense if pattern.dense else sat.prune(dense, pattern)
+        start = None
+        if args.start:
+            start = rng.standard_normal((args.rows, args.cols)).astype(np.float32)
+        checked = ComparingDevice(device)
+        with _usage():
+            checked.matmul(a, b, start=start, dataflow=args.dataflow)
+        run = checked.last_run
+    assert run is not None, "a product that succeeded leaves its account"
+    as_predicted = checked.mispredicted == 0
+    rate = None
+    if run.cycles is not None and run.wall_seconds:
+        rate = run.cycles / run.wall_seconds
+    values = {
+        "rows": args.rows,
+        "cols": args.cols,
+        "depth": args.depth,
+        "pattern": str(pattern),
+        "dataflow": args.dataflow,
+        "array": device.config.array,
+        "seed": args.seed,
+        "bit_exact": checked.mismatches == 0,
+        "compared": checked.compared,
+        "mismatches": checked.mismatches,
+        "cycles": run.cycles,
+        "predicted_cycles": run.predicted_cycles,
+        "macs": run.macs,
+        "utilisation": run.utilisation,
+        "bytes_read": run.bytes_read,
+        "bytes_written": run.bytes_written,
+        "sim_cycles_per_second": rate,
+        "wall_seconds": time.perf_counter() - began,
+    }
+    notes = []
+    if checked.first is not None:
+        values["first_mismatch"] = str(checked.first)
+        notes.append(f"MISMATCH: {checked.first}")
+    if not as_predicted:
+        notes.append(f"MISMATCH: {run.cycles} cycles, predicted {run.predicted_cycles}")
+    if args.waves is not None:
+        values["waves"] = args.waves
+    _print(values, args.json, notes)
+    return DONE if checked.mismatches == 0 and as_predicted else FAILED
+
+
+def _operand(rng: Any, shape: tuple[int, int], specials: bool) -> Any:
+    """Return (shape) float16: normal deviates, one in eight a special value if wanted."""
+    import numpy as np
+
+    x = rng.standard_normal(shape).astype(np.float16)
+    if specials:
+        # Zeros, subnormals, the largest finite values, infinities and NaN, of both signs.
+        bits = np.array([0x0000, 0x0001, 0x03FF, 0x0400, 0x7BFF, 0x7C00, 0x7E00], np.uint16)
+        chosen = rng.choice(np.concatenate([bits, bits | 0x8000]), shape).view(np.float16)
+        x = np.where(rng.random(shape) < 1 / 8, chosen, x)
+    return x
+
+
+def _train(args: argparse.Namespace) -> int:
+    """Train a model on a data set with a sparse scheme, its products on a device."""
+    import math
+
+    import sat
+    from sat.data import load_data
+    from sat.train import Trainer
+
+    with _usage():
+        data = load_data(args.data)
+        options = {} if args.array is None else {"array": args.array}
+        device = sat.device(args.device, **options)
+    with device:
+        with _usage():
+            trainer = Trainer(
+                args.model,
+                data,
+                scheme=args.scheme,
+                pattern=args.pattern,
+                device=device,
+                epochs=args.epochs,
+                steps=args.steps,
+                batch=args.batch,
+                seed=args.seed,
+            )
+        if not args.json:
+            print(trainer.result.report)
+        with sat.record_products() as log:
+            result = trainer.fit(progress=not args.json, title=f"{args.model} on {device.name}")
+    loss = result.losses[-1]
+    good = math.isfinite(loss) and result.skipped < result.steps
+    values = {
+        "model": args.model,
+        "data": args.data,
+        "scheme": args.scheme,
+        "pattern": str(sat.Pattern.parse(args.pattern)),
+        "device": device.name,
+        "array": device.config.array,
+        "seed": args.seed,
+        "steps": result.steps,
+        "skipped_steps": result.skipped,
+        "loss": loss if math.isfinite(loss) else None,
+        "test_accuracy": result.accuracy,
+        "products": len(log),
+        "macs": log.macs,
+        "cycles": log.cycles,
+        "seconds": result.seconds,
+        "accuracies": result.accuracies,
+        "layers": [vars(layer) for layer in result.report.layers],
+    }
+    _print(values, args.json, () if good else ["FAILED: the training went out of bounds"])
+    return DONE if good else FAILED
+
+
+def _devices(args: argparse.Namespace) -> int:
+    """List the devices."""
+    from sat.devices import available
+
+    found = available()
+    if args.json:
+        print(json.dumps({"devices": [vars(info) for info in found]}))
+    else:
+        for info in found:
+            state = "ready" if info.missing is None else info.missing
+            print(f"{info.spec:<8}  {info.summary:<48}  {state}")
+    return DONE
+
+
+def _demo(args: argparse.Namespace) -> int:
+    """Run the demo."""
+    from sat.demo import demo
+
+    with _usage():
+        result = demo(
+            epochs=args.epochs,
+            rtl_steps=args.steps,
+            batch=args.batch,
+            array=args.array,
+            pattern=args.pattern,
+            seed=args.seed,
+            figure=args.figure,
+            progress=True,
+        )
+    print(json.dumps(result.to_dict()) if args.json else result)
+    return DONE if result.passed else FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="sat", description="N:M sparse training on open hardware.")
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=run.__doc__)
+        added.set_defaults(run=run)
+        added.add_argument("--json", action="store_true", help="print one JSON object")
+        return added
+
+    sub = command("simulate", _simulate, "one matrix product on the simulated RTL, compared")
+    for name in ("rows", "cols", "depth"):
+        sub.add_argument(f"--{name}", type=_count, default=64, help="default 64")
+    sub.add_argument("--pattern", default="dense", help="N:M, or dense (default)")
+    sub.add_argument("--dataflow", choices=("auto", "os", "ws"), default="auto")
+    sub.add_argument("--array", default="8x8", help="rows x columns (default 8x8)")
+    sub.add_argument("--seed", type=_seed, default=0)
+    sub.add_argument("--start", action="store_true", help="random start values, not zeros")
+    sub.add_argument("--specials", action="store_true", help="mix in inf, NaN and subnormals")
+    sub.add_argument("--waves", metavar="FILE.fst", help="write a waveform")
+
+    sub = command("train", _train, "train a model, its products on a device")
+    sub.add_argument("--model", default="cnn", help="cnn (default) or mlp")
+    sub.add_argument("--data", default="digits", help="digits (default)")
+    sub.add_argument("--scheme", default="bdwp", help="bdwp (default), dense, srste, sdgp, sdwp")
+    sub.add_argument("--pattern", default="2:8", help="N:M (default 2:8), or dense")
+    sub.add_argument("--device", default="golden", help="golden (default) or rtl")
+    sub.add_argument("--array", help="rows x columns (default 8x8)")
+    sub.add_argument("--epochs", type=_count, default=12, help="default 12")
+    sub.add_argument("--steps", type=_count, help="stop after so many steps")
+    sub.add_argument("--batch", type=_count, default=32, help="default 32")
+    sub.add_argument("--seed", type=_seed, default=0)
+
+    command("devices", _devices, "list the devices")
+
+    sub = command("demo", _demo, "train digits, first steps on the simulated RTL, beside dense")
+    sub.add_argument("--epochs", type=_count, default=12, help="default 12")
+    sub.add_argument("--steps", type=_count, default=3, help="steps on the RTL (default 3)")
+    sub.add_argument("--batch", type=_count, default=32, help="default 32")
+    sub.add_argument("--array", default="8x8", help="rows x columns (default 8x8)")
+    sub.add_argument("--pattern", default="2:8", help="N:M (default 2:8)")
+    sub.add_argument("--seed", type=_seed, default=0)
+    sub.add_argument("--figure", default="out/demo.png", help="where the picture goes")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command ``sat``; return its exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; those of the process if not given.
+    """
+    parser = _parser()
+    try:
+        args = parser.parse_args(argv)
+        if args.version:
+            import sat
+
+            print(sat.__version__)
+            return DONE
+        if args.command is None:
+            parser.error("no command")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    from sat.errors import SatError
+    from sat.sim.build import BuildError
+
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except _UsageError as error:
+        print(f"sat {args.command}: error: {error}", file=sys.stderr)
+        return BAD_USAGE
+    except (SatError, BuildError, OSError, ImportError) as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader left; nothing more can be said to it, not even at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
+        print(f"sat {args.command}: failed: {error}", file=sys.stderr)
+        return FAILED

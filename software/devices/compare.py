@@ -1,0 +1,156 @@
+"""A device beside the golden model: every result compared, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sat.devices.base import Device, Run
+from sat.devices.golden import GoldenDevice
+from sat.errors import DeviceClosedError
+from sat.sim.golden import sore
+from sat.sparsity.pattern import DENSE, Pattern
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A result that differs.
+
+    Parameters
+    ----------
+    product : int
+        Number of the product, from 0; a dense twin has the number of its product.
+    row, col : int
+        Where in the result.
+    got, expected : int
+        Bits of the device's and of the reference's FP32 value.
+    """
+
+    product: int
+    row: int
+    col: int
+    got: int
+    expected: int
+
+    def __str__(self) -> str:
+        return (
+            f"product {self.product}, element [{self.row}, {self.col}]: got 0x{self.got:08x} "
+            f"({_value(self.got)}), expected 0x{self.expected:08x} ({_value(self.expected)})"
+        )
+
+
+def _value(bits: int) -> float:
+    return float(np.uint32(bits).view(np.float32))
+
+
+class ComparingDevice(Device):
+    """Compute each product on a device and on a reference, and compare all bits, NaN as NaN.
+
+    Results are the device's. Neither device is closed with this one.
+
+    Parameters
+    ----------
+    device : Device
+        Under test.
+    reference : Device, optional
+        What is right; a golden device if not given.
+    dense_twins : bool
+        Whether to compute and compare each N:M product as a dense one, too, to count its cycles.
+    on_product : callable, optional
+        Called with no arguments after each product of the device, dense twins included.
+
+    Attributes
+    ----------
+    compared, mismatches : int
+        FP32 results compared, and how many differed.
+    first : Mismatch or None
+    runs : list of tuple
+        (run, dense run) of each product: the same run twice if it is dense itself, None for the
+        dense run if none was made.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        reference: Device | None = None,
+        *,
+        dense_twins: bool = False,
+        on_product: Callable[[], object] | None = None,
+    ) -> None:
+        super().__init__(device.config)
+        self.name = device.name
+        self.any_pattern = device.any_pattern
+        self.device = device
+        self.reference = reference if reference is not None else GoldenDevice(device.config)
+        self.dense_twins = dense_twins
+        self.on_product = on_product
+        self.compared = 0
+        self.mismatches = 0
+        self.first: Mismatch | None = None
+        self.runs: list[tuple[Run, Run | None]] = []
+
+    @property
+    def mispredicted(self) -> int:
+        """Products whose counted cycles are not those that the cycle model predicts."""
+        all_runs = {id(run): run for pair in self.runs for run in pair if run is not None}
+        return sum(
+            run.cycles is not None
+            and run.predicted_cycles is not None
+            and run.cycles != run.predicted_cycles
+            for run in all_runs.values()
+        )
+
+    def _matmul(
+        self,
+        a: NDArray[np.float16],
+        values: NDArray[np.float16],
+        indices: NDArray[np.uint8] | None,
+        pattern: Pattern,
+        start: NDArray[np.float32] | None,
+        dataflow: str,
+    ) -> tuple[NDArray[np.float32], Run]:
+        result, run = self._both(a, values, indices, pattern, start, dataflow)
+        twin: Run | None = run if indices is None else None
+        if indices is not None and self.dense_twins:
+            n, m, depth = pattern.n, pattern.m, a.shape[1]
+            dense = sore.expand(values, indices, n, m, depth, 0)
+            twin = self._both(a, dense, None, DENSE, start, dataflow)[1]
+        self.runs.append((run, twin))
+        return result, run
+
+    def _both(
+        self,
+        a: NDArray[np.float16],
+        values: NDArray[np.float16],
+        indices: NDArray[np.uint8] | None,
+        pattern: Pattern,
+        start: NDArray[np.float32] | None,
+        dataflow: str,
+    ) -> tuple[NDArray[np.float32], Run]:
+        for device in (self.device, self.reference):
+            if device.closed:
+                raise DeviceClosedError(
+                    f"device {device.name} is closed: it cannot be compared; make another"
+                )
+        result, run = self.device._matmul(a, values, indices, pattern, start, dataflow)
+        expected, _ = self.reference._matmul(a, values, indices, pattern, start, dataflow)
+        differ = (result.view(np.uint32) != expected.view(np.uint32)) & ~(
+            np.isnan(result) & np.isnan(expected)
+        )
+        self.compared += result.size
+        self.mismatches += int(np.count_nonzero(differ))
+        if self.first is None and differ.any():
+            row, col = (int(i) for i in np.argwhere(differ)[0])
+            self.first = Mismatch(
+                len(self.runs),
+                row,
+                col,
+                int(result.view(np.uint32)[row, col]),
+                int(expected.view(np.uint32)[row, col]),
+            )
+        if self.on_product is not None:
+            self.on_product()
+        return result, run

@@ -101,7 +101,7 @@ class DemoResult:
     def __str__(self) -> str:
         lines = [
             f"First {self.rtl_steps} steps, BDWP {self.pattern}, on the simulated RTL {self.array}",
-            f"  matrix products            {self.products:>14,}",
+            f"  products, and dense twins  {self.products:>14,}",
             f"  bits compared with golden  {32 * self.compared:>14,}",
             f"  results that differ        {self.mismatches:>14,}",
             f"  cycle counts mispredicted  {self.mispredicted:>14,}",

@@ -1,0 +1,70 @@
+"""A stand-in for the simulated RTL: golden bits, made-up cycles, faults on demand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sat.devices.base import Run
+from sat.devices.golden import GoldenDevice
+
+
+class FakeRtl(GoldenDevice):
+    """Counts one cycle for each stored value of the longest dimension; may plant faults.
+
+    Parameters
+    ----------
+    wrong_product : int, optional
+        The product (from 0) whose first result is off by its last bit.
+    late : int
+        Cycles by which counts exceed predictions.
+    """
+
+    name = "rtl"
+    any_pattern = False
+
+    def __init__(self, *, waves=None, wrong_product=None, late=0, **options):
+        super().__init__(**options)
+        self.waves = waves
+        self.wrong_product = wrong_product
+        self.late = late
+        self.products = 0
+
+    def _matmul(self, a, values, indices, pattern, start, dataflow):
+        result, _ = super()._matmul(a, values, indices, pattern, start, dataflow)
+        macs = a.shape[0] * values.shape[1] * len(values)
+        if self.products == self.wrong_product:
+            result.view(np.uint32)[0, 0] ^= 1
+        self.products += 1
+        return result, Run(
+            macs=macs,
+            cycles=macs + self.late,
+            predicted_cycles=macs,
+            utilisation=1 / (self.config.rows * self.config.cols),
+            bytes_read=2 * a.size,
+            bytes_written=4 * result.size,
+            wall_seconds=0.5,
+        )
+
+
+@pytest.fixture
+def fake_rtl():
+    """The class, to be made with faults."""
+    return FakeRtl
+
+
+@pytest.fixture
+def rtl_is_fake(monkeypatch):
+    """Make ``sat.device("rtl")`` a `FakeRtl`; keyword arguments for it may be put into the dict."""
+    import sat
+    import sat.devices
+
+    extra: dict[str, object] = {}
+    genuine = sat.devices.device
+
+    def device(spec, **options):
+        return FakeRtl(**options, **extra) if spec == "rtl" else genuine(spec, **options)
+
+    monkeypatch.setattr(sat.devices, "device", device)
+    monkeypatch.setattr(sat, "device", device, raising=False)
+    return extra

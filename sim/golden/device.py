@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sat.rtl import isa
-from sat.rtl.check import Fault, check
 from sat.rtl.config import INDEX_BITS, SatConfig
 from sat.rtl.fp.formats import FP32
 from sat.rtl.isa import Buffer, Dataflow, Instruction, Opcode, Start, Status
+from sat.sim.golden.check import check, check_start
 
 
 @dataclass(frozen=True)
@@ -75,17 +75,22 @@ class GoldenDevice:
     def run(self, address: int, length: int) -> Outcome:
         """Run ``length`` instructions at byte ``address``; return how they ended."""
         window = (0, len(self.memory))
+        fault = check_start(address, length, window)
+        if fault is not None:
+            return Outcome(fault.status, 0)
         for pc in range(length):
             at = address + pc * isa.INSTRUCTION_BYTES
             raw = self.memory[at : at + isa.INSTRUCTION_BYTES].tobytes()
-            fault: Fault | None = check(raw, self.config, window)
+            fault = check(raw, self.config, window)
             if fault is not None:
                 return Outcome(fault.status, pc)
             instruction = Instruction.decode(raw)
             if instruction.opcode is Opcode.END:
                 return Outcome(Status.DONE, pc)
+            if pc == length - 1:
+                return Outcome(Status.NO_END, pc)
             self.step(instruction)
-        return Outcome(Status.NO_END, length - 1)
+        raise AssertionError("the loop ends with END or with the last instruction")
 
     def step(self, instruction: Instruction) -> None:
         """Carry out one legal instruction."""

@@ -1,3 +1,5 @@
+// (Verilator writes the second of two underscores as _05F: csr__awaddr is csr___05Fawaddr.)
+//
 // The Verilated device with its memory: registers over AXI4-Lite, two AXI4 ports into one array
 // of bytes that answers with the timing of sat.sim.memory.MemoryTiming. One call runs a program.
 
@@ -122,39 +124,39 @@ class Device {
 
     // Return the response, or -1 if the device does not answer.
     int write_register(uint32_t offset, uint32_t value) {
-        top->csr__awaddr = offset;
-        top->csr__wdata = value;
-        top->csr__wstrb = 15;
-        top->csr__awvalid = top->csr__wvalid = top->csr__bready = 1;
+        top->csr___05Fawaddr = offset;
+        top->csr___05Fwdata = value;
+        top->csr___05Fwstrb = 15;
+        top->csr___05Fawvalid = top->csr___05Fwvalid = top->csr___05Fbready = 1;
         for (int i = 0; i < 64; ++i) {
             settle();
-            const bool aw = top->csr__awvalid && top->csr__awready;
-            const bool w = top->csr__wvalid && top->csr__wready;
-            const bool b = top->csr__bvalid;
-            const int response = top->csr__bresp;
+            const bool aw = top->csr___05Fawvalid && top->csr___05Fawready;
+            const bool w = top->csr___05Fwvalid && top->csr___05Fwready;
+            const bool b = top->csr___05Fbvalid;
+            const int response = top->csr___05Fbresp;
             clock();
-            if (aw) top->csr__awvalid = 0;
-            if (w) top->csr__wvalid = 0;
+            if (aw) top->csr___05Fawvalid = 0;
+            if (w) top->csr___05Fwvalid = 0;
             if (b) {
-                top->csr__bready = 0;
+                top->csr___05Fbready = 0;
                 return response;
             }
         }
         return -1;
     }
     int read_register(uint32_t offset, uint32_t* value) {
-        top->csr__araddr = offset;
-        top->csr__arvalid = top->csr__rready = 1;
+        top->csr___05Faraddr = offset;
+        top->csr___05Farvalid = top->csr___05Frready = 1;
         for (int i = 0; i < 64; ++i) {
             settle();
-            const bool ar = top->csr__arvalid && top->csr__arready;
-            const bool r = top->csr__rvalid;
-            const int response = top->csr__rresp;
-            *value = top->csr__rdata;
+            const bool ar = top->csr___05Farvalid && top->csr___05Farready;
+            const bool r = top->csr___05Frvalid;
+            const int response = top->csr___05Frresp;
+            *value = top->csr___05Frdata;
             clock();
-            if (ar) top->csr__arvalid = 0;
+            if (ar) top->csr___05Farvalid = 0;
             if (r) {
-                top->csr__rready = 0;
+                top->csr___05Frready = 0;
                 return response;
             }
         }
@@ -164,7 +166,7 @@ class Device {
     bool run(uint64_t limit) {
         for (uint64_t i = 0; i < limit; ++i) {
             cycle();
-            if (top->finished) return true;
+            if (top->irq) return true;
         }
         return false;
     }
@@ -187,30 +189,30 @@ class Device {
     // Offer what the memory has in this cycle and let the device's outputs settle.
     void settle() {
         const Burst* fetch = instructions.offered(now);
-        top->imem__arready = 1;
-        top->imem__rvalid = fetch != nullptr;
+        top->imem___05Farready = 1;
+        top->imem___05Frvalid = fetch != nullptr;
         if (fetch) {
-            top->imem__rid = fetch->id;
-            top->imem__rlast = fetch->beats == 1;
-            top->imem__rresp = answer(*fetch);
-            copy(&top->imem__rdata, fetch->address);
+            top->imem___05Frid = fetch->id;
+            top->imem___05Frlast = fetch->beats == 1;
+            top->imem___05Frresp = answer(*fetch);
+            copy(&top->imem___05Frdata, fetch->address);
         }
         const Burst* load = reads.offered(now);
-        top->dmem__arready = 1;
-        top->dmem__rvalid = load != nullptr;
+        top->dmem___05Farready = 1;
+        top->dmem___05Frvalid = load != nullptr;
         if (load) {
-            top->dmem__rid = load->id;
-            top->dmem__rlast = load->beats == 1;
-            top->dmem__rresp = answer(*load);
-            copy(&top->dmem__rdata, load->address);
+            top->dmem___05Frid = load->id;
+            top->dmem___05Frlast = load->beats == 1;
+            top->dmem___05Frresp = answer(*load);
+            copy(&top->dmem___05Frdata, load->address);
         }
-        top->dmem__awready = 1;
-        top->dmem__wready = writes.open(now) != nullptr;
+        top->dmem___05Fawready = 1;
+        top->dmem___05Fwready = writes.open(now) != nullptr;
         const Burst* done = writes.answer(now);
-        top->dmem__bvalid = done != nullptr;
+        top->dmem___05Fbvalid = done != nullptr;
         if (done) {
-            top->dmem__bid = done->id;
-            top->dmem__bresp = done->response;
+            top->dmem___05Fbid = done->id;
+            top->dmem___05Fbresp = done->response;
         }
         top->clk = 0;
         top->eval();
@@ -220,17 +222,17 @@ class Device {
     }
     // Take what was handed over in this cycle, then give the clock edge.
     void clock() {
-        if (top->imem__rvalid && top->imem__rready) instructions.taken(now, BEAT, timing);
-        if (top->imem__arvalid)
-            instructions.take(now, top->imem__araddr, top->imem__arlen + 1, top->imem__arid,
+        if (top->imem___05Frvalid && top->imem___05Frready) instructions.taken(now, BEAT, timing);
+        if (top->imem___05Farvalid)
+            instructions.take(now, top->imem___05Faraddr, top->imem___05Farlen + 1, top->imem___05Farid,
                               timing);
-        if (top->dmem__rvalid && top->dmem__rready) reads.taken(now, BEAT, timing);
-        if (top->dmem__arvalid)
-            reads.take(now, top->dmem__araddr, top->dmem__arlen + 1, top->dmem__arid, timing);
-        if (top->dmem__wvalid && top->dmem__wready) store();
-        if (top->dmem__bvalid && top->dmem__bready) writes.answered();
-        if (top->dmem__awvalid)
-            writes.take(now, top->dmem__awaddr, top->dmem__awlen + 1, top->dmem__awid);
+        if (top->dmem___05Frvalid && top->dmem___05Frready) reads.taken(now, BEAT, timing);
+        if (top->dmem___05Farvalid)
+            reads.take(now, top->dmem___05Faraddr, top->dmem___05Farlen + 1, top->dmem___05Farid, timing);
+        if (top->dmem___05Fwvalid && top->dmem___05Fwready) store();
+        if (top->dmem___05Fbvalid && top->dmem___05Fbready) writes.answered();
+        if (top->dmem___05Fawvalid)
+            writes.take(now, top->dmem___05Fawaddr, top->dmem___05Fawlen + 1, top->dmem___05Fawid);
         top->clk = 1;
         top->eval();
 #if VM_TRACE
@@ -252,8 +254,8 @@ class Device {
     void store() {
         Burst& burst = *writes.open(now);
         const uint64_t at = burst.address & ~(BEAT - 1);
-        const uint32_t strobes = top->dmem__wstrb;
-        const auto* data = reinterpret_cast<const uint8_t*>(&top->dmem__wdata);
+        const uint32_t strobes = top->dmem___05Fwstrb;
+        const auto* data = reinterpret_cast<const uint8_t*>(&top->dmem___05Fwdata);
         if (!inside(at)) {
             burst.response = DECERR;
         } else if (burst.response == OKAY) {

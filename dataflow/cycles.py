@@ -1,0 +1,160 @@
+"""The exact cycle model: what a program takes on the RTL, without running it.
+
+The sequencer takes instructions one after another, the engines work side by side, and nothing
+any of them does depends on another but through queues and semaphores. So one pass over the
+program gives every time as a maximum of sums: no cycle is stepped through. ``tests/cosim``
+holds it to the RTL's own count, cycle for cycle.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from sat.dataflow.cycles_compute import ComputeTiming
+from sat.dataflow.cycles_load import LoadTiming
+from sat.dataflow.cycles_store import StoreTiming
+from sat.dataflow.program import Program, ProgramError
+from sat.dataflow.timing import Times
+from sat.rtl import isa
+from sat.rtl.check import CHECK_CYCLES
+from sat.rtl.config import SEMAPHORES, SatConfig
+from sat.rtl.fetch import FETCH_INSTRUCTIONS
+from sat.rtl.isa import Opcode, Status
+from sat.sim.memory import MemoryTiming
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a program takes.
+
+    Attributes
+    ----------
+    cycles : int
+        Cycles in which STATUS is RUNNING.
+    times : list of Times or None
+        For each instruction of an engine its accept, release and signal; None for FENCE, END.
+    beats_read, beats_written : int
+        Data beats on the memory port.
+    """
+
+    cycles: int
+    times: list[Times | None]
+    beats_read: int
+    beats_written: int
+
+
+class _FetchTiming:
+    """When each instruction is at the fetch unit's output (`sat.rtl.fetch`)."""
+
+    def __init__(self, address: int, length: int, config: SatConfig, memory: MemoryTiming):
+        self.first, self.length, self.memory = address // isa.INSTRUCTION_BYTES, length, memory
+        self.beats_each = isa.INSTRUCTION_BYTES // config.axi.beat_bytes
+        self.room = config.instruction_queue - FETCH_INSTRUCTIONS
+        self.available: list[int] = []
+        self.taken: list[int] = []  # cycle in which the sequencer took each
+        self._ready = 0  # first cycle in which a burst may be asked for
+        self._free = 0
+
+    def when(self, pc: int) -> int:
+        """Return the first cycle in which instruction ``pc`` is offered."""
+        while pc >= len(self.available):
+            asked = len(self.available)
+            count = FETCH_INSTRUCTIONS - (self.first + asked) % FETCH_INSTRUCTIONS
+            count = min(count, self.length - asked)
+            decided = self._ready
+            if asked > self.room:
+                # The queue must have let go of all but `room` of what was asked for.
+                decided = max(decided, self.taken[asked - self.room - 1] + 1)
+            first = max(decided + 1 + self.memory.read_latency, self._free)
+            step = self.memory.cycles_per_beat
+            for n in range(1, count + 1):
+                self.available.append(first + (n * self.beats_each - 1) * step + 1)
+            last = self.available[-1] - 1
+            self._free = last + step
+            self._ready = last + 1
+        return self.available[pc]
+
+
+def predict(
+    program: Program, config: SatConfig, memory: MemoryTiming, address: int = 0
+) -> Prediction:
+    """Return exactly what a program takes.
+
+    Parameters
+    ----------
+    program : Program
+        One that the device accepts, ordered by semaphores each of which one engine raises and
+        one engine waits for, raised before (in the program) it is waited for.
+    address : int
+        Byte address of the program; only its place in a block of 128 bytes matters.
+
+    Raises
+    ------
+    ProgramError
+        An instruction waits for what no earlier one raises: the program would hang, or depend
+        on a race.
+    ValueError
+        A semaphore is raised, or waited for, by more than one engine.
+    """
+    fetch = _FetchTiming(address, len(program), config, memory)
+    load, compute = LoadTiming(config, memory), ComputeTiming(config)
+    store = StoreTiming(config, memory)
+    engines: dict[Opcode, LoadTiming | ComputeTiming | StoreTiming] = {
+        Opcode.LOAD: load,
+        Opcode.MULTIPLY: compute,
+        Opcode.STORE: store,
+    }
+    accepts = {opcode: deque([-1] * config.queue_depth) for opcode in engines}
+    raised: list[deque[int]] = [deque() for _ in range(SEMAPHORES)]
+    raisers: list[Opcode | None] = [None] * SEMAPHORES
+    waiters: list[Opcode | None] = [None] * SEMAPHORES
+    times: list[Times | None] = []
+    dispatched = -1
+
+    def owner(owners: list[Opcode | None], semaphore: int, opcode: Opcode, verb: str) -> None:
+        if owners[semaphore] not in (None, opcode):
+            raise ValueError(
+                f"semaphore {semaphore} is {verb} by {owners[semaphore].name} and {opcode.name}: "
+                "the cycle model needs one engine on each side; use another semaphore"
+            )
+        owners[semaphore] = opcode
+
+    for pc, instruction in enumerate(program):
+        opcode = instruction.opcode
+        taken = max(fetch.when(pc), dispatched + 1)
+        fetch.taken.append(taken)
+        decided = taken + 1 + CHECK_CYCLES
+        if opcode in (Opcode.FENCE, Opcode.END):
+            dispatched = max(decided, load.idle, compute.idle, store.idle)
+            times.append(None)
+            if opcode is Opcode.END:
+                return Prediction(dispatched + 1, times, load.beats, store.beats)
+            continue
+        dispatched = max(decided, accepts[opcode].popleft() + 1)
+        offered = dispatched + 1
+        for semaphore in _bits(instruction.wait):
+            owner(waiters, semaphore, opcode, "waited for")
+            if not raised[semaphore]:
+                raise ProgramError(
+                    Status.WATCHDOG,
+                    pc,
+                    f"{opcode.name} waits for semaphore {semaphore}, which nothing before it "
+                    "raises often enough",
+                )
+            offered = max(offered, raised[semaphore].popleft() + 1)
+        moment = engines[opcode].run(instruction, offered)
+        accepts[opcode].append(moment.accept)
+        times.append(moment)
+        for mask, cycle in (
+            (instruction.release, moment.release),
+            (instruction.signal, moment.signal),
+        ):
+            for semaphore in _bits(mask):
+                owner(raisers, semaphore, opcode, "raised")
+                raised[semaphore].append(cycle)
+    raise ProgramError(Status.NO_END, len(program) - 1, "the program's last must be END")
+
+
+def _bits(mask: int) -> list[int]:
+    return [n for n in range(SEMAPHORES) if mask >> n & 1]

@@ -1,0 +1,138 @@
+"""On-chip banks for operands, indices and sums.
+
+Every bank has one write port and its read ports answer a cycle after the address. A read in the
+cycle in which its address is written returns the old value.
+"""
+
+from __future__ import annotations
+
+from amaranth import *
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+
+
+class OperandBuffer(wiring.Component):
+    """Banks of words, each word a number of lanes that can be written one by one.
+
+    Parameters
+    ----------
+    write : StructLayout
+        A write: ``banks`` (mask), ``address``, ``lanes`` (mask), ``data`` (array of lanes).
+    words : int
+        Words in a bank.
+
+    Members
+    -------
+    write : ``In(write)``
+    address, data : ``In``, ``Out`` arrays
+        One read port for each bank.
+    """
+
+    def __init__(self, write: data.StructLayout, words: int):
+        self.words = words
+        self.banks = write["banks"].width
+        self.lanes = write["data"].shape
+        super().__init__(
+            {
+                "write": In(write),
+                "address": In((words - 1).bit_length()).array(self.banks),
+                "data": Out(self.lanes).array(self.banks),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        for number in range(self.banks):
+            bank = memory.Memory(shape=self.lanes, depth=self.words, init=[])
+            m.submodules[f"bank_{number}"] = bank
+            write, read = bank.write_port(granularity=1), bank.read_port()
+            m.d.comb += [
+                write.addr.eq(self.write.address),
+                write.data.eq(self.write.data),
+                write.en.eq(self.write.lanes & self.write.banks[number].replicate(len(write.en))),
+                read.addr.eq(self.address[number]),
+                self.data[number].eq(read.data),
+            ]
+        return m
+
+
+class StartBuffer(wiring.Component):
+    """Banks of FP32 start values, written a row of columns at a time.
+
+    Members
+    -------
+    write : ``In(sat.rtl.layouts.start_write_layout)``
+    address, data : ``In``, ``Out`` arrays
+        One read port for each bank.
+    """
+
+    def __init__(self, write: data.StructLayout, words: int):
+        self.words, self.banks = words, write["banks"].width
+        super().__init__(
+            {
+                "write": In(write),
+                "address": In((words - 1).bit_length()).array(self.banks),
+                "data": Out(32).array(self.banks),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        for number in range(self.banks):
+            bank = memory.Memory(shape=32, depth=self.words, init=[])
+            m.submodules[f"bank_{number}"] = bank
+            write, read = bank.write_port(), bank.read_port()
+            m.d.comb += [
+                write.addr.eq(self.write.address),
+                write.data.eq(self.write.data[number]),
+                write.en.eq(self.write.banks[number]),
+                read.addr.eq(self.address[number]),
+                self.data[number].eq(read.data),
+            ]
+        return m
+
+
+class OutputBuffer(wiring.Component):
+    """Banks of FP32 sums: each column writes its own, compute and store read.
+
+    Members
+    -------
+    write, write_address, write_data : ``In`` arrays
+        One write port for each bank.
+    address, data : ``In``, ``Out`` arrays
+        One read port for each bank (compute).
+    row_address, row_data : ``In``, ``Out(ArrayLayout(32, banks))``
+        One read port across all banks (store).
+    """
+
+    def __init__(self, banks: int, words: int):
+        self.banks, self.words = banks, words
+        bits = (words - 1).bit_length()
+        super().__init__(
+            {
+                "write": In(1).array(banks),
+                "write_address": In(bits).array(banks),
+                "write_data": In(32).array(banks),
+                "address": In(bits).array(banks),
+                "data": Out(32).array(banks),
+                "row_address": In(bits),
+                "row_data": Out(data.ArrayLayout(32, banks)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        for number in range(self.banks):
+            bank = memory.Memory(shape=32, depth=self.words, init=[])
+            m.submodules[f"bank_{number}"] = bank
+            write, read, row = bank.write_port(), bank.read_port(), bank.read_port()
+            m.d.comb += [
+                write.addr.eq(self.write_address[number]),
+                write.data.eq(self.write_data[number]),
+                write.en.eq(self.write[number]),
+                read.addr.eq(self.address[number]),
+                self.data[number].eq(read.data),
+                row.addr.eq(self.row_address),
+                self.row_data[number].eq(row.data),
+            ]
+        return m

@@ -1,0 +1,214 @@
+"""The device: registers, sequencer, engines, buffers, and its three buses."""
+
+from __future__ import annotations
+
+from amaranth import *
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from sat.rtl import isa
+from sat.rtl.axi import Axi4ReadSignature, Axi4Signature, AxiLiteSignature
+from sat.rtl.buffers import OperandBuffer, OutputBuffer, StartBuffer
+from sat.rtl.compute import ComputeEngine
+from sat.rtl.config import SatConfig
+from sat.rtl.csr import ADDRESS_BITS as CSR_ADDRESS_BITS
+from sat.rtl.csr import ID_VALUE, CsrBlock
+from sat.rtl.fetch import Fetch
+from sat.rtl.isa import Status
+from sat.rtl.layouts import (
+    PC_BITS,
+    index_write_layout,
+    operand_write_layout,
+    start_write_layout,
+)
+from sat.rtl.load import LoadEngine
+from sat.rtl.sequencer import Sequencer
+from sat.rtl.store import StoreEngine
+
+
+class Device(wiring.Component):
+    """The whole accelerator.
+
+    Between programs everything but the registers is held in reset, so each program starts in
+    the same state: cycle 0 is the first in which STATUS is RUNNING. Buffers keep their contents.
+
+    Parameters
+    ----------
+    config : SatConfig
+
+    Members
+    -------
+    csr : ``In(AxiLiteSignature)``
+        The registers (`sat.rtl.csr`).
+    imem : ``Out(Axi4ReadSignature)``
+        Instruction fetch.
+    dmem : ``Out(Axi4Signature)``
+        Data: read by LOAD, written by STORE.
+    irq : ``Out(1)``
+        A program has ended, well or not; low again when the next starts.
+    """
+
+    def __init__(self, config: SatConfig):
+        self.config = config
+        super().__init__(
+            {
+                "csr": In(AxiLiteSignature(CSR_ADDRESS_BITS)),
+                "imem": Out(Axi4ReadSignature(config.axi)),
+                "dmem": Out(Axi4Signature(config.axi)),
+                "irq": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        running = Signal()
+        status = Signal(Status)
+        error_pc = Signal(PC_BITS)
+
+        m.submodules.csr = csr = CsrBlock(config)
+        wiring.connect(m, wiring.flipped(self.csr), csr.bus)
+        between = ResetInserter(~running)
+        fetch, sequencer = Fetch(config), Sequencer(config)
+        load, compute, store = LoadEngine(config), ComputeEngine(config), StoreEngine(config)
+        m.submodules.fetch = between(fetch)
+        m.submodules.sequencer = between(sequencer)
+        m.submodules.load = between(load)
+        m.submodules.compute = between(compute)
+        m.submodules.store = between(store)
+
+        # Memory ports.
+        wiring.connect(m, fetch.port, wiring.flipped(self.imem))
+        for engine in (load, store):
+            for name, member in engine.port.signature.members.items():
+                ours, its = getattr(self.dmem, name), getattr(engine.port, name)
+                m.d.comb += ours.eq(its) if member.flow == Out else its.eq(ours)
+
+        # Buffers.
+        a = OperandBuffer(operand_write_layout(config, config.rows, config.a_words), config.a_words)
+        b = OperandBuffer(operand_write_layout(config, config.cols, config.b_words), config.b_words)
+        index = OperandBuffer(index_write_layout(config), config.i_words)
+        start = StartBuffer(start_write_layout(config), config.sum_words)
+        output = OutputBuffer(config.cols, config.sum_words)
+        for name, buffer, write, letter in (
+            ("a_buffer", a, load.a_write, "a"),
+            ("b_buffer", b, load.b_write, "b"),
+            ("index_buffer", index, load.i_write, "i"),
+            ("start_buffer", start, load.s_write, "s"),
+        ):
+            m.submodules[name] = buffer
+            m.d.comb += buffer.write.eq(write)
+            for number in range(buffer.banks):
+                m.d.comb += [
+                    buffer.address[number].eq(getattr(compute, f"{letter}_address")[number]),
+                    getattr(compute, f"{letter}_data")[number].eq(buffer.data[number]),
+                ]
+        m.submodules.output_buffer = output
+        for number in range(config.cols):
+            m.d.comb += [
+                output.write[number].eq(compute.o_write[number]),
+                output.write_address[number].eq(compute.o_write_address[number]),
+                output.write_data[number].eq(compute.o_write_data[number]),
+                output.address[number].eq(compute.o_read_address[number]),
+                compute.o_read_data[number].eq(output.data[number]),
+            ]
+        m.d.comb += [output.row_address.eq(store.address), store.row.eq(output.row_data)]
+
+        # Program and window.
+        address, length = csr.value("PROGRAM_ADDRESS"), csr.value("PROGRAM_LENGTH")
+        base, size = csr.value("WINDOW_BASE"), csr.value("WINDOW_SIZE")
+        window_end = Signal(65)
+        program_end = Signal(65)
+        m.d.comb += [
+            window_end.eq(base + size),
+            program_end.eq(address + length * isa.INSTRUCTION_BYTES),
+            fetch.address.eq(address),
+            fetch.length.eq(length),
+            sequencer.length.eq(length),
+            sequencer.window_base.eq(base),
+            sequencer.window_end.eq(window_end),
+        ]
+        bad_address = (
+            (address[: (isa.INSTRUCTION_BYTES - 1).bit_length()] != 0)
+            | (address < base)
+            | (program_end > window_end)
+            | (window_end > 1 << config.axi.address_bits)
+        )
+        bad_length = (length == 0) | (length >= 1 << PC_BITS)
+
+        # Sequencer and engines.
+        wiring.connect(m, fetch.o, sequencer.fetched)
+        wiring.connect(m, sequencer.load, load.i)
+        wiring.connect(m, sequencer.multiply, compute.i)
+        wiring.connect(m, sequencer.store, store.i)
+        masks = [load.release, load.signal, compute.release, compute.signal]
+        masks += [store.release, store.signal]
+        m.d.comb += [
+            mask.eq(given) for mask, given in zip(sequencer.raise_mask, masks, strict=True)
+        ]
+        m.d.comb += [
+            sequencer.busy.eq(Cat(load.busy, compute.busy, store.busy)),
+            sequencer.moving.eq(load.beat | store.beat | fetch.beat | compute.busy),
+            sequencer.load_error.eq(load.error),
+            sequencer.load_error_pc.eq(load.error_pc),
+            sequencer.store_error.eq(store.error),
+            sequencer.store_error_pc.eq(store.error_pc),
+            sequencer.reset_request.eq(csr.reset),
+            fetch.halt.eq(sequencer.halt),
+            load.halt.eq(sequencer.halt),
+            store.halt.eq(sequencer.halt),
+        ]
+
+        # Start and end.
+        at_rest = ~sequencer.busy.any() & fetch.idle
+        with m.If(~running):
+            with m.If(csr.start):
+                m.d.sync += error_pc.eq(0)
+                with m.If(bad_length):
+                    m.d.sync += status.eq(Status.BAD_FIELD)
+                with m.Elif(bad_address):
+                    m.d.sync += status.eq(Status.BAD_ADDRESS)
+                with m.Else():
+                    m.d.sync += [status.eq(Status.RUNNING), running.eq(1)]
+            with m.Elif(csr.reset):
+                m.d.sync += status.eq(Status.IDLE)
+        with m.Elif(sequencer.ended):
+            m.d.sync += [status.eq(Status.DONE), running.eq(0)]
+        # A memory that never answers must not hold the device for ever.
+        with m.Elif(sequencer.halt & (at_rest | sequencer.stuck)):
+            m.d.sync += [
+                status.eq(sequencer.status),
+                error_pc.eq(sequencer.error_pc),
+                running.eq(0),
+            ]
+        m.d.comb += self.irq.eq(~running & (status != Status.IDLE))
+
+        # Registers that the device writes.
+        def counter(name: str, when: Value) -> None:
+            bits = len(csr.value(name))
+            count = Signal(bits, name=name.lower())
+            with m.If(~running & csr.start):
+                m.d.sync += count.eq(0)
+            with m.Elif(running & when):
+                m.d.sync += count.eq(count + 1)
+            m.d.comb += csr.value(name).eq(count)
+
+        counter("CYCLES", Const(1))
+        counter("BEATS_READ", load.beat)
+        counter("BEATS_WRITTEN", store.beat)
+        counter("COMPUTE_CYCLES", compute.busy)
+        m.d.comb += [
+            csr.running.eq(running),
+            csr.value("ID").eq(ID_VALUE),
+            csr.value("CONFIG").eq(
+                Cat(
+                    Const(config.rows, 8),
+                    Const(config.cols, 8),
+                    Const(config.max_m, 8),
+                    Const(config.max_n, 8),
+                )
+            ),
+            csr.value("STATUS").eq(status),
+            csr.value("ERROR_PC").eq(error_pc),
+        ]
+        return m

@@ -1,0 +1,186 @@
+"""The sequencer: takes a program from memory, checks it and hands it to the engines."""
+
+from __future__ import annotations
+
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from sat.rtl import isa
+from sat.rtl.check import CHECK_CYCLES, Checker
+from sat.rtl.config import SEMAPHORES, SatConfig
+from sat.rtl.fetch import FETCHED
+from sat.rtl.isa import Opcode, Status
+from sat.rtl.layouts import PC_BITS, command_layout
+from sat.rtl.semaphores import Semaphores
+from sat.rtl.streams import Queue
+
+ENGINES = (Opcode.LOAD, Opcode.MULTIPLY, Opcode.STORE)
+"""The engines' instructions, in the order in which their gates go first."""
+
+
+class Sequencer(wiring.Component):
+    """Check and dispatch instructions; order the engines by semaphores; stop on errors.
+
+    An instruction taken from the fetch unit in cycle p is dispatched in cycle p + 3 or as soon
+    as its engine's queue has room; the next is taken from the cycle after. At the engine it is
+    offered from the cycle after the dispatch on, when its semaphores are raised. FENCE and END
+    are dispatched when all queues are empty and no engine is busy.
+
+    The first error wins. It raises ``halt``: nothing more is dispatched or offered, no further
+    address goes to memory; when what is under way has come to rest, ``stopped`` says so.
+
+    Parameters
+    ----------
+    config : SatConfig
+
+    Members
+    -------
+    fetched : ``In(stream.Signature(FETCHED))``
+    length : ``In``
+        Instructions in the program.
+    window_base, window_end : ``In``
+    load, multiply, store : ``Out(stream.Signature(command_layout(…)))``
+    raise_mask : ``In(16).array(6)``
+        Releases and signals of the engines.
+    busy : ``In(3)``
+        The engines, in the order of `ENGINES`.
+    moving : ``In(1)``
+        Something other than a dispatch or an accept makes progress (for the watchdog).
+    load_error, store_error, load_error_pc, store_error_pc : ``In``
+    reset_request : ``In(1)``
+        Stop as after an error, with status IDLE.
+    halt : ``Out(1)``
+    ended : ``Out(1)``
+        END was reached, all is done: for one cycle.
+    status, error_pc : ``Out``
+        While ``halt``: why.
+    stuck : ``Out(1)``
+        Nothing has moved for `SatConfig.watchdog_cycles`.
+    """
+
+    def __init__(self, config: SatConfig):
+        self.config = config
+        super().__init__(
+            {
+                "fetched": In(stream.Signature(FETCHED)),
+                "length": In(PC_BITS),
+                "window_base": In(isa.ADDRESS_BITS + 1),
+                "window_end": In(isa.ADDRESS_BITS + 1),
+                "load": Out(stream.Signature(command_layout(isa.LOAD))),
+                "multiply": Out(stream.Signature(command_layout(isa.MULTIPLY))),
+                "store": Out(stream.Signature(command_layout(isa.STORE))),
+                "raise_mask": In(SEMAPHORES).array(6),
+                "busy": In(3),
+                "moving": In(1),
+                "load_error": In(1),
+                "load_error_pc": In(PC_BITS),
+                "store_error": In(1),
+                "store_error_pc": In(PC_BITS),
+                "reset_request": In(1),
+                "halt": Out(1),
+                "ended": Out(1),
+                "status": Out(Status),
+                "error_pc": Out(PC_BITS),
+                "stuck": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+
+        # The instruction under check.
+        full = Signal()
+        age = Signal(range(CHECK_CYCLES + 1))
+        current = Signal(FETCHED)
+        header = data.View(isa.HEADER, current.word[: isa.HEADER.size])
+        m.submodules.checker = checker = Checker(config)
+        m.d.comb += [
+            checker.word.eq(current.word),
+            checker.last.eq(current.pc == self.length - 1),
+            checker.window_base.eq(self.window_base),
+            checker.window_end.eq(self.window_end),
+            self.fetched.ready.eq(~full & ~self.halt),
+        ]
+        decide = full & (age == CHECK_CYCLES) & ~self.halt
+        dispatched = Signal()
+        with m.If(~full):
+            m.d.sync += [full.eq(self.fetched.valid & ~self.halt), current.eq(self.fetched.p)]
+            m.d.sync += age.eq(0)
+        with m.Elif(age != CHECK_CYCLES):
+            m.d.sync += age.eq(age + 1)
+        with m.If(dispatched):
+            m.d.sync += full.eq(0)
+        fault = Signal(Status)
+        m.d.comb += fault.eq(Mux(current.failed, Status.AXI_FETCH, checker.status))
+        legal = decide & (fault == Status.IDLE)
+
+        # A queue and a gate before each engine.
+        m.submodules.semaphores = semaphores = Semaphores(len(ENGINES), 6)
+        for number in range(6):
+            m.d.comb += semaphores.raise_mask[number].eq(self.raise_mask[number])
+        empty, accepts = [], []
+        outputs = (self.load, self.multiply, self.store)
+        for number, (opcode, engine) in enumerate(zip(ENGINES, outputs, strict=True)):
+            layout = command_layout(isa.BODIES[opcode])
+            queued = data.StructLayout({"wait": SEMAPHORES, "command": layout})
+            queue = Queue(queued, config.queue_depth)
+            m.submodules[f"queue_{opcode.name.lower()}"] = queue
+            mine = legal & (header.opcode == opcode)
+            body = current.word[isa.HEADER_BITS :][: isa.BODIES[opcode].size]
+            m.d.comb += [
+                queue.i.valid.eq(mine),
+                queue.i.p.wait.eq(header.wait),
+                queue.i.p.command.pc.eq(current.pc),
+                queue.i.p.command.release.eq(header.release),
+                queue.i.p.command.signal.eq(header.signal),
+                Value.cast(queue.i.p.command.body).eq(body),
+            ]
+            with m.If(mine & queue.i.ready):
+                m.d.comb += dispatched.eq(1)
+            through = semaphores.open[number] & ~self.halt
+            m.d.comb += [
+                semaphores.want[number].eq(queue.o.p.wait),
+                semaphores.offered[number].eq(queue.o.valid),
+                engine.valid.eq(queue.o.valid & through),
+                engine.payload.eq(queue.o.p.command),
+                queue.o.ready.eq(engine.ready & through),
+                semaphores.take[number].eq(engine.valid & engine.ready),
+            ]
+            empty.append(queue.level == 0)
+            accepts.append(engine.valid & engine.ready)
+
+        quiet = Cat(empty).all() & ~self.busy.any()
+        with m.If(legal & (header.opcode == Opcode.FENCE) & quiet):
+            m.d.comb += dispatched.eq(1)
+
+        # The watchdog.
+        still = Signal(range(config.watchdog_cycles + 1))
+        moves = self.moving | dispatched | Cat(accepts).any()
+        m.d.comb += self.stuck.eq(still == config.watchdog_cycles)
+        with m.If(moves):
+            m.d.sync += still.eq(0)
+        with m.Elif(~self.stuck):
+            m.d.sync += still.eq(still + 1)
+
+        # The first error wins; then END.
+        def stop(status: Status, pc: Value) -> list:
+            return [self.halt.eq(1), self.status.eq(status), self.error_pc.eq(pc), still.eq(0)]
+
+        with m.If(~self.halt):
+            with m.If(self.reset_request):
+                m.d.sync += stop(Status.IDLE, Const(0))
+            with m.Elif(self.load_error):
+                m.d.sync += stop(Status.AXI_READ, self.load_error_pc)
+            with m.Elif(self.store_error):
+                m.d.sync += stop(Status.AXI_WRITE, self.store_error_pc)
+            with m.Elif(semaphores.overflow):
+                m.d.sync += stop(Status.SEMAPHORE, current.pc)
+            with m.Elif(decide & (fault != Status.IDLE)):
+                m.d.sync += [*stop(Status.IDLE, current.pc), self.status.eq(fault)]
+            with m.Elif(self.stuck):
+                m.d.sync += stop(Status.WATCHDOG, current.pc)
+            with m.Elif(legal & (header.opcode == Opcode.END) & quiet):
+                m.d.comb += self.ended.eq(1)
+        return m

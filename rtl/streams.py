@@ -1,0 +1,63 @@
+"""Queues between engines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth import *
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+
+class Queue(wiring.Component):
+    """First in, first out; an item put in cycle x is at the output from cycle x + 1.
+
+    Full throughput: an item a cycle in and out. It accepts whenever it is not full; being
+    emptied in the same cycle does not make room.
+
+    Parameters
+    ----------
+    shape : shape-castable
+    depth : int
+        Items it holds, at least 1.
+
+    Members
+    -------
+    i, o : ``In``, ``Out(stream.Signature(shape))``
+    level : ``Out``
+        Items in it.
+    """
+
+    def __init__(self, shape: Any, depth: int):
+        if depth < 1:
+            raise ValueError(f"depth={depth}: a queue holds at least 1 item")
+        self.depth = depth
+        super().__init__(
+            {
+                "i": In(stream.Signature(shape)),
+                "o": Out(stream.Signature(shape)),
+                "level": Out(range(depth + 1)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        depth = self.depth
+        items = Array(
+            Signal(self.i.p.shape(), name=f"item_{n}", reset_less=True) for n in range(depth)
+        )
+        first = Signal(range(depth))
+        free = Signal(range(depth))
+        put = self.i.valid & self.i.ready
+        take = self.o.valid & self.o.ready
+        m.d.comb += [
+            self.i.ready.eq(self.level != depth),
+            self.o.valid.eq(self.level != 0),
+            self.o.p.eq(items[first]),
+        ]
+        with m.If(put):
+            m.d.sync += [items[free].eq(self.i.p), free.eq(Mux(free == depth - 1, 0, free + 1))]
+        with m.If(take):
+            m.d.sync += first.eq(Mux(first == depth - 1, 0, first + 1))
+        m.d.sync += self.level.eq(self.level + put - take)
+        return m

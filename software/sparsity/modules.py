@@ -248,12 +248,13 @@ class _Engine:
 
     def _matmul(self, stage: str, left: _Operand, right: _Operand, start: Tensor | None) -> Tensor:
         a = left.values.contiguous()
-        b: Tensor | NMTensor = right.values.t().contiguous()
+        values = right.values.t().contiguous()
+        b: Tensor | NMTensor = values
         pattern = DENSE
         if right.indices is not None:
             pattern = self.plan.pattern
             shape = torch.Size((right.depth, len(right.values)))
-            b = NMTensor(b, right.indices.t().contiguous(), pattern, 0, shape)
+            b = NMTensor(values, right.indices.t().contiguous(), pattern, 0, shape)
         result = self.device.matmul(a, b, start)
         if self.log is not None:
             run = self.device.last_run

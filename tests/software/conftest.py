@@ -9,6 +9,10 @@ from sat.devices.base import Run
 from sat.devices.golden import GoldenDevice
 
 
+# Test processes run side by side: threads of torch would wait for each other's cores.
+torch.set_num_threads(1)
+
+
 class FakeRtl(GoldenDevice):
     """Counts one cycle for each stored value of the longest dimension; may plant faults.
 

@@ -1,0 +1,271 @@
+"""The command: exit codes, JSON, one-line errors; and the demo, on a stand-in for the RTL."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import sat
+from sat.cli import main
+from sat.demo import demo
+
+
+def call(capsys, *args):
+    """Return exit code, standard output and standard error of a command."""
+    code = main(list(args))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def load(text):
+    """Return what a command printed with --json: one object, on one line."""
+    assert text.count("\n") == 1
+    return json.loads(text)
+
+
+SIMULATE = {
+    "bit_exact",
+    "compared",
+    "cycles",
+    "predicted_cycles",
+    "macs",
+    "utilisation",
+    "sim_cycles_per_second",
+    "wall_seconds",
+}
+
+
+def test_simulate_reports_equal_bits(capsys, rtl_is_fake):
+    args = ["--rows", "5", "--cols", "7", "--depth", "20", "--pattern", "2:8", "--json"]
+    code, out, err = call(capsys, "simulate", *args)
+    values = load(out)
+    assert code == 0 and not err
+    assert set(values) >= SIMULATE
+    assert values["bit_exact"] is True and values["compared"] == 35
+    assert values["macs"] == values["cycles"] == values["predicted_cycles"] == 5 * 7 * 6
+    assert values["sim_cycles_per_second"] == values["cycles"] / 0.5
+    assert values["pattern"] == "2:8" and values["array"] == "8x8"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["--pattern", "3:16"],
+        ["--array", "4x2", "--dataflow", "ws", "--seed", "7"],
+        ["--start", "--specials", "--pattern", "1:2"],
+    ],
+)
+def test_simulate_in_words(capsys, rtl_is_fake, args):
+    code, out, err = call(capsys, "simulate", "--rows", "9", *args)
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert code == 0 and not err
+    assert lines["bit_exact"] == "yes" and lines["compared"] == "576"
+
+
+def test_simulate_says_where_bits_differ(capsys, rtl_is_fake):
+    rtl_is_fake["wrong_product"] = 0
+    code, out, _ = call(capsys, "simulate")
+    assert code == 1
+    assert "MISMATCH: product 0, element [0, 0]: got 0x" in out
+    code, out, _ = call(capsys, "simulate", "--json")
+    values = load(out)
+    assert code == 1 and values["bit_exact"] is False and values["mismatches"] == 1
+    assert values["first_mismatch"].startswith("product 0, element [0, 0]")
+
+
+def test_simulate_says_when_cycles_differ(capsys, rtl_is_fake):
+    rtl_is_fake["late"] = 1
+    code, out, _ = call(capsys, "simulate", "--rows", "1", "--cols", "1", "--depth", "9")
+    assert code == 1 and "MISMATCH: 10 cycles, predicted 9" in out
+
+
+def test_simulate_hands_the_waveform_on(capsys, monkeypatch, fake_rtl):
+    made = []
+
+    def device(spec, **options):
+        made.append(fake_rtl(**options))
+        return made[-1]
+
+    monkeypatch.setattr(sat, "device", device, raising=False)
+    code, out, _ = call(capsys, "simulate", "--waves", "some.fst", "--json")
+    assert code == 0 and made[0].waves == "some.fst" and load(out)["waves"] == "some.fst"
+    assert made[0].closed
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ([], "sat: error: no command (see sat --help)"),
+        (["fly"], "sat: error: argument COMMAND: invalid choice: 'fly'"),
+        (
+            ["simulate", "--rows", "0"],
+            "sat simulate: error: argument --rows: '0': must be an int",
+        ),
+        (["simulate", "--rows", "x"], "sat simulate: error: argument --rows: 'x'"),
+        (["simulate", "--seed", "-1"], "sat simulate: error: argument --seed"),
+        (["simulate", "--dataflow", "xs"], "sat simulate: error: argument --dataflow: invalid ch"),
+        (["simulate", "--pattern", "9:8"], "sat simulate: error: pattern 9:8: N must be from 1"),
+        (["simulate", "--pattern", "two"], "sat simulate: error: pattern 'two': must be N:M or d"),
+        (["simulate", "--array", "8"], "sat simulate: error: array='8': must be ROWSxCOLS"),
+        (["simulate", "--lanes", "8"], "sat: error: unrecognized arguments: --lanes 8"),
+        (["train", "--model", "vgg"], "sat train: error: model 'vgg': there is no such model"),
+        (["train", "--data", "mnist"], "sat train: error: data 'mnist': there is no such set"),
+        (["train", "--scheme", "x"], "sat train: error: scheme 'x': there is no such scheme"),
+        (["train", "--device", "x"], "sat train: error: device 'x': there is no such device"),
+        (["train", "--batch", "9999"], "sat train: error: batch=9999: must not exceed the 1347"),
+        (["demo", "--pattern", "dense"], "sat demo: error: pattern 'dense': the demo sets"),
+    ],
+)
+def test_bad_usage_is_one_line_and_code_2(capsys, rtl_is_fake, args, message):
+    code, out, err = call(capsys, *args)
+    assert code == 2 and not out
+    assert err.startswith(message) and err.count("\n") == 1
+
+
+def test_a_failing_device_is_one_line_and_code_1(capsys, monkeypatch):
+    code, out, err = call(capsys, "train", "--device", "uart:/dev/ttyUSB0")
+    assert code == 1 and not out
+    assert err.startswith("sat train: failed: device 'uart:/dev/ttyUSB0': hardware is not part")
+    assert err.count("\n") == 1
+
+
+def test_train_reports_in_json_and_words(capsys, rtl_is_fake):
+    args = ["train", "--model", "mlp", "--steps", "3", "--batch", "16", "--scheme", "srste"]
+    code, out, _ = call(capsys, *args, "--json")
+    values = load(out)
+    assert code == 0
+    assert (values["steps"], values["skipped_steps"], values["products"]) == (3, 0, 24)
+    assert (values["device"], values["scheme"], values["pattern"]) == ("golden", "srste", "2:8")
+    assert values["cycles"] is None and values["macs"] > 0
+    assert 0 <= values["test_accuracy"] <= 1 and len(values["accuracies"]) == 1
+    assert [layer["name"] for layer in values["layers"]] == ["fc1", "fc2", "fc3"]
+    code, out, _ = call(capsys, *args, "--device", "rtl", "--array", "4x4", "--json")
+    on_rtl = load(out)
+    assert code == 0 and on_rtl["cycles"] == on_rtl["macs"] == values["macs"]
+    assert on_rtl["array"] == "4x4" and on_rtl["loss"] == values["loss"]
+    code, out, err = call(capsys, *args)
+    assert code == 0 and "fc3" in out and "test_accuracy" in out
+    assert "mlp on golden" in err  # the progress bar
+
+
+def test_a_training_without_a_good_step_fails(capsys, monkeypatch):
+    monkeypatch.setattr(
+        "sat.train.LossScaler.step", lambda self, _: setattr(self, "skipped", self.skipped + 1)
+    )
+    code, out, _ = call(capsys, "train", "--model", "mlp", "--steps", "2")
+    assert code == 1 and "FAILED: the training went out of bounds" in out
+
+
+def test_devices(capsys):
+    code, out, _ = call(capsys, "devices", "--json")
+    assert code == 0
+    assert [d["spec"] for d in load(out)["devices"]] == ["golden", "rtl"]
+    code, out, _ = call(capsys, "devices")
+    assert code == 0 and [line.split()[-1] for line in out.splitlines()] == ["ready", "ready"]
+
+
+def test_version_and_help(capsys):
+    code, out, _ = call(capsys, "--version")
+    assert (code, out) == (0, f"{sat.__version__}\n")
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    assert all(command in out for command in ("simulate", "train", "devices", "demo"))
+
+
+# --- the demo -------------------------------------------------------------------------------------
+
+
+def test_demo_compares_trains_and_draws(capsys, rtl_is_fake, tmp_path):
+    picture = tmp_path / "new" / "curves.png"
+    args = ["demo", "--epochs", "2", "--steps", "2", "--figure", str(picture)]
+    code, out, err = call(capsys, *args, "--json")
+    values = load(out)
+    assert code == 0 and values["passed"] and values["bit_exact"]
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
+    # BP of conv2 takes a product for each of the 4 phases of its stride, conv3 and fc one each,
+    # conv1 none. Sparse, and so run once more dense: conv2 and conv3, 2 in FF and 5 in BP.
+    stages = values["stages"]
+    assert {name: s["products"] for name, s in stages.items()} == {"FF": 8, "BP": 12, "WU": 8}
+    assert values["products"] == 8 + 12 + 8 + 2 * (2 + 5)
+    assert stages["WU"]["dense"] == stages["WU"]["sparse"]
+    assert stages["FF"]["dense"] > stages["FF"]["sparse"]
+    assert values["speedup"] == values["dense_cycles"] / values["sparse_cycles"]
+    assert min(values["dense_accuracy"], values["sparse_accuracy"]) > 0.9
+    assert "2 steps on the RTL" in err and "BDWP 2:8" in err and "dense" in err
+
+
+def test_demo_fails_on_one_wrong_bit_and_on_one_wrong_cycle(rtl_is_fake, tmp_path):
+    options = {"epochs": 1, "rtl_steps": 1, "figure": tmp_path / "curves.png"}
+    rtl_is_fake["wrong_product"] = 3
+    result = demo(**options)
+    assert not result.passed and result.mismatches == 1 and not result.bit_exact
+    text = str(result)
+    assert "MISMATCH: product" in text and text.endswith("FAILED")
+    rtl_is_fake.clear()
+    rtl_is_fake["late"] = 1
+    result = demo(**options)
+    assert result.bit_exact and result.mispredicted == result.products and not result.passed
+
+
+def test_demo_in_words(rtl_is_fake, tmp_path):
+    result = demo(epochs=2, rtl_steps=1, figure=tmp_path / "curves.png")
+    lines = str(result).splitlines()
+    assert lines[-1] == "PASSED"
+    assert any(line.split()[:1] == ["all"] and line.endswith("x") for line in lines)
+    assert result.compared * 32 > 1e6
+
+
+def test_demo_checks_its_steps():
+    with pytest.raises(ValueError, match="rtl_steps=0: must be at least 1; leave it out for 3"):
+        demo(rtl_steps=0)
+
+
+# --- a fresh interpreter --------------------------------------------------------------------------
+
+
+def run(*args):
+    return subprocess.run(
+        [sys.executable, *args], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_module_runs_as_the_command():
+    done = run("-m", "sat", "simulate", "--rows", "none")
+    assert done.returncode == 2 and done.stderr.startswith("sat simulate: error: argument --rows")
+
+
+def test_importing_the_hardware_does_not_import_torch():
+    code = "import sys, sat, sat.rtl.config, sat.cli; print('torch' in sys.modules, dir(sat)[:1])"
+    assert run("-c", code).stdout == "False ['DENSE']\n"
+
+
+def test_every_public_name_is_there():
+    code = """
+import sat
+for name in sat.__all__:
+    assert getattr(sat, name) is not None
+dev = sat.device("golden", array="8x8")
+import numpy as np, torch
+a, b, c0 = np.ones((2, 8), np.float16), np.ones((8, 3), np.float16), np.ones((2, 3), np.float32)
+with dev:
+    assert dev.matmul(a, b).tolist() == [[8.0] * 3] * 2
+    assert dev.matmul(a, b, start=c0, dataflow="ws").tolist() == [[9.0] * 3] * 2
+    w = sat.prune(b, "2:8", axis=0)
+    assert dev.matmul(a, w).tolist() == [[2.0] * 3] * 2
+    w.values, w.indices, w.pattern, w.axis, w.to_dense()
+    run = dev.last_run
+    run.cycles, run.macs, run.utilisation, run.bytes_read, run.bytes_written
+net = torch.nn.Linear(8, 8)
+sat.sparsify_(net, scheme="bdwp", pattern="2:8", filter_fn=None)
+sat.desparsify_(net)
+try:
+    sat.nothing
+except AttributeError as error:
+    print(error)
+"""
+    done = run("-W", "error", "-c", code)
+    assert (done.stdout, done.stderr) == ("module 'sat' has no attribute 'nothing'\n", "")

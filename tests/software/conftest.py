@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from sat.devices.base import Run
 from sat.devices.golden import GoldenDevice
-
 
 # Test processes run side by side: threads of torch would wait for each other's cores.
 torch.set_num_threads(1)

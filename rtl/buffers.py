@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 
 
 class OperandBuffer(wiring.Component):
-    """Banks of words, each word a number of lanes that can be written one by one.
+    """Banks of words, each word a number of lanes that can be written apart.
 
     Parameters
     ----------
@@ -20,6 +20,8 @@ class OperandBuffer(wiring.Component):
         A write: ``banks`` (mask), ``address``, ``lanes`` (mask), ``data`` (array of lanes).
     words : int
         Words in a bank.
+    together : int
+        Neighbouring lanes that are always written together: a beat's.
 
     Members
     -------
@@ -28,8 +30,8 @@ class OperandBuffer(wiring.Component):
         One read port for each bank.
     """
 
-    def __init__(self, write: data.StructLayout, words: int):
-        self.words = words
+    def __init__(self, write: data.StructLayout, words: int, together: int = 1):
+        self.words, self.together = words, together
         self.banks = write["banks"].width
         self.lanes = write["data"].shape
         super().__init__(
@@ -42,14 +44,15 @@ class OperandBuffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        parts = Cat(self.write.lanes[n] for n in range(0, self.lanes.length, self.together))
         for number in range(self.banks):
             bank = memory.Memory(shape=self.lanes, depth=self.words, init=[])
             m.submodules[f"bank_{number}"] = bank
-            write, read = bank.write_port(granularity=1), bank.read_port()
+            write, read = bank.write_port(granularity=self.together), bank.read_port()
             m.d.comb += [
                 write.addr.eq(self.write.address),
                 write.data.eq(self.write.data),
-                write.en.eq(self.write.lanes & self.write.banks[number].replicate(len(write.en))),
+                write.en.eq(Mux(self.write.banks[number], parts, 0)),
                 read.addr.eq(self.address[number]),
                 self.data[number].eq(read.data),
             ]

@@ -85,9 +85,10 @@ class Device(wiring.Component):
                 m.d.comb += ours.eq(its) if member.flow == Out else its.eq(ours)
 
         # Buffers.
+        together = config.axi.data_bits // 16
         a = OperandBuffer(operand_write_layout(config, config.rows, config.a_words), config.a_words)
         b = OperandBuffer(operand_write_layout(config, config.cols, config.b_words), config.b_words)
-        index = OperandBuffer(index_write_layout(config), config.i_words)
+        index = OperandBuffer(index_write_layout(config), config.i_words, together)
         start = StartBuffer(start_write_layout(config), config.sum_words)
         output = OutputBuffer(config.cols, config.sum_words)
         for name, buffer, write, letter in (

@@ -142,7 +142,10 @@ class Uspe(wiring.Component):
         s1_zero = Signal()
         s1_last = Signal()
         with m.If(s0_a.valid & b.real):
-            m.d.sync += [s1_x.eq(s0_a.lanes[b.index]), s1_y.eq(b.value)]
+            m.d.sync += [
+                s1_x.eq(Array(s0_a.lanes[n] for n in range(config.max_m))[b.index]),
+                s1_y.eq(b.value),
+            ]
         with m.Else():
             m.d.sync += [s1_x.eq(OPERAND_NEGATIVE_ZERO), s1_y.eq(0)]
         m.d.sync += [

@@ -8,6 +8,7 @@ component itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +82,22 @@ def _convert(component: wiring.Component, name: str, platform: VerilogPlatform) 
     )
 
 
+_ZEROS = re.compile(
+    r"(?P<indent> *)initial begin\n(?: *(?P<name>\S+?) ?\[\d+\] = \d+'[hd]0+;\n)+ *end\n"
+)
+
+
+def _short_zeros(match: re.Match[str]) -> str:
+    lines = match[0].count("\n") - 2
+    name, indent = match["name"], match["indent"]
+    word = "clear_" + re.sub(r"\W", "_", name)
+    return (
+        f"{indent}integer {word};\n"
+        f"{indent}initial for ({word} = 0; {word} < {lines}; {word} = {word} + 1)\n"
+        f"{indent}  {name} [{word}] = 0;\n"
+    )
+
+
 def emit(component: wiring.Component, name: str = "top") -> str:
     """Return a component and all its leaves as one Verilog text.
 
@@ -88,4 +105,6 @@ def emit(component: wiring.Component, name: str = "top") -> str:
     """
     platform = VerilogPlatform()
     top = _convert(component, name, platform)
-    return "\n".join([top, *platform.leaves.values()])
+    text = "\n".join([top, *platform.leaves.values()])
+    # A cleared memory is written out word by word: half of the text of a device.
+    return _ZEROS.sub(_short_zeros, text)

@@ -1,0 +1,85 @@
+"""Speed of the simulated device: time to build, simulated cycles a second, bits compared.
+
+Prints a JSON line for each array; ``--arrays`` names them, ``--fresh`` builds anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+
+import numpy as np
+
+from sat.dataflow.host import read_result, write_product
+from sat.dataflow.products import Product
+from sat.dataflow.search import best_mapping
+from sat.rtl.config import SatConfig
+from sat.rtl.isa import Status
+from sat.sim.device_rtl import DeviceRtl
+from sat.sim.golden import sore, stce
+from sat.sim.memory import MemoryTiming
+
+SIZES = {"8x8": 256, "16x16": 256, "32x32": 128}
+
+
+def measure(array: str, size: int) -> dict[str, object]:
+    """Return the figures of one array on a dense and a 2:8 product of size³."""
+    config = SatConfig().with_array(array)
+    began = time.perf_counter()
+    device = DeviceRtl(config, memory_bytes=1 << 24)
+    row: dict[str, object] = {
+        "array": array,
+        "build_seconds": round(time.perf_counter() - began, 1),
+        "product": f"{size}x{size}x{size}",
+    }
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((size, size)).astype(np.float16)
+    b = rng.standard_normal((size, size)).astype(np.float16)
+    for name, n, m in (("dense", 1, 1), ("2:8", 2, 8)):
+        if m == 1:
+            values, indices, right = b, None, b
+        else:
+            values, indices = sore.select(b, n, m, axis=0)
+            right = stce.NMOperand(values, indices, (n, m), size)
+        for dataflow in ("os", "ws"):
+            product = Product(size, size, size, n, m)
+            compiled, predicted = best_mapping(product, config, MemoryTiming(), dataflow)
+            write_product(
+                device.memory, compiled.memory, compiled.program, a, values, indices, None
+            )
+            began = time.perf_counter()
+            outcome = device.run(compiled.memory.program.address, len(compiled.program))
+            seconds = time.perf_counter() - began
+            assert outcome.status is Status.DONE, outcome
+            got = read_result(device.memory, compiled.memory)
+            row[f"{name} {dataflow}"] = {
+                "bit_exact": bool(np.array_equal(got, stce.matmul(a, right))),
+                "cycles": outcome.cycles,
+                "predicted_cycles": predicted,
+                "utilisation": round(
+                    product.macs / (outcome.cycles * config.rows * config.cols), 4
+                ),
+                "sim_cycles_per_second": round(outcome.cycles / seconds),
+            }
+    device.close()
+    return row
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arrays", nargs="*", default=["8x8"], choices=SIZES)
+    parser.add_argument("--fresh", action="store_true", help="build in an empty cache")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.fresh:
+            os.environ["SAT_CACHE"] = folder
+        for array in arguments.arrays:
+            print(json.dumps(measure(array, SIZES[array])), flush=True)
+
+
+if __name__ == "__main__":
+    main()

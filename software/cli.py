@@ -95,6 +95,12 @@ def _simulate(args: argparse.Namespace) -> int:
         if args.start:
             start = rng.standard_normal((args.rows, args.cols)).astype(np.float32)
         checked = ComparingDevice(device)
+        if not args.json:
+            print(
+                f"simulating an array of {args.array} (its first use compiles it: minutes)",
+                file=sys.stderr,
+                flush=True,
+            )
         with _usage():
             checked.matmul(a, b, start=start, dataflow=args.dataflow)
         run = checked.last_run
@@ -148,6 +154,16 @@ def _operand(rng: Any, shape: tuple[int, int], specials: bool) -> Any:
     return x
 
 
+def _use_one_thread() -> None:
+    """Make sums on the host independent of the number of cores: a seed then fixes the run.
+
+    Costs nothing here: the products, which take the time, are not torch's.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def _train(args: argparse.Namespace) -> int:
     """Train a model on a data set with a sparse scheme, its products on a device."""
     import math
@@ -156,6 +172,7 @@ def _train(args: argparse.Namespace) -> int:
     from sat.data import load_data
     from sat.train import Trainer
 
+    _use_one_thread()
     with _usage():
         data = load_data(args.data)
         options = {} if args.array is None else {"array": args.array}
@@ -220,6 +237,7 @@ def _demo(args: argparse.Namespace) -> int:
     """Run the demo."""
     from sat.demo import demo
 
+    _use_one_thread()
     with _usage():
         result = demo(
             epochs=args.epochs,

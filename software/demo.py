@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import sat
 from sat.data import DataSet, load_data
 from sat.devices.compare import ComparingDevice
@@ -199,6 +201,10 @@ def demo(
     rtl_steps = min(rtl_steps, sparse.total_steps)
     with sat.device("rtl", array=array, max_m=max(8, chosen.m)) as rtl:
         count = rtl_steps * _products_per_step(data, chosen, batch)
+        with progress_bar(1, f"RTL {array}: compiled on its first use", "device", progress) as bar:
+            one = np.ones((1, 1), np.float16)
+            rtl.matmul(one, one)
+            bar.update()
         rtl_began = time.perf_counter()
         with (
             record_products() as log,

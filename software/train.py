@@ -154,6 +154,8 @@ class TrainResult:
 class Trainer:
     """Trains a classifier; the same arguments give the same bits.
 
+    (With the same number of torch threads: torch may split the sums of normalisation and loss.)
+
     SGD with momentum and weight decay in the order of ``torch.optim.SGD`` (the decay joins the
     gradient, then the momentum buffer takes both), learning rate falling along half a cosine.
 

@@ -178,8 +178,18 @@ class DeviceRtl:
         )
 
     def soft_reset(self) -> None:
-        """Stop whatever runs and make the device ready."""
+        """Stop whatever runs and make the device ready: what is on its way to memory arrives.
+
+        Raises
+        ------
+        TimeoutError
+            The device does not come to rest.
+        """
         self.write("CONTROL", csr.CONTROL_RESET)
+        for _ in range(4 * self.config.watchdog_cycles):
+            if self.read("STATUS") != Status.RUNNING.value:
+                return
+        raise TimeoutError("the device does not come to rest after a soft reset; make a new one")
 
     def fail(self, port: str, nth: int = 0) -> None:
         """Let memory answer the nth burst from now with an error: "fetch", "read" or "write"."""

@@ -173,6 +173,16 @@ class SatConfig:
         return (self.max_m - 1).bit_length()
 
     @property
+    def row_bits(self) -> int:
+        """Bits that name a row of the array, at least 1."""
+        return max(1, (self.rows - 1).bit_length())
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits that name a weight that a USPE holds, at least 1."""
+        return max(1, (self.max_n - 1).bit_length())
+
+    @property
     def indices_per_word(self) -> int:
         """Stored indices in one word of the index bank."""
         return 8 * self.word_bytes // INDEX_BITS

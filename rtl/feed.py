@@ -176,7 +176,7 @@ def row_flags_layout(config: SatConfig) -> data.StructLayout:
             "first": 1,
             "zero": 1,
             "last": 1,
-            "weight": (config.max_n - 1).bit_length(),
+            "weight": config.weight_bits,
             "bank": 1,
         }
     )
@@ -217,8 +217,8 @@ def column_read_layout(config: SatConfig) -> data.StructLayout:
             "sparse": 1,  # add the stored index to `group`
             "real": 1,
             "hold": 1,
-            "row": (config.rows - 1).bit_length(),
-            "weight": (config.max_n - 1).bit_length(),
+            "row": config.row_bits,
+            "weight": config.weight_bits,
             "bank": 1,
         }
     )

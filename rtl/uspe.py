@@ -22,7 +22,7 @@ def a_link_layout(config: SatConfig) -> data.StructLayout:
             "first": 1,  # this product starts a sum
             "zero": 1,  # … from +0; else from what comes from the north
             "last": 1,  # this product ends a sum: send it south
-            "weight": (config.max_n - 1).bit_length(),  # WS: which held weight to use
+            "weight": config.weight_bits,  # WS: which held weight to use
             "bank": 1,  # WS: which of the two sets of held weights to use
         }
     )
@@ -36,8 +36,8 @@ def b_link_layout(config: SatConfig) -> data.StructLayout:
             "index": config.lane_bits,  # the lane of the A word that it multiplies
             "real": 1,  # 0: padding, it must not change a sum
             "hold": 1,  # WS: keep it in the row where `row` is 0
-            "row": (config.rows - 1).bit_length(),
-            "weight": (config.max_n - 1).bit_length(),
+            "row": config.row_bits,
+            "weight": config.weight_bits,
             "bank": 1,
         }
     )
@@ -117,7 +117,7 @@ class Uspe(wiring.Component):
 
         # The held weights: two sets, so that the next pass loads while this one computes.
         kept = data.StructLayout({"value": OPERAND, "index": config.lane_bits, "real": 1})
-        per_set = 1 << (config.max_n - 1).bit_length()
+        per_set = 1 << config.weight_bits
         m.submodules.weights = weights = memory.Memory(shape=kept, depth=2 * per_set, init=[])
         write = weights.write_port()
         read = weights.read_port(domain="comb")

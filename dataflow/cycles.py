@@ -113,9 +113,10 @@ def predict(
     dispatched = -1
 
     def owner(owners: list[Opcode | None], semaphore: int, opcode: Opcode, verb: str) -> None:
-        if owners[semaphore] not in (None, opcode):
+        other = owners[semaphore]
+        if other is not None and other is not opcode:
             raise ValueError(
-                f"semaphore {semaphore} is {verb} by {owners[semaphore].name} and {opcode.name}: "
+                f"semaphore {semaphore} is {verb} by {other.name} and {opcode.name}: "
                 "the cycle model needs one engine on each side; use another semaphore"
             )
         owners[semaphore] = opcode

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 from amaranth import *
-from amaranth.lib import enum, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from sat.rtl.axi import AxiLiteSignature, Response

@@ -16,11 +16,16 @@ Instructions of one engine start in program order; engines run side by side.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from amaranth.lib import data, enum
+from amaranth.lib import data
 
 from sat.rtl.config import SEMAPHORES
+
+if TYPE_CHECKING:
+    import enum  # Amaranth's are these with a shape, which type checkers do not know
+else:
+    from amaranth.lib import enum
 
 INSTRUCTION_BYTES = 32
 INSTRUCTION_BITS = 8 * INSTRUCTION_BYTES

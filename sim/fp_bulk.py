@@ -36,7 +36,12 @@ def verilog(unit: str, **options: int) -> str:
 
 @functools.lru_cache(maxsize=32)
 def _library(text: str, inputs: tuple[str, ...], output: str, clocked: bool) -> ctypes.CDLL:
-    defines = {"OUTPUT": output, "CLOCKED": int(clocked), "A": inputs[0], "B": inputs[-1]}
+    defines: dict[str, str | int] = {
+        "OUTPUT": output,
+        "CLOCKED": int(clocked),
+        "A": inputs[0],
+        "B": inputs[-1],
+    }
     library = ctypes.CDLL(str(verilate(text, "top", DRIVER, defines=defines, name="fp_bulk")))
     pointer = np.ctypeslib.ndpointer(np.uint32, flags="C_CONTIGUOUS")
     library.run.argtypes = [pointer, pointer, pointer, ctypes.c_long, ctypes.c_long]

@@ -109,8 +109,8 @@ class GoldenDevice:
                 at = i.address + row * i.pitch
                 values = memory[at : at + i.row_bytes].view(np.float32)
                 columns = np.arange(count)
-                words = i.base + row * i.stride + columns // config.cols
-                self._start[columns % config.cols, words] = values
+                places = i.base + row * i.stride + columns // config.cols
+                self._start[columns % config.cols, places] = values
             return
         banks = self._banks[Buffer(i.destination)]
         beat = config.axi.beat_bytes
@@ -171,24 +171,24 @@ class GoldenDevice:
         places = np.empty((steps, cols), np.int32)
         word_of = np.arange(steps) // i.values * config.max_m
         for col in range(cols):
-            word, bank = divmod(col, config.cols)
-            values[:, col], lanes = self._column_values(i, bank, word, steps)
+            column, bank = divmod(col, config.cols)
+            values[:, col], lanes = self._column_values(i, bank, column, steps)
             places[:, col] = word_of + lanes
         # Where sum (row, col) lies: bank col mod C, word row * width + col div C.
-        bank = np.arange(cols) % config.cols
+        banks = np.arange(cols) % config.cols
         word = np.arange(rows)[:, None] * width + np.arange(cols) // config.cols
         start = Start(i.start)
         if start is Start.KEEP and self._ring.shape == (rows, cols):
             sums = self._ring
         elif start is Start.START:
-            sums = self._start[bank, i.s_base + word]
+            sums = self._start[banks, i.s_base + word]
         elif start is Start.OUTPUT:
-            sums = self._output[bank, i.s_base + word]
+            sums = self._output[banks, i.s_base + word]
         else:
             sums = np.zeros((rows, cols), np.float32)
         self._ring = _fold(a, values, places, sums)
         if i.emit:
-            self._output[bank, i.o_base + word] = self._ring
+            self._output[banks, i.o_base + word] = self._ring
 
     def _multiply_ws(self, i: Instruction) -> None:
         config = self.config

@@ -105,21 +105,23 @@ class Fetch(wiring.Component):
         failed = Signal()
         pc = Signal(PC_BITS)
         part = Signal(range(max(beats_each, 2)))
-        earlier = Signal(INSTRUCTION_BITS - axi.data_bits)
+        # The beats before the one on the bus, the first in the low bits.
+        received = Signal(INSTRUCTION_BITS)
+        word = Cat(received, port.rdata)[-INSTRUCTION_BITS:]
         now_failed = failed | (port.rresp != Response.OKAY)
         m.d.comb += [
             port.rready.eq(1),
             self.idle.eq(~under_way),
             self.beat.eq(taken),
             queue.i.valid.eq(taken & (part == beats_each - 1)),
-            queue.i.p.word.eq(Cat(earlier, port.rdata)),
+            queue.i.p.word.eq(word),
             queue.i.p.pc.eq(pc),
             queue.i.p.failed.eq(now_failed),
         ]
         with m.If(taken):
             m.d.sync += [
                 part.eq(Mux(part == beats_each - 1, 0, part + 1)),
-                earlier.eq(Cat(earlier, port.rdata)[axi.data_bits :]),
+                received.eq(word),
                 failed.eq(now_failed & (part != beats_each - 1)),
             ]
             with m.If(part == beats_each - 1):

@@ -11,7 +11,7 @@ from sat.dataflow.compile import CompiledProduct
 from sat.dataflow.host import read_result, write_product
 from sat.dataflow.products import Product, StartShape
 from sat.dataflow.search import best_mapping
-from sat.devices.base import Device, Run
+from sat.devices.base import Device, Run, make_config
 from sat.errors import DeviceError
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status
@@ -28,8 +28,9 @@ class RtlDevice(Device):
 
     Parameters
     ----------
-    array : str
-        ``"RxC"``.
+    array : str, optional
+        ``"RxC"``; the configuration's own (8x8) if not given.
+    config : SatConfig, optional
     memory : MemoryTiming, optional
     waves : str, optional
         File for a waveform (FST) of everything that runs.
@@ -41,14 +42,14 @@ class RtlDevice(Device):
 
     def __init__(
         self,
-        array: str = "8x8",
+        array: str | None = None,
         *,
         config: SatConfig | None = None,
         memory: MemoryTiming | None = None,
         waves: str | None = None,
         **options: Any,
     ):
-        super().__init__((config or SatConfig(**options)).with_array(array))
+        super().__init__(make_config(config, array, **options))
         self.memory_timing = memory or MemoryTiming()
         self._waves = waves
         self._device: DeviceRtl | None = None

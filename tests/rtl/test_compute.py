@@ -6,7 +6,7 @@ import numpy as np
 from amaranth import *
 from amaranth.lib import memory
 from amaranth.sim import Simulator
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sat.dataflow.cycles_compute import ComputeTiming
@@ -275,6 +275,7 @@ def tile_runs(draw):
     return config, instructions, gaps, draw(st.integers(0, 2**32 - 1))
 
 
+@settings(max_examples=30)  # each elaborates the engine and simulates it in Python
 @given(tile_runs())
 def test_tiles_match_scalar_fold_and_timing_model(case):
     config, instructions, gaps, seed = case

@@ -1,0 +1,93 @@
+"""The configuration's rules and the instruction encoding."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sat.rtl.config import AxiConfig, FpTiming, SatConfig
+from sat.rtl.csr import REGISTERS, parts
+from sat.rtl.isa import BODIES, INSTRUCTION_BYTES, Instruction, Opcode
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"rows": 0}, "rows=0: must be an integer 1 to 64"),
+        ({"cols": 65}, "cols=65"),
+        ({"max_m": 3}, "max_m=3: must be 2, 4, 8 or 16"),
+        ({"max_n": 9}, "max_n=9: must be 1 to max_m"),
+        ({"interleave": 2}, "interleave=2: must be at least adder_stages"),
+        ({"interleave": 3}, "interleave=3: must be 1, 2, 4 or 8"),
+        ({"a_words": 100}, "a_words=100: must be a power of two"),
+        ({"rows": 64, "sum_words": 256}, "sum_words=256: must hold two tiles"),
+        ({"max_m": 4, "max_n": 4}, "data_bits=128: must not exceed a word"),
+        ({"queue_depth": 3}, "queue_depth=3"),
+        ({"watchdog_cycles": 1000}, "watchdog_cycles=1000"),
+    ],
+)
+def test_config_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        SatConfig(**options)
+
+
+def test_parts_of_the_config_refuse():
+    with pytest.raises(ValueError, match="adder_stages=8: must be 1 to 7"):
+        FpTiming(adder_stages=8)
+    with pytest.raises(ValueError, match="data_bits=48"):
+        AxiConfig(data_bits=48)
+    with pytest.raises(ValueError, match="outstanding=3"):
+        AxiConfig(outstanding=3)
+
+
+def test_config_survives_json_and_names_its_array():
+    config = SatConfig(rows=3, cols=5, fp=FpTiming(multiplier_stages=2))
+    assert SatConfig.from_json(config.to_json()) == config
+    assert config.array == "3x5"
+    big = config.with_array("64x2")
+    assert (big.rows, big.cols) == (64, 2) and big.sum_words >= 2 * 64 * big.interleave
+    assert big.digest != config.digest
+    with pytest.raises(ValueError, match="array='8': must be ROWSxCOLS"):
+        config.with_array("8")
+
+
+@st.composite
+def instructions(draw):
+    """Draw any instruction whose fields fit their widths."""
+    opcode = draw(st.sampled_from(list(Opcode)))
+    layout = BODIES[opcode]
+    body = {
+        name: draw(st.integers(0, (1 << layout[name].width) - 1)) for name in dict(layout.members)
+    }
+    masks = [draw(st.integers(0, 0xFFFF)) for _ in range(3)]
+    return Instruction(opcode, body, *masks)
+
+
+@given(instructions())
+def test_instruction_survives_its_bytes(instruction):
+    raw = instruction.encode()
+    assert len(raw) == INSTRUCTION_BYTES
+    assert Instruction.decode(raw) == instruction
+
+
+def test_fields_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"LOAD.rows=65536: must fit 16 bits \(0 to 65535\)"):
+        Instruction(Opcode.LOAD, {"rows": 1 << 16})
+    with pytest.raises(ValueError, match="STORE has no field 'colour'"):
+        Instruction(Opcode.STORE, {"colour": 1})
+    with pytest.raises(ValueError, match="FENCE.wait=-1"):
+        Instruction(Opcode.FENCE, {}, wait=-1)
+    with pytest.raises(ValueError, match="opcode 0x00 is unknown: known are 0x01 END"):
+        Instruction.decode(bytes(32))
+    with pytest.raises(ValueError, match="32 bytes, not 31"):
+        Instruction.decode(bytes(31))
+
+
+def test_register_map_has_no_overlap():
+    offsets = [register.offset for register in REGISTERS.values()]
+    assert len(set(offsets)) == len(offsets) and all(offset % 4 == 0 for offset in offsets)
+    assert [r.name for r in parts("CYCLES")] == ["CYCLES_LO", "CYCLES_HI"]
+    assert [r.name for r in parts("STATUS")] == ["STATUS"]
+    with pytest.raises(KeyError):
+        parts("NOTHING")

@@ -24,6 +24,8 @@ from sat.sim.golden.device import GoldenDevice
 sys.path.insert(0, str(Path(__file__).parent))
 from products import assert_same_bits, make_case, run_case
 
+pytestmark = pytest.mark.xdist_group("errors")
+
 CONFIG = SatConfig(rows=3, cols=5, a_words=64, b_words=64, sum_words=128, watchdog_cycles=1024)
 MEMORY = 1 << 16
 PRODUCT = Product(10, 12, 20, 2, 8)

@@ -57,7 +57,9 @@ def random_product(rng: random.Random, config: SatConfig) -> Product:
     )
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CONFIGS]
+)
 @pytest.mark.parametrize("part", range(4))
 def test_random_products(name, part):
     """Random sizes, patterns, mappings, memories: 4 x 6 x 25 products, specials in half."""
@@ -75,6 +77,7 @@ def test_random_products(name, part):
 PATTERNS = [(1, 1), (1, 2), (2, 4), (1, 4), (3, 4), (2, 8), (4, 8), (5, 8), (8, 8)]
 
 
+@pytest.mark.xdist_group("16x16")
 @pytest.mark.parametrize("n, m", PATTERNS)
 def test_every_mapping_and_array_gives_the_same_bits(n, m):
     """One product, every legal mapping (both dataflows) on four arrays: the same bits."""

@@ -17,6 +17,8 @@ from sat.rtl.isa import BODIES, INSTRUCTION_BYTES, Instruction, Opcode, Status
 from sat.sim.device_rtl import DeviceRtl
 from sat.sim.golden.device import GoldenDevice
 
+pytestmark = pytest.mark.xdist_group("errors")
+
 CONFIG = SatConfig(rows=3, cols=5, a_words=64, b_words=64, sum_words=128, watchdog_cycles=1024)
 MEMORY = 1 << 16
 

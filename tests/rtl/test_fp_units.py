@@ -17,6 +17,8 @@ from sat.rtl.fp.multiplier import Multiplier
 from sat.rtl.fp.operand import operand_of
 from sat.sim import fp_bulk
 
+pytestmark = pytest.mark.xdist_group("arithmetic")
+
 MILLION = 1_000_000
 CHUNK = 2 * MILLION
 LONG_VECTORS = int(os.environ.get("SAT_LONG_VECTORS", 1_000 * MILLION))

@@ -1,0 +1,149 @@
+"""Write the generated pages of docs/: the instruction set and the register map.
+
+``--check`` writes nothing and fails if a page is not up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import sys
+from pathlib import Path
+
+from sat.rtl import csr, isa
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+MARK = "<!-- Written by tools/generate_docs.py: change the source it names, then `make docs`. -->"
+
+ACTIONS = {
+    isa.Opcode.END: "Wait until every engine is idle, then end the program with status DONE.",
+    isa.Opcode.FENCE: "Wait until every engine is idle.",
+    isa.Opcode.LOAD: "Read rows of memory and spread them over the banks of an on-chip buffer.",
+    isa.Opcode.MULTIPLY: "Run one tile of a product on the array.",
+    isa.Opcode.STORE: "Write rows of sums from the output buffer to memory.",
+}
+CYCLES = {
+    isa.Opcode.END: "from its dispatch until the engines are idle",
+    isa.Opcode.FENCE: "from its dispatch until the engines are idle",
+    isa.Opcode.LOAD: "`sat.dataflow.cycles_load`",
+    isa.Opcode.MULTIPLY: "`sat.dataflow.cycles_compute`",
+    isa.Opcode.STORE: "`sat.dataflow.cycles_store`",
+}
+
+
+def field_comments(name: str) -> dict[str, str]:
+    """Return what the source says beside each field of a layout of `sat.rtl.isa`."""
+    lines = inspect.getsource(isa).splitlines()
+    start = lines.index(f"{name} = data.StructLayout(")
+    found: dict[str, str] = {}
+    current = ""
+    for line in lines[start + 1 :]:
+        if line == ")":
+            break
+        code, _, comment = line.partition("#")
+        if '"' in code:
+            current = code.split('"')[1]
+            found[current] = comment.strip()
+        elif comment and current:
+            found[current] += " " + comment.strip()
+    return found
+
+
+def member_docs(cls: type) -> dict[str, str]:
+    """Return the text under each member of an enumeration."""
+    tree = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    found: dict[str, str] = {}
+    last = ""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            last = node.targets[0].id
+            found[last] = ""
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and last:
+            found[last] = " ".join(str(node.value.value).split())
+    return found
+
+
+def isa_page() -> str:
+    """Return docs/isa.md."""
+    out = [MARK, "", "# Instruction set", "", inspect.getdoc(isa) or "", ""]
+    out += ["## Header", "", "| bits | field |", "| --- | --- |"]
+    at = 0
+    for name in dict(isa.HEADER.members):
+        width = isa.HEADER[name].width
+        out.append(f"| {at + width - 1}:{at} | `{name}` |")
+        at += width
+    for opcode, layout in isa.BODIES.items():
+        out += ["", f"## {opcode.name} (`{opcode.value:#04x}`)", ""]
+        out += [f"*Action.* {ACTIONS[opcode]}", "", f"*Cycles.* {CYCLES[opcode]}.", ""]
+        if not dict(layout.members):
+            out += ["*Format.* No body.", ""]
+            continue
+        comments = field_comments(opcode.name)
+        out += ["*Format.*", "", "| bits | field | meaning |", "| --- | --- | --- |"]
+        for name in dict(layout.members):
+            low = isa.HEADER_BITS + layout[name].offset
+            high = low + layout[name].width - 1
+            meaning = comments.get(name, "").replace("|", "\\|")
+            out.append(f"| {high}:{low} | `{name}` | {meaning} |")
+        out += [
+            "",
+            (
+                "*Errors.* BAD_FIELD or BAD_ADDRESS before anything of it is done; the rules, with "
+                "their messages, are in `sat.sim.golden.check`."
+            ),
+        ]
+    out += ["", "## Field values", ""]
+    for cls in (isa.Buffer, isa.Dataflow, isa.Start, isa.Status):
+        out += [f"### {cls.__name__}", "", (inspect.getdoc(cls) or "").splitlines()[0], ""]
+        out += ["| value | name | meaning |", "| --- | --- | --- |"]
+        docs = member_docs(cls)
+        out += [f"| {m.value:#x} | {m.name} | {docs.get(m.name, '')} |" for m in cls]
+        out.append("")
+    return "\n".join(out).rstrip() + "\n"
+
+
+def csr_page() -> str:
+    """Return docs/csr.md."""
+    out = [MARK, "", "# Registers", "", inspect.getdoc(csr) or "", ""]
+    out += ["| offset | name | access | meaning |", "| --- | --- | --- | --- |"]
+    access = {
+        csr.Access.READ: "read",
+        csr.Access.WRITE: "read, write between programs",
+        csr.Access.CONTROL: "write",
+    }
+    for r in csr.REGISTERS.values():
+        out.append(f"| `{r.offset:#04x}` | {r.name} | {access[r.access]} | {r.doc} |")
+    out += [
+        "",
+        (
+            "An access to no register, or one that its access column does not allow, is answered "
+            "with SLVERR and changes nothing. CYCLES counts from the cycle after the one in which "
+            "the start takes effect to the one in which STATUS leaves RUNNING."
+        ),
+    ]
+    return "\n".join(out) + "\n"
+
+
+PAGES = {"isa.md": isa_page, "csr.md": csr_page}
+
+
+def main() -> int:
+    """Write or check the pages."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = 0
+    for name, page in PAGES.items():
+        path, text = DOCS / name, page()
+        if check and (not path.exists() or path.read_text() != text):
+            print(f"docs/{name} is not up to date: run `make docs`")
+            stale = 1
+        elif not check:
+            path.write_text(text)
+    return stale
+
+
+if __name__ == "__main__":
+    sys.exit(main())

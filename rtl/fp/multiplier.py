@@ -81,11 +81,13 @@ class Multiplier(wiring.Component):
         infinite = stage(middle, infinite, "p_infinite")
         zero = stage(middle, zero, "p_zero")
 
-        # The product of two mantissas lies in 1 … 4.
+        # The product of two mantissas lies in 1 … 4, as good as equally often below and above 2:
+        # a shift by one bit, because a simulator's processor would guess a multiplexer wrong.
         carry = integer[21]
-        mantissa, field = Signal(23), Signal(8)
+        shifted, mantissa, field = Signal(22), Signal(23), Signal(8)
         m.d.comb += [
-            mantissa.eq(Mux(carry, integer[:21] << 2, integer[:20] << 3)),
+            shifted.eq(integer << ~carry),
+            mantissa.eq(Cat(C(0, 2), shifted[:21])),
             field.eq(exponent + carry),
         ]
         product = Signal(32)

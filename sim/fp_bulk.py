@@ -29,8 +29,9 @@ UNITS: dict[str, tuple[Callable[..., wiring.Component], tuple[str, ...], str]] =
 """Each unit: its component, its inputs, its output."""
 
 
+@functools.lru_cache(maxsize=32)
 def verilog(unit: str, **options: int) -> str:
-    """Return a unit's Verilog."""
+    """Return a unit's Verilog, emitted once a process."""
     return emit(UNITS[unit][0](**options))
 
 
@@ -52,13 +53,14 @@ def _library(text: str, inputs: tuple[str, ...], output: str, clocked: bool) -> 
 def run(
     unit: str, a: np.ndarray, b: np.ndarray | None = None, text: str | None = None, **options: int
 ) -> np.ndarray:
-    """Return a unit's outputs for arrays of inputs, one pair a cycle.
+    """Return a unit's outputs for arrays of inputs, one a cycle.
 
     Parameters
     ----------
     unit : str
         A name in `UNITS`.
     a, b : (count,) uint32
+        ``b`` for the units that have two inputs.
     text : str, optional
         Verilog in place of the unit's own: how tests plant faults.
     **options
@@ -67,12 +69,29 @@ def run(
     Returns
     -------
     (count,) uint32
+
+    Raises
+    ------
+    TypeError
+        If an array holds anything but ``uint32``.
+    ValueError
+        If there is no such unit, or the arrays do not fit the unit or each other.
     """
+    if unit not in UNITS:
+        raise ValueError(f"unit={unit!r}: must be one of {', '.join(UNITS)}")
     component, inputs, output = UNITS[unit]
+    arrays = [a] if b is None else [a, b]
+    if len(arrays) != len(inputs):
+        raise ValueError(f"{len(arrays)} arrays: unit {unit!r} takes {len(inputs)}")
+    for array in arrays:
+        if array.dtype != np.uint32:
+            raise TypeError(f"array has dtype {array.dtype}: must be bits as uint32")
+        if array.shape != a.shape or a.ndim != 1:
+            raise ValueError(f"shapes {[x.shape for x in arrays]}: must be (count,), all the same")
     latency = getattr(component(**options), "latency", 0)
-    library = _library(text or verilog(unit, **options), inputs, output, latency > 0)
+    text = verilog(unit, **options) if text is None else text
+    library = _library(text, inputs, output, latency > 0)
     out = np.empty(len(a), np.uint32)
-    a = np.ascontiguousarray(a, np.uint32)
-    b = a if b is None else np.ascontiguousarray(b, np.uint32)
-    library.run(a, b, out, len(a), latency)
+    first, last = (np.ascontiguousarray(x) for x in (arrays[0], arrays[-1]))
+    library.run(first, last, out, len(a), latency)
     return out

@@ -15,11 +15,25 @@ class FloatFormat:
 
     Parameters
     ----------
-    exponent_bits, mantissa_bits : int
+    exponent_bits : int
+        2 to 11.
+    mantissa_bits : int
+        1 to 52, the leading one not counted.
+
+    Raises
+    ------
+    ValueError
+        If a width is another: `decode` gives a Python float, which must hold every number.
     """
 
     exponent_bits: int
     mantissa_bits: int
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("exponent_bits", 2, 11), ("mantissa_bits", 1, 52)):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ValueError(f"{name}={value}: must be {least} to {most}")
 
     @property
     def bits(self) -> int:
@@ -59,7 +73,15 @@ class FloatFormat:
         return self.infinity - 1
 
     def decode(self, bits: int) -> float:
-        """Return the number with these bits, exactly (formats up to binary64's range)."""
+        """Return the number with these bits, exactly.
+
+        Raises
+        ------
+        ValueError
+            If they are more bits than the format has.
+        """
+        if not 0 <= bits < 1 << self.bits:
+            raise ValueError(f"bits={bits:#x}: must be 0 to {(1 << self.bits) - 1:#x}")
         sign = -1.0 if bits >> (self.bits - 1) else 1.0
         exponent = bits >> self.mantissa_bits & self.max_exponent
         mantissa = bits & ((1 << self.mantissa_bits) - 1)
@@ -70,15 +92,20 @@ class FloatFormat:
         mantissa |= 1 << self.mantissa_bits
         return sign * math.ldexp(mantissa, exponent - self.bias - self.mantissa_bits)
 
-    def encode(self, number: float | Fraction, negative_zero: bool = False) -> int:
+    def encode(self, number: float | int | Fraction, negative_zero: bool = False) -> int:
         """Return the bits nearest to a number: ties to even, overflow to infinity.
 
         Parameters
         ----------
-        number : float or Fraction
-            A Fraction is rounded from its exact value.
+        number : float, int or Fraction
+            Rounded once, from its exact value.
         negative_zero : bool
-            For a Fraction of value 0: give -0.
+            For an int or a Fraction of value 0: give -0.
+
+        Raises
+        ------
+        TypeError
+            If the number is of another type.
         """
         if isinstance(number, float):
             if math.isnan(number):
@@ -87,6 +114,11 @@ class FloatFormat:
             if math.isinf(number):
                 return self.infinity | negative << (self.bits - 1)
             number = Fraction(number)
+        elif not isinstance(number, int | Fraction):
+            raise TypeError(
+                f"number has type {type(number).__name__}: must be float, int or Fraction; "
+                "an array's element gives its own with .item()"
+            )
         else:
             negative = number < 0 or (number == 0 and negative_zero)
         sign = int(negative) << (self.bits - 1)

@@ -31,6 +31,7 @@ cosim: $(STAMP) ## the cocotb benches over the real AXI ports
 bench: $(STAMP) ## speed of the golden model and of the simulated RTL, as ratios within one run
 	$(BIN)/python benchmarks/bench_golden.py
 	$(BIN)/python benchmarks/bench_rtl.py
+	$(BIN)/python benchmarks/bench_layer.py
 
 check: lint typecheck ## lint, formatting and types
 

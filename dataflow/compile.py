@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
+from sat.dataflow.layers import Region
 from sat.dataflow.mapping import (
     Mapping,
     OsMapping,
@@ -35,25 +37,19 @@ class Semaphore(IntEnum):
     START_FREE = 5
     OUTPUT_FULL = 6
     OUTPUT_FREE = 7
+    MASK_FULL = 8
+    MASK_FREE = 9
+    SUMS = 10
+    """Sums are in the output buffer for the next MULTIPLY to add to."""
+    UPDATE_FULL = 11
+    UPDATE_FREE = 12
+    MADE_FULL = 13
+    MADE_FREE = 14
 
 
-def _bit(semaphore: Semaphore) -> int:
+def bit(semaphore: Semaphore) -> int:
+    """Return the mask with just this semaphore."""
     return 1 << semaphore
-
-
-@dataclass(frozen=True)
-class Region:
-    """A matrix in device memory: byte address, bytes from row to row, rows, bytes of a row."""
-
-    address: int
-    pitch: int
-    rows: int
-    row_bytes: int
-
-    @property
-    def end(self) -> int:
-        """First byte address behind the matrix."""
-        return self.address + (self.rows - 1) * self.pitch + max(self.pitch, self.row_bytes)
 
 
 @dataclass(frozen=True)
@@ -88,6 +84,12 @@ class CompiledProduct:
     memory: MemoryMap
 
 
+Load = tuple[Opcode, dict[str, Any]]
+"""An instruction of the load engine, its base counted from the start of its slot."""
+Key = tuple[int, ...]
+"""Names what a slot holds."""
+
+
 @dataclass
 class _Fill:
     """One chunk of an operand in one slot of its buffer."""
@@ -95,20 +97,24 @@ class _Fill:
     slot: int
     first_use: int
     last_use: int
-    loads: list[dict[str, Any]]
+    loads: list[Load]
     evicts: int | None
 
 
 @dataclass
-class _Step:
+class Step:
     """One MULTIPLY: which operands it needs, and what becomes of its sums."""
 
-    a: tuple[int, int]
-    b: tuple[int, int]
-    start: tuple[int, int] | None
-    body: dict[str, Any]
-    opens: bool  # takes a fresh place in the output buffer
-    store: dict[str, Any] | None  # closes it
+    a: Key
+    b: Key
+    body: dict[str, Any]  # bases counted from the start of the slots
+    output: int  # number of its place among all places ever taken in the output buffer
+    opens: bool  # takes that place
+    stores: list[dict[str, Any]] = field(default_factory=list)  # closes it
+    start: Key | None = None
+    masks: list[Load] = field(default_factory=list)  # what its stores need
+    adds: bool = False  # to sums that an earlier MULTIPLY left in its place
+    added: bool = False  # a later one adds to these
     fills: dict[str, int] = field(default_factory=dict)
 
 
@@ -118,17 +124,17 @@ class _Ring:
     def __init__(self, slots: int):
         self.slots = slots
         self.fills: list[_Fill] = []
-        self.resident: dict[tuple[int, int], int] = {}
-        self._keys: list[tuple[int, int]] = []
+        self.resident: dict[Key, int] = {}
+        self._keys: list[Key] = []
 
-    def use(self, key: tuple[int, int], step: int, loads: list[dict[str, Any]]) -> int:
+    def use(self, key: Key, step: int, loads: Callable[[], list[Load]]) -> int:
         """Return the fill that holds ``key`` at ``step``, made now if it is not there."""
         if key not in self.resident:
             number = len(self.fills)
             evicts = number - self.slots if number >= self.slots else None
             if evicts is not None:
                 del self.resident[self._keys[evicts]]
-            self.fills.append(_Fill(number % self.slots, step, step, loads, evicts))
+            self.fills.append(_Fill(number % self.slots, step, step, loads(), evicts))
             self._keys.append(key)
             self.resident[key] = number
         number = self.resident[key]
@@ -203,13 +209,13 @@ def _emit(
     product: Product, config: SatConfig, mapping: Mapping, memory: MemoryMap
 ) -> list[Instruction]:
     if isinstance(mapping, OsMapping):
-        planner: _Planner = _OsPlanner(product, config, mapping, memory)
+        planner: Planner = OsPlanner(product, config, mapping, memory)
     else:
         planner = _WsPlanner(product, config, mapping, memory)
-    return planner.emit()
+    return [*planner.emit(), Instruction(Opcode.END, {})]
 
 
-class _Planner:
+class Planner:
     """What both dataflows share: slots, semaphores and the order of instructions."""
 
     def __init__(self, product: Product, config: SatConfig, memory: MemoryMap):
@@ -218,12 +224,12 @@ class _Planner:
         self.words = ceil_div(product.depth, config.max_m)
         self.a_slot = self.b_slot = self.i_slot = self.sum_slot = 1
 
-    def steps(self) -> Iterator[_Step]:
+    def steps(self) -> Iterator[Step]:
         """Yield the MULTIPLYs in order."""
         raise AssertionError("each dataflow has its own")
 
-    def a_loads(self, key: tuple[int, int]) -> list[dict[str, Any]]:
-        """Return the LOAD that fills a slot of A."""
+    def a_loads(self, key: Key) -> list[Load]:
+        """Return what fills a slot of A."""
         raise AssertionError("each dataflow has its own")
 
     def chunk_values(self, chunk: int) -> tuple[int, int]:
@@ -255,12 +261,12 @@ class _Planner:
         start_byte = (first - skip) * bits // 8
         return start_byte, ceil_div(end * bits, 8) - start_byte, skip
 
-    def b_loads(self, key: tuple[int, int]) -> list[dict[str, Any]]:
-        """Return the LOADs that fill a slot of B and its indices."""
+    def b_loads(self, key: Key) -> list[Load]:
+        """Return what fills a slot of B and its indices."""
         tile, chunk = key
         first, end = self.column_tile(tile)
         cols = end - first
-        loads = []
+        loads: list[Load] = []
         for region, bits, buffer, stride in (
             (self.memory.b, 16, Buffer.B, self.b_stride),
             (self.memory.indices, 4, Buffer.INDEX, self.i_stride),
@@ -268,17 +274,16 @@ class _Planner:
             if region is None:
                 continue
             byte, length, _ = self._aligned(chunk, bits)
-            loads.append(
-                {
-                    "address": region.address + first * region.pitch + byte,
-                    "pitch": region.pitch,
-                    "rows": cols,
-                    "row_bytes": length,
-                    "destination": buffer,
-                    "stride": stride,
-                    "groups": ceil_div(cols, self.config.cols),
-                }
-            )
+            body = {
+                "address": region.address + first * region.pitch + byte,
+                "pitch": region.pitch,
+                "rows": cols,
+                "row_bytes": length,
+                "destination": buffer,
+                "stride": stride,
+                "groups": ceil_div(cols, self.config.cols),
+            }
+            loads.append((Opcode.LOAD, body))
         return loads
 
     @property
@@ -289,65 +294,75 @@ class _Planner:
     def i_stride(self) -> int:
         return self.i_slot
 
-    def start_loads(self, key: tuple[int, int]) -> list[dict[str, Any]]:
-        """Return the LOAD that fills a slot of the start buffer."""
+    def start_loads(self, key: Key) -> list[Load]:
+        """Return what fills a slot of the start buffer."""
         region = self.memory.start
         assert region is not None
         (row, row_end), (col, col_end) = self.row_tile(key[0]), self.column_tile(key[1])
-        return [
-            {
-                "address": region.address + row * region.pitch + 4 * col,
-                "pitch": region.pitch,
-                "rows": row_end - row,
-                "row_bytes": 4 * (col_end - col),
-                "destination": Buffer.START,
-                "stride": self.sum_width(),
-                "groups": row_end - row,
-            }
-        ]
-
-    def store(self, row_tile: int, col_tile: int) -> dict[str, Any]:
-        """Return the STORE of a tile, without its base."""
-        region = self.memory.result
-        (row, row_end), (col, col_end) = self.row_tile(row_tile), self.column_tile(col_tile)
-        return {
+        body = {
             "address": region.address + row * region.pitch + 4 * col,
             "pitch": region.pitch,
             "rows": row_end - row,
-            "columns": col_end - col,
+            "row_bytes": 4 * (col_end - col),
+            "destination": Buffer.START,
+            "stride": self.sum_width(),
+            "groups": row_end - row,
+        }
+        return [(Opcode.LOAD, body)]
+
+    def masks(self, row_tile: int, col_tile: int) -> list[Load]:
+        """Return the LOADs of the mask bits that a tile's STOREs need."""
+        return []
+
+    def stores(self, row_tile: int, col_tile: int) -> list[dict[str, Any]]:
+        """Return the STOREs of a tile, bases counted from its place."""
+        region = self.memory.result
+        (row, row_end), (col, col_end) = self.row_tile(row_tile), self.column_tile(col_tile)
+        body = {
+            "address": region.address + row * region.pitch + 4 * col,
+            "pitch": region.pitch,
+            "rows": row_end - row,
+            "row_bytes": 4 * (col_end - col),
             "stride": self.sum_width(),
         }
+        return [body]
 
     def emit(self) -> list[Instruction]:
-        """Return the program."""
+        """Return the instructions, without END; when done they leave every semaphore at 0."""
         config = self.config
         a = _Ring(config.a_words // self.a_slot)
         b_slots = config.b_words // self.b_slot_words
         if not self.product.dense:
             b_slots = min(b_slots, config.i_words // self.i_slot_words)
         b = _Ring(b_slots)
-        start = _Ring(config.sum_words // self.sum_slot)
         output_slots = config.sum_words // self.sum_slot
+        start, mask = _Ring(output_slots), _Ring(output_slots)
         steps = []
         for number, step in enumerate(self.steps()):
-            step.fills["a"] = a.use(step.a, number, self.a_loads(step.a))
-            step.fills["b"] = b.use(step.b, number, self.b_loads(step.b))
+            step.fills["a"] = a.use(step.a, number, partial(self.a_loads, step.a))
+            step.fills["b"] = b.use(step.b, number, partial(self.b_loads, step.b))
             if step.start is not None:
-                step.fills["start"] = start.use(step.start, number, self.start_loads(step.start))
+                load = partial(self.start_loads, step.start)
+                step.fills["start"] = start.use(step.start, number, load)
+            if step.masks:
+                # Every closing step has masks or none has: mask and output slots stay in step.
+                mask.use((step.output,), number, partial(list, step.masks))
             steps.append(step)
 
         buffers = {
             "a": (a, Semaphore.A_FULL, Semaphore.A_FREE),
             "b": (b, Semaphore.B_FULL, Semaphore.B_FREE),
             "start": (start, Semaphore.START_FULL, Semaphore.START_FREE),
+            "mask": (mask, Semaphore.MASK_FULL, Semaphore.MASK_FREE),
         }
         slot_words = {
             Buffer.A: self.a_slot,
             Buffer.B: self.b_slot_words,
             Buffer.INDEX: self.i_slot_words,
             Buffer.START: self.sum_slot,
+            Buffer.MASK: self.sum_slot,
         }
-        releases = {name: ring.releases() for name, (ring, _, _) in buffers.items()}
+        releases = {name: buffers[name][0].releases() for name in ("a", "b", "start")}
         pending = sorted(
             (fill.first_use, order, number, name)
             for order, (name, (ring, _, _)) in enumerate(buffers.items())
@@ -355,7 +370,6 @@ class _Planner:
         )
         program: list[Instruction] = []
         next_load = 0
-        output = -1
         outputs = sum(step.opens for step in steps)
         for number, step in enumerate(steps):
             while next_load < len(pending):
@@ -368,18 +382,22 @@ class _Planner:
                 program += self._loads(fill, full, free, slot_words)
                 next_load += 1
 
-            wait = release = 0
+            wait = release = signal = 0
             for name, fill_number in step.fills.items():
                 ring, full, free = buffers[name]
                 if ring.fills[fill_number].first_use == number:
-                    wait |= _bit(full)
+                    wait |= bit(full)
                 if releases[name].get(number) == fill_number:
-                    release |= _bit(free)
-            if step.opens:
-                output += 1
-                if output >= output_slots:
-                    wait |= _bit(Semaphore.OUTPUT_FREE)
-            output_base = output % output_slots * self.sum_slot
+                    release |= bit(free)
+            if step.opens and step.output >= output_slots:
+                wait |= bit(Semaphore.OUTPUT_FREE)
+            if step.adds:
+                wait |= bit(Semaphore.SUMS)
+            if step.added:
+                signal |= bit(Semaphore.SUMS)
+            if step.stores:
+                signal |= bit(Semaphore.OUTPUT_FULL)
+            output_base = step.output % output_slots * self.sum_slot
             body = dict(step.body)
             body["a_base"] = a.fills[step.fills["a"]].slot * self.a_slot + body.get("a_base", 0)
             b_slot = b.fills[step.fills["b"]].slot
@@ -391,36 +409,51 @@ class _Planner:
             elif body["start"] is Start.OUTPUT:
                 body["s_base"] = output_base
             body["o_base"] = output_base
-            signal = _bit(Semaphore.OUTPUT_FULL) if step.store is not None else 0
             program.append(Instruction(Opcode.MULTIPLY, body, wait, release, signal))
-            if step.store is not None:
-                program.append(
-                    Instruction(
-                        Opcode.STORE,
-                        {**step.store, "base": output_base},
-                        wait=_bit(Semaphore.OUTPUT_FULL),
-                        signal=(
-                            _bit(Semaphore.OUTPUT_FREE) if output + output_slots < outputs else 0
-                        ),
-                    )
-                )
-        program.append(Instruction(Opcode.END, {}))
-        return program
+            program += self._stores(step, output_base, step.output + output_slots < outputs)
+        return _without_repeats(program)
+
+    @staticmethod
+    def _stores(step: Step, base: int, reused: bool) -> list[Instruction]:
+        """Return a tile's STOREs: the first waits for its sums, the last frees its place."""
+        full, free = bit(Semaphore.OUTPUT_FULL), bit(Semaphore.OUTPUT_FREE)
+        if step.masks:
+            full |= bit(Semaphore.MASK_FULL)
+            free |= bit(Semaphore.MASK_FREE)
+        last = len(step.stores) - 1
+        return [
+            Instruction(
+                Opcode.STORE,
+                {**body, "base": base + body.get("base", 0)},
+                wait=full if n == 0 else 0,
+                signal=free if n == last and reused else 0,
+            )
+            for n, body in enumerate(step.stores)
+        ]
 
     @staticmethod
     def _loads(
         fill: _Fill, full: Semaphore, free: Semaphore, slot_words: dict[Buffer, int]
     ) -> list[Instruction]:
-        """Return a fill's LOADs: the first waits for the slot, the last tells that it is full."""
+        """Return a fill's loads: the first waits for the slot, the last tells that it is full.
+
+        What sets up a GATHER touches no slot and need not wait.
+        """
         made = []
-        for i, body in enumerate(fill.loads):
-            first, last = i == 0, i == len(fill.loads) - 1
+        data = [
+            i for i, (opcode, _) in enumerate(fill.loads) if opcode in (Opcode.LOAD, Opcode.GATHER)
+        ]
+        for i, (opcode, body) in enumerate(fill.loads):
+            if i not in data:
+                made.append(Instruction(opcode, body))
+                continue
+            base = fill.slot * slot_words[body["destination"]] + body.get("base", 0)
             made.append(
                 Instruction(
-                    Opcode.LOAD,
-                    {**body, "base": fill.slot * slot_words[body["destination"]]},
-                    wait=_bit(free) if first and fill.evicts is not None else 0,
-                    signal=_bit(full) if last else 0,
+                    opcode,
+                    {**body, "base": base},
+                    wait=bit(free) if i == data[0] and fill.evicts is not None else 0,
+                    signal=bit(full) if i == data[-1] else 0,
                 )
             )
         return made
@@ -438,6 +471,19 @@ class _Planner:
         return {"n": product.n, "log2_m": product.m.bit_length() - 1}
 
 
+def _without_repeats(program: list[Instruction]) -> list[Instruction]:
+    """Return the program without TENSORs and WINDOWs that set what is set."""
+    made: list[Instruction] = []
+    current: dict[Opcode, Instruction] = {}
+    for i in program:
+        if i.opcode in (Opcode.TENSOR, Opcode.WINDOW):
+            if current.get(i.opcode) == i:
+                continue
+            current[i.opcode] = i
+        made.append(i)
+    return made
+
+
 def _grid(
     rows_outer: bool, row_tiles: int, col_tiles: int, block: int
 ) -> Iterator[tuple[int, int]]:
@@ -449,7 +495,7 @@ def _grid(
                 yield (o, i) if rows_outer else (i, o)
 
 
-class _OsPlanner(_Planner):
+class OsPlanner(Planner):
     def __init__(self, product: Product, config: SatConfig, mapping: OsMapping, memory: MemoryMap):
         super().__init__(product, config, memory)
         self.mapping = mapping
@@ -487,34 +533,34 @@ class _OsPlanner(_Planner):
     def _chunk_words(self, chunk: int) -> int:
         return min(self.mapping.chunk_words, self.words - chunk * self.mapping.chunk_words)
 
-    def a_loads(self, key: tuple[int, int]) -> list[dict[str, Any]]:
+    def a_loads(self, key: Key) -> list[Load]:
         tile, chunk = key
         region = self.memory.a
         row, row_end = self.row_tile(tile)
         byte = chunk * self.mapping.chunk_words * self.config.word_bytes
-        return [
-            {
-                "address": region.address + row * region.pitch + byte,
-                "pitch": region.pitch,
-                "rows": row_end - row,
-                "row_bytes": min(
-                    self._chunk_words(chunk) * self.config.word_bytes, region.row_bytes - byte
-                ),
-                "destination": Buffer.A,
-                "stride": self.mapping.chunk_words,
-                "groups": ceil_div(row_end - row, self.config.rows),
-            }
-        ]
+        body = {
+            "address": region.address + row * region.pitch + byte,
+            "pitch": region.pitch,
+            "rows": row_end - row,
+            "row_bytes": min(
+                self._chunk_words(chunk) * self.config.word_bytes, region.row_bytes - byte
+            ),
+            "destination": Buffer.A,
+            "stride": self.mapping.chunk_words,
+            "groups": ceil_div(row_end - row, self.config.rows),
+        }
+        return [(Opcode.LOAD, body)]
 
-    def steps(self) -> Iterator[_Step]:
+    def steps(self) -> Iterator[Step]:
         mapping, product = self.mapping, self.product
-        for row, col in _grid(mapping.rows_outer, self.row_tiles, self.col_tiles, mapping.block):
+        grid = _grid(mapping.rows_outer, self.row_tiles, self.col_tiles, mapping.block)
+        for output, (row, col) in enumerate(grid):
             for chunk in range(self.chunks):
                 first, last = chunk == 0, chunk == self.chunks - 1
                 words = self._chunk_words(chunk)
                 begin, end = self.chunk_values(chunk)
                 given = first and product.start is not StartShape.ZERO
-                yield _Step(
+                yield Step(
                     a=(row, chunk),
                     b=(col, chunk),
                     start=(row, col) if given else None,
@@ -533,12 +579,14 @@ class _OsPlanner(_Planner):
                         "b_stride": self.b_stride,
                         "i_stride": 0 if product.dense else self.i_stride,
                     },
+                    output=output,
                     opens=first,
-                    store=self.store(row, col) if last else None,
+                    stores=self.stores(row, col) if last else [],
+                    masks=self.masks(row, col) if last else [],
                 )
 
 
-class _WsPlanner(_Planner):
+class _WsPlanner(Planner):
     def __init__(self, product: Product, config: SatConfig, mapping: WsMapping, memory: MemoryMap):
         super().__init__(product, config, memory)
         self.mapping = mapping
@@ -566,31 +614,31 @@ class _WsPlanner(_Planner):
         size = self.mapping.chunk_passes * self.pass_values
         return chunk * size, min((chunk + 1) * size, self.product.kept)
 
-    def a_loads(self, key: tuple[int, int]) -> list[dict[str, Any]]:
+    def a_loads(self, key: Key) -> list[Load]:
         tile, chunk = key
         region, mapping = self.memory.a, self.mapping
         row, row_end = self.row_tile(tile)
         first_word = chunk * mapping.chunk_passes * self.pass_words
         words = min(mapping.chunk_passes * self.pass_words, self.words - first_word)
         byte = first_word * self.config.word_bytes
-        return [
-            {
-                "address": region.address + row * region.pitch + byte,
-                "pitch": region.pitch,
-                "rows": row_end - row,
-                "row_bytes": min(words * self.config.word_bytes, region.row_bytes - byte),
-                "destination": Buffer.A,
-                "by_word": 1,
-                "stride": mapping.tile_rows,
-                "groups": ceil_div(words, self.pass_words),
-                "copies": self.copies,
-                "words_per_pass": self.pass_words,
-            }
-        ]
+        body = {
+            "address": region.address + row * region.pitch + byte,
+            "pitch": region.pitch,
+            "rows": row_end - row,
+            "row_bytes": min(words * self.config.word_bytes, region.row_bytes - byte),
+            "destination": Buffer.A,
+            "by_word": 1,
+            "stride": mapping.tile_rows,
+            "groups": ceil_div(words, self.pass_words),
+            "copies": self.copies,
+            "words_per_pass": self.pass_words,
+        }
+        return [(Opcode.LOAD, body)]
 
-    def steps(self) -> Iterator[_Step]:
+    def steps(self) -> Iterator[Step]:
         mapping, product, config = self.mapping, self.product, self.config
-        for row, col in _grid(mapping.rows_outer, self.row_tiles, self.col_tiles, 1):
+        grid = _grid(mapping.rows_outer, self.row_tiles, self.col_tiles, 1)
+        for output, (row, col) in enumerate(grid):
             for number in range(self.passes):
                 chunk, within = divmod(number, mapping.chunk_passes)
                 first, last = number == 0, number == self.passes - 1
@@ -599,7 +647,7 @@ class _WsPlanner(_Planner):
                 offset = at - self.chunk_values(chunk)[0]
                 b_at = self._aligned(chunk, 16)[2] + offset
                 i_at = 0 if product.dense else self._aligned(chunk, 4)[2] + offset
-                yield _Step(
+                yield Step(
                     a=(row, chunk),
                     b=(col, chunk),
                     start=(row, col) if given else None,
@@ -618,6 +666,8 @@ class _WsPlanner(_Planner):
                         "i_base": i_at // config.indices_per_word,
                         "a_base": within * mapping.tile_rows,
                     },
+                    output=output,
                     opens=first,
-                    store=self.store(row, col) if last else None,
+                    stores=self.stores(row, col) if last else [],
+                    masks=self.masks(row, col) if last else [],
                 )

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from sat.dataflow.cycles_compute import ComputeTiming
 from sat.dataflow.cycles_load import LoadTiming
 from sat.dataflow.cycles_store import StoreTiming
+from sat.dataflow.cycles_update import UpdateTiming
 from sat.dataflow.program import Program, ProgramError
 from sat.dataflow.timing import Times
 from sat.rtl import isa
 from sat.rtl.check import CHECK_CYCLES
 from sat.rtl.config import SEMAPHORES, SatConfig
 from sat.rtl.fetch import FETCH_INSTRUCTIONS
-from sat.rtl.isa import Opcode, Status
+from sat.rtl.isa import ENGINES, Opcode, Status
 from sat.sim.memory import MemoryTiming
 
 
@@ -98,28 +99,29 @@ def predict(
         A semaphore is raised, or waited for, by more than one engine.
     """
     fetch = _FetchTiming(address, len(program), config, memory)
-    load, compute = LoadTiming(config, memory), ComputeTiming(config)
-    store = StoreTiming(config, memory)
-    engines: dict[Opcode, LoadTiming | ComputeTiming | StoreTiming] = {
-        Opcode.LOAD: load,
-        Opcode.MULTIPLY: compute,
-        Opcode.STORE: store,
+    load, store = LoadTiming(config, memory), StoreTiming(config, memory)
+    engines: dict[str, LoadTiming | ComputeTiming | StoreTiming | UpdateTiming] = {
+        "load": load,
+        "multiply": ComputeTiming(config),
+        "store": store,
+        "update": UpdateTiming(config),
     }
-    accepts = {opcode: deque([-1] * config.queue_depth) for opcode in engines}
+    engine_of = {opcode: name for name, opcodes in ENGINES.items() for opcode in opcodes}
+    accepts = {name: deque([-1] * config.queue_depth) for name in engines}
     raised: list[deque[int]] = [deque() for _ in range(SEMAPHORES)]
-    raisers: list[Opcode | None] = [None] * SEMAPHORES
-    waiters: list[Opcode | None] = [None] * SEMAPHORES
+    raisers: list[str | None] = [None] * SEMAPHORES
+    waiters: list[str | None] = [None] * SEMAPHORES
     times: list[Times | None] = []
     dispatched = -1
 
-    def owner(owners: list[Opcode | None], semaphore: int, opcode: Opcode, verb: str) -> None:
+    def owner(owners: list[str | None], semaphore: int, engine: str, verb: str) -> None:
         other = owners[semaphore]
-        if other is not None and other is not opcode:
+        if other is not None and other != engine:
             raise ValueError(
-                f"semaphore {semaphore} is {verb} by {other.name} and {opcode.name}: "
-                "the cycle model needs one engine on each side; use another semaphore"
+                f"semaphore {semaphore} is {verb} by the {other} and the {engine} engine: "
+                "the cycle model needs one on each side; use another semaphore"
             )
-        owners[semaphore] = opcode
+        owners[semaphore] = engine
 
     for pc, instruction in enumerate(program):
         opcode = instruction.opcode
@@ -127,15 +129,16 @@ def predict(
         fetch.taken.append(taken)
         decided = taken + 1 + CHECK_CYCLES
         if opcode in (Opcode.FENCE, Opcode.END):
-            dispatched = max(decided, load.idle, compute.idle, store.idle)
+            dispatched = max(decided, *(engine.idle for engine in engines.values()))
             times.append(None)
             if opcode is Opcode.END:
                 return Prediction(dispatched + 1, times, load.beats, store.beats)
             continue
-        dispatched = max(decided, accepts[opcode].popleft() + 1)
+        name = engine_of[opcode]
+        dispatched = max(decided, accepts[name].popleft() + 1)
         offered = dispatched + 1
         for semaphore in _bits(instruction.wait):
-            owner(waiters, semaphore, opcode, "waited for")
+            owner(waiters, semaphore, name, "waited for")
             if not raised[semaphore]:
                 raise ProgramError(
                     Status.WATCHDOG,
@@ -144,15 +147,15 @@ def predict(
                     "raises often enough",
                 )
             offered = max(offered, raised[semaphore].popleft() + 1)
-        moment = engines[opcode].run(instruction, offered)
-        accepts[opcode].append(moment.accept)
+        moment = engines[name].run(instruction, offered)
+        accepts[name].append(moment.accept)
         times.append(moment)
         for mask, cycle in (
             (instruction.release, moment.release),
             (instruction.signal, moment.signal),
         ):
             for semaphore in _bits(mask):
-                owner(raisers, semaphore, opcode, "raised")
+                owner(raisers, semaphore, name, "raised")
                 raised[semaphore].append(cycle)
     raise ProgramError(Status.NO_END, len(program) - 1, "the program's last must be END")
 

@@ -9,6 +9,7 @@ from sat.rtl import isa
 from sat.rtl.bursts import bursts
 from sat.rtl.config import SatConfig
 from sat.rtl.store import STORES_IN_FLIGHT
+from sat.sim.golden.check import store_element
 from sat.sim.memory import MemoryTiming
 
 
@@ -41,19 +42,20 @@ class StoreTiming:
 
     def run(self, instruction: isa.Instruction, earliest: int) -> Times:
         """Return when a STORE offered from cycle ``earliest`` on is accepted and done."""
-        i, cols = instruction, self.config.cols
+        i = instruction
+        _, word_bytes = store_element(i, self.config)
         step, latency = self.memory.cycles_per_beat, self.memory.write_latency
-        per_beat = self.config.axi.beat_bytes // 4
+        per_beat = self.config.axi.beat_bytes
         accept = max(earliest, self._next_accept, self._retired.popleft() + 1)
         self._address = max(self._address, accept + 1)
         word_ready = accept + 2  # first cycle in which a word may be taken
         release = 0
         for row in range(i.rows):
             address = i.address + row * i.pitch
-            count, left = address // 4 % per_beat, i.columns
+            count, left = address % per_beat, i.row_bytes
             word = word_ready  # next cycle in which a word may be taken
             cycle = word - 1  # of the last beat or word taken
-            for burst in bursts(address, 0, 1, 4 * i.columns, self.config.axi):
+            for burst in bursts(address, 0, 1, i.row_bytes, self.config.axi):
                 # The address follows the last one and the response `outstanding` before it; its
                 # beats may go from the cycle in which it is on the bus, memory takes them later.
                 self._address = max(self._address + 1, self._answers.popleft() + 2)
@@ -61,7 +63,7 @@ class StoreTiming:
                     # Words come in until a beat is full: one a cycle.
                     while count < per_beat and left:
                         cycle = max(cycle + 1, word)
-                        brought = min(cols, left)
+                        brought = min(word_bytes, left)
                         count, left = count + brought, left - brought
                         if not left:
                             release = cycle + 1
@@ -71,7 +73,7 @@ class StoreTiming:
                     count = max(0, count - per_beat)
                     cycle = taken
                     if left and count < per_beat:
-                        brought = min(cols, left)
+                        brought = min(word_bytes, left)
                         count, left = count + brought, left - brought
                         if not left:
                             release = taken + 1

@@ -106,7 +106,7 @@ def legal_mappings(product: Product, config: SatConfig, dataflow: str = "auto") 
         raise ValueError(f"dataflow={dataflow!r}: must be 'auto', 'os' or 'ws'")
     found: list[Mapping] = []
     if dataflow != "ws":
-        found += _os_mappings(product, config)
+        found += os_mappings(product, config)
     if dataflow != "os":
         found += _ws_mappings(product, config)
     if not found:
@@ -118,7 +118,10 @@ def legal_mappings(product: Product, config: SatConfig, dataflow: str = "auto") 
     return found
 
 
-def _os_mappings(product: Product, config: SatConfig) -> list[Mapping]:
+def os_mappings(
+    product: Product, config: SatConfig, chunk_words: int | None = None
+) -> list[Mapping]:
+    """Return the output stationary mappings worth trying; with chunks of given words if given."""
     s = config.interleave
     per_word = values_per_word(product, config)
     words = ceil_div(product.depth, config.max_m)
@@ -128,7 +131,7 @@ def _os_mappings(product: Product, config: SatConfig) -> list[Mapping]:
         row_tiles = ceil_div(product.rows, tile_rows)
         col_tiles = ceil_div(product.cols, tile_cols)
         # The longest chunk of which both operand buffers hold two (or all there is).
-        for chunk in _halvings(words):
+        for chunk in _halvings(words) if chunk_words is None else (chunk_words,):
             a_slot, b_slot, i_slot = os_slots(config, split, chunk, per_word, product.dense)
             a_fit, b_fit = config.a_words // a_slot, config.b_words // b_slot
             i_fit = config.i_words // i_slot
@@ -138,7 +141,8 @@ def _os_mappings(product: Product, config: SatConfig) -> list[Mapping]:
             continue
         b_fit = min(b_fit, i_fit)
         for rows_outer, outer, fit in ((True, row_tiles, a_fit), (False, col_tiles, b_fit)):
-            most = max(1, min(outer, fit - 1)) if chunk == words else 1
+            # The block stays while the other operand streams past it: all its chunks must fit.
+            most = max(1, min(outer, (fit - 1) // ceil_div(words, chunk)))
             for block in {most, ceil_div(most, 2), ceil_div(most, 4)}:
                 found.append(
                     OsMapping(split=split, chunk_words=chunk, rows_outer=rows_outer, block=block)

@@ -9,7 +9,8 @@ from typing import overload
 from sat.rtl import isa
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Instruction, Opcode, Status
-from sat.sim.golden.check import check, check_start
+from sat.sim.golden.check import GatherState, check, check_start
+from sat.sim.golden.control import Dispatch, Stopped
 
 
 class ProgramError(ValueError):
@@ -110,7 +111,7 @@ class Program(Sequence[Instruction]):
                     )
                 fields: dict[str, int] = {}
                 for word in words[1:]:
-                    match = re.fullmatch(r"(\w+)=(\w+)", word)
+                    match = re.fullmatch(r"(\w+)=(-?\w+)", word)
                     if match is None:
                         raise ValueError(f"{word!r} is not NAME=NUMBER")
                     fields[match[1]] = int(match[2], 0)
@@ -137,13 +138,52 @@ class Program(Sequence[Instruction]):
         ProgramError
             The first instruction that the device would refuse.
         """
-        fault = check_start(address, len(self), window)
+        validate(self.encode(), config, address, window)
+
+
+def validate(
+    raw: bytes, config: SatConfig, address: int = 0, window: tuple[int, int] = (0, 1 << 48)
+) -> None:
+    """Check a program's bytes as the device would, before anything is sent.
+
+    Finds what the device would refuse, in its order: an unknown opcode, a field or address out
+    of range, waits that nothing meets, a semaphore that overflows, a missing END. What lies
+    behind END does not count.
+
+    Parameters
+    ----------
+    raw : bytes
+        32 bytes an instruction.
+    address : int
+        Byte address at which it will lie.
+    window : (int, int)
+        First legal byte address, and the first behind the legal ones.
+
+    Raises
+    ------
+    ProgramError
+        The first instruction at which the device would stop.
+    """
+    size = isa.INSTRUCTION_BYTES
+    length = len(raw) // size
+    fault = check_start(address, length, window)
+    if fault is not None:
+        raise ProgramError(fault.status, 0, fault.message)
+    state, dispatch = GatherState(), Dispatch(config)
+    for pc in range(length):
+        word = raw[pc * size : (pc + 1) * size]
+        fault = check(word, config, window, state)
         if fault is not None:
-            raise ProgramError(fault.status, 0, fault.message)
-        for pc, i in enumerate(self):
-            fault = check(i.encode(), config, window)
-            if fault is not None:
-                raise ProgramError(fault.status, pc, fault.message)
-            if i.opcode is Opcode.END:
-                return
-        raise ProgramError(Status.NO_END, len(self) - 1, "the program's last must be END")
+            raise ProgramError(fault.status, pc, fault.message)
+        instruction = Instruction.decode(word)
+        if pc == length - 1 and instruction.opcode is not Opcode.END:
+            break
+        state.follow(instruction)
+        try:
+            for _ in dispatch.take(instruction):
+                pass
+        except Stopped as stopped:
+            raise ProgramError(stopped.status, pc, stopped.message) from None
+        if instruction.opcode is Opcode.END:
+            return
+    raise ProgramError(Status.NO_END, length - 1, "the program's last must be END")

@@ -22,6 +22,11 @@ class OperandBuffer(wiring.Component):
         Words in a bank.
     together : int
         Neighbouring lanes that are always written together: a beat's.
+    elements : int
+        Elements of a beat, for transposed writes.
+
+    A layout with ``transpose`` has banks that can each take an element of their own; see
+    `sat.rtl.layouts.operand_write_layout`.
 
     Members
     -------
@@ -30,8 +35,14 @@ class OperandBuffer(wiring.Component):
         One read port for each bank.
     """
 
-    def __init__(self, write: data.StructLayout, words: int, together: int = 1):
-        self.words, self.together = words, together
+    def __init__(
+        self,
+        write: data.StructLayout,
+        words: int,
+        together: int = 1,
+        elements: int = 1,
+    ):
+        self.words, self.together, self.elements = words, together, elements
         self.banks = write["banks"].width
         self.lanes = write["data"].shape
         super().__init__(
@@ -51,11 +62,15 @@ class OperandBuffer(wiring.Component):
             write, read = bank.write_port(granularity=self.together), bank.read_port()
             m.d.comb += [
                 write.addr.eq(self.write.address),
-                write.data.eq(self.write.data),
                 write.en.eq(Mux(self.write.banks[number], parts, 0)),
                 read.addr.eq(self.address[number]),
                 self.data[number].eq(read.data),
             ]
+            m.d.comb += write.data.eq(self.write.data)
+            if "transpose" in dict(self.write.shape().members):
+                element = self.write.data[number % self.elements]
+                with m.If(self.write.transpose):
+                    m.d.comb += [write.data[lane].eq(element) for lane in range(self.lanes.length)]
         return m
 
 
@@ -137,5 +152,92 @@ class OutputBuffer(wiring.Component):
                 self.data[number].eq(read.data),
                 row.addr.eq(self.row_address),
                 self.row_data[number].eq(row.data),
+            ]
+        return m
+
+
+class MaskBuffer(wiring.Component):
+    """One bit for each sum of the output buffer, at the same address.
+
+    Members
+    -------
+    write : ``In(sat.rtl.layouts.mask_write_layout)``
+    address, data : ``In``, ``Out``
+    """
+
+    def __init__(self, write: data.StructLayout, words: int):
+        self.words, self.columns = words, write["data"].width
+        super().__init__(
+            {
+                "write": In(write),
+                "address": In((words - 1).bit_length()),
+                "data": Out(self.columns),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.bank = bank = memory.Memory(shape=self.columns, depth=self.words, init=[])
+        write, read = bank.write_port(), bank.read_port()
+        m.d.comb += [
+            write.addr.eq(self.write.address),
+            write.data.eq(self.write.data),
+            write.en.eq(self.write.write),
+            read.addr.eq(self.address),
+            self.data.eq(read.data),
+        ]
+        return m
+
+
+class BeatBuffer(wiring.Component):
+    """Banks of words, one for each lane of the update engine, with a part write for each bank.
+
+    Parameters
+    ----------
+    lanes : int
+    words : int
+        Words in a bank.
+    bits : int
+        Bits of a word.
+    part : int
+        Bits that can be written apart.
+
+    Members
+    -------
+    write, write_address, write_data : ``In`` arrays
+        For each bank: the parts to write (mask), where, the whole word.
+    address, data : ``In``, ``Out`` arrays
+        One read port for each bank.
+    """
+
+    def __init__(self, lanes: int, words: int, bits: int, part: int):
+        self.lanes, self.words, self.bits, self.part = lanes, words, bits, part
+        address = (words - 1).bit_length()
+        super().__init__(
+            {
+                "write": In(bits // part).array(lanes),
+                "write_address": In(address).array(lanes),
+                "write_data": In(bits).array(lanes),
+                "address": In(address).array(lanes),
+                "data": Out(bits).array(lanes),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        for number in range(self.lanes):
+            bank = memory.Memory(
+                shape=data.ArrayLayout(self.part, self.bits // self.part),
+                depth=self.words,
+                init=[],
+            )
+            m.submodules[f"bank_{number}"] = bank
+            write, read = bank.write_port(granularity=1), bank.read_port()
+            m.d.comb += [
+                write.addr.eq(self.write_address[number]),
+                Value.cast(write.data).eq(self.write_data[number]),
+                write.en.eq(self.write[number]),
+                read.addr.eq(self.address[number]),
+                self.data[number].eq(Value.cast(read.data)),
             ]
         return m

@@ -135,3 +135,61 @@ class BurstWalker(wiring.Component):
                 with m.If(rows_left == 0):
                     m.d.sync += active.eq(0)
         return m
+
+
+class BurstCutter(wiring.Component):
+    """Cut segments of memory into bursts of whole beats; segments of zeros give none.
+
+    A segment taken in cycle x gives its first burst in cycle x + 1, then one a cycle; the next is
+    taken in the cycle in which its last burst leaves, one of zeros takes a cycle of its own.
+
+    Members
+    -------
+    i : ``In(stream.Signature(segment_layout))``
+    o : ``Out(stream.Signature(burst_layout))``
+        ``last`` marks the last burst of a segment.
+    """
+
+    def __init__(self, segment: data.StructLayout, axi: AxiConfig):
+        self.axi = axi
+        super().__init__(
+            {"i": In(stream.Signature(segment)), "o": Out(stream.Signature(burst_layout(axi)))}
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        axi = self.axi
+        shift = (axi.beat_bytes - 1).bit_length()
+        room_beats = BOUNDARY_BYTES // axi.beat_bytes
+        beat_bits = axi.address_bits - shift
+        active = Signal()
+        at = Signal(beat_bits)
+        left = Signal(20)
+        room = Signal(range(room_beats + 1))
+        beats = Signal(9)
+        m.d.comb += [
+            room.eq(room_beats - at[: room_beats.bit_length() - 1]),
+            beats.eq(axi.burst_beats),
+        ]
+        with m.If((left <= room) & (left <= axi.burst_beats)):
+            m.d.comb += beats.eq(left)
+        with m.Elif(room <= axi.burst_beats):
+            m.d.comb += beats.eq(room)
+        end = beats == left
+        m.d.comb += [
+            self.o.valid.eq(active),
+            self.o.p.address.eq(at << shift),
+            self.o.p.beats.eq(beats),
+            self.o.p.last.eq(end),
+            self.i.ready.eq(~active | (self.o.ready & end)),
+        ]
+        with m.If(active & self.o.ready):
+            m.d.sync += [at.eq(at + beats), left.eq(left - beats), active.eq(~end)]
+        with m.If(self.i.valid & self.i.ready):
+            before = self.i.p.address[:shift]
+            m.d.sync += [
+                active.eq(~self.i.p.zero),
+                at.eq(self.i.p.address >> shift),
+                left.eq((before + self.i.p.size + (axi.beat_bytes - 1)) >> shift),
+            ]
+        return m

@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 
 from sat.rtl import isa
 from sat.rtl.config import SatConfig
-from sat.rtl.isa import Buffer, Dataflow, Opcode, Start, Status
+from sat.rtl.isa import Buffer, Dataflow, Format, Opcode, Source, Start, Status
 
 CHECK_CYCLES = 2
 """Cycles from a steady instruction to its verdict."""
@@ -21,13 +21,16 @@ class Checker(wiring.Component):
     """Check an instruction against the device and the window of legal addresses.
 
     The verdict on an instruction that is steady from cycle x on is there from cycle x + 2 on:
-    products are formed in the first cycle, compared in the second.
+    products are formed in the first cycle, compared in the second. What a GATHER may do depends
+    on the TENSOR and WINDOW before it: ``follow`` says that the instruction was dispatched.
 
     Members
     -------
     word : ``In(256)``
     last : ``In(1)``
         It is the program's last instruction.
+    follow : ``In(1)``
+        It is dispatched in this cycle.
     window_base, window_end : ``In(49)``
         Legal byte addresses, the end exclusive.
     status : ``Out(Status)``
@@ -40,6 +43,7 @@ class Checker(wiring.Component):
             {
                 "word": In(isa.INSTRUCTION_BITS),
                 "last": In(1),
+                "follow": In(1),
                 "window_base": In(isa.ADDRESS_BITS + 1),
                 "window_end": In(isa.ADDRESS_BITS + 1),
                 "status": Out(Status),
@@ -53,12 +57,19 @@ class Checker(wiring.Component):
         def body(layout: data.StructLayout) -> data.View:
             return data.View(layout, self.word[isa.HEADER_BITS :][: layout.size])
 
+        nothing = (Const(0), Const(0))
+        window = body(isa.WINDOW)
         verdicts = {
             Opcode.LOAD: self._load(m, body(isa.LOAD)),
-            Opcode.MULTIPLY: self._multiply(m, body(isa.MULTIPLY)),
+            Opcode.TENSOR: self._tensor(m, body(isa.TENSOR)),
+            Opcode.WINDOW: ((window.lines == 0) | (window.pixels == 0), Const(0)),
+            Opcode.GATHER: (self._gather(m, opcode, body), Const(0)),
+            Opcode.MULTIPLY: (self._multiply(m, body(isa.MULTIPLY)), Const(0)),
             Opcode.STORE: self._store(m, body(isa.STORE)),
-            Opcode.FENCE: (Const(0), Const(0)),
-            Opcode.END: (Const(0), Const(0)),
+            Opcode.RATES: nothing,
+            Opcode.UPDATE: (self._update(m, body(isa.UPDATE)), Const(0)),
+            Opcode.FENCE: nothing,
+            Opcode.END: nothing,
         }
         status = Signal(Status)
         with m.Switch(opcode):
@@ -88,86 +99,261 @@ class Checker(wiring.Component):
         end = address + span + size
         return (address < self.window_base) | (end > self.window_end)
 
-    def _load(self, m: Module, i) -> tuple[Value, Value]:
-        config = self.config
-        beat, word = config.axi.beat_bytes, config.word_bytes
-        is_a = i.destination == Buffer.A
-        is_start = i.destination == Buffer.START
-        size = Signal(21)
-        m.d.comb += size.eq((i.row_bytes + (beat - 1)) // beat * beat)
-        words = Signal(20)
-        m.d.comb += words.eq((i.row_bytes + (word - 1)) // word)
-        groups_less = (i.groups - 1)[:16]
+    def _banks(
+        self,
+        m: Module,
+        i: data.View,
+        is_a: Value,
+        is_b: Value,
+        is_index: Value,
+        rows: Value,
+        words: Value,
+        words_later: Value,
+        by_word: Value,
+    ) -> Value:
+        """Return whether rows of words miss the banks of a buffer.
 
+        ``rows``, ``by_word`` and the buffer are steady; ``words_later`` is ``words`` a cycle later.
+        """
+        config = self.config
+        groups_less = (i.groups - 1)[:16]
         # By row and by word share the shape of their rules: `groups` groups of `each` things.
-        things = Mux(i.by_word, words, i.rows)
-        inner = Mux(i.by_word, i.rows, words)
-        each = Mux(i.by_word, i.words_per_pass, Mux(is_a, config.rows, config.cols))
+        things = Mux(by_word, words_later, rows)
+        inner = Mux(by_word, rows, words_later)
+        own_banks = Mux(is_a, config.rows, Mux(is_b | is_index, config.cols, config.update_lanes))
+        each = Mux(by_word, i.words_per_pass, own_banks)
         covered = self._later(m, i.groups * each)
         covered_less = self._later(m, groups_less * each)
         top = self._later(m, groups_less * i.stride) + i.base + inner
         depth = Mux(
-            is_a, config.a_words, Mux(i.destination == Buffer.B, config.b_words, config.i_words)
+            is_a,
+            config.a_words,
+            Mux(is_b, config.b_words, Mux(is_index, config.i_words, config.update_words)),
         )
         passes = self._later(m, i.copies * i.words_per_pass)
-        bad_banks = (
-            (covered < things)
+        return (
+            (i.groups == 0)
+            | (covered < things)
             | (covered_less >= things)
             | (top > depth)
             | (
-                i.by_word
+                by_word
                 & (~is_a | (i.copies == 0) | (i.words_per_pass == 0) | (passes > config.rows))
             )
         )
-        columns = self._later(m, i.stride * (4 * config.cols))
+
+    def _load(self, m: Module, i: data.View) -> tuple[Value, Value]:
+        config = self.config
+        beat, word = config.axi.beat_bytes, config.word_bytes
+        is_a, is_b, is_index, is_start, is_mask = (
+            i.destination == buffer
+            for buffer in (Buffer.A, Buffer.B, Buffer.INDEX, Buffer.START, Buffer.MASK)
+        )
+        by_columns = is_start | is_mask
+        updated = ~is_a & ~is_b & ~is_index & ~by_columns
+        size = Signal(21)
+        m.d.comb += size.eq((i.row_bytes + (beat - 1)) // beat * beat)
+        words = Signal(20)
+        m.d.comb += words.eq(Mux(updated, size // beat, (i.row_bytes + (word - 1)) // word))
+        bad_banks = self._banks(
+            m, i, is_a, is_b, is_index, i.rows, words, self._later(m, words), i.by_word
+        )
+        room = self._later(m, i.stride * Mux(is_start, 4 * config.cols, config.mask_bytes))
         rows_high = self._later(m, i.rows * i.stride) + i.base
-        bad_start = (
+        # A row of a mask may be a part of a word.
+        mask_ones = Signal(3, init=config.mask_bytes - 1)
+        m.d.comb += mask_ones.eq(config.mask_bytes - 1)
+        for part in (1, 2, 4):
+            if part < config.mask_bytes:
+                with m.If(i.row_bytes == part):
+                    m.d.comb += mask_ones.eq(part - 1)
+        bad_columns = (
             i.by_word
             | (i.groups != i.rows)
-            | (i.row_bytes[:2] != 0)
-            | (i.row_bytes > columns)
+            | Mux(is_start, i.row_bytes[:2] != 0, (i.row_bytes & mask_ones) != 0)
+            | (i.row_bytes > room)
             | (rows_high > config.sum_words)
         )
         bad_field = (
             (i.rows == 0)
             | (i.row_bytes == 0)
             | (i.groups == 0)
-            | Mux(is_start, bad_start, bad_banks)
+            | Mux(by_columns, bad_columns, bad_banks)
         )
         low = (beat - 1).bit_length()
-        misaligned = Mux(
-            is_start,
-            (i.address[:2] != 0) | (i.pitch[:2] != 0),
-            (i.address[:low] != 0) | (i.pitch[:low] != 0),
-        )
-        # A START row may begin inside a beat; only its own bytes count.
-        outside = self._outside(m, i.address, i.pitch, i.rows, Mux(is_start, i.row_bytes, size))
-        return bad_field, misaligned | outside
 
-    def _store(self, m: Module, i) -> tuple[Value, Value]:
+        def misaligned(bits: int) -> Value:
+            return (i.address[:bits] != 0) | (i.pitch[:bits] != 0)
+
+        # A START or MASK row may begin inside a beat; only its own bytes count.
+        outside = self._outside(m, i.address, i.pitch, i.rows, Mux(by_columns, i.row_bytes, size))
+        bad_mask = ((i.address | i.pitch) & mask_ones) != 0
+        bad_place = Mux(is_start, misaligned(2), Mux(is_mask, bad_mask, misaligned(low)))
+        return bad_field, bad_place | outside
+
+    def _tensor(self, m: Module, i: data.View) -> tuple[Value, Value]:
+        low = (self.config.axi.beat_bytes - 1).bit_length()
+        bad_field = (i.images == 0) | (i.lines == 0) | (i.pixels == 0) | (i.pixel_pitch == 0)
+        misaligned = (
+            (i.address[:low] != 0)
+            | (i.pixel_pitch[:low] != 0)
+            | (i.line_pitch[:low] != 0)
+            | (i.image_pitch[:low] != 0)
+        )
+        images = self._later(m, (i.images - 1)[:16] * i.image_pitch)
+        lines = self._later(m, (i.lines - 1)[:12] * i.line_pitch)
+        pixels = self._later(m, i.pixels * i.pixel_pitch)
+        end = i.address + images + lines + pixels
+        return bad_field, misaligned | (i.address < self.window_base) | (end > self.window_end)
+
+    def _gather(self, m: Module, opcode: Value, body) -> Value:
         config = self.config
-        high = self._later(m, i.rows * i.stride) + i.base
-        columns = self._later(m, i.stride * config.cols)
-        bad_field = (
-            (i.rows == 0) | (i.columns == 0) | (i.columns > columns) | (high > config.sum_words)
-        )
-        misaligned = (i.address[:2] != 0) | (i.pitch[:2] != 0)
-        outside = self._outside(m, i.address, i.pitch, i.rows, i.columns << 2)
-        return bad_field, misaligned | outside
+        beat_low = (config.axi.beat_bytes - 1).bit_length()
+        word_low = (config.word_bytes - 1).bit_length()
+        i = body(isa.GATHER)
+        pitch = Signal(20)
+        lines, pixels = Signal(12, init=1), Signal(12, init=1)
+        tensor, window = body(isa.TENSOR), body(isa.WINDOW)
+        with m.If(self.follow & (opcode == Opcode.TENSOR.value)):
+            m.d.sync += pitch.eq(tensor.pixel_pitch)
+        with m.If(self.follow & (opcode == Opcode.WINDOW.value)):
+            m.d.sync += [lines.eq(window.lines), pixels.eq(window.pixels)]
 
-    def _multiply(self, m: Module, i) -> tuple[Value, Value]:
+        is_a, is_b = i.destination == Buffer.A, i.destination == Buffer.B
+        words = Signal(28)
+        m.d.comb += words.eq(i.taps_y * i.taps_x * (i.segment_bytes >> word_low))
+        words_later = self._later(m, words)
+        tall = (i.rows + (config.max_m - 1)) >> (config.max_m - 1).bit_length()
+        rows = Mux(i.transpose, i.segment_bytes >> 1, i.rows)
+        inner = Mux(i.transpose, tall, words_later)
+        bad_banks = self._banks(m, i, is_a, is_b, Const(0), rows, words, inner, i.by_word)
+        bad_shape = Mux(
+            i.transpose,
+            (~is_a & ~is_b)
+            | i.by_word
+            | (i.taps_y != 1)
+            | (i.taps_x != 1)
+            | (i.segment_bytes[:beat_low] != 0),
+            ~is_a | (i.segment_bytes[:word_low] != 0),
+        )
+        return (
+            (i.rows == 0)
+            | (i.taps_y == 0)
+            | (i.taps_x == 0)
+            | (i.segment_bytes == 0)
+            | (i.line >= lines)
+            | (i.pixel >= pixels)
+            | (i.offset + i.segment_bytes > pitch)
+            | (i.offset[:beat_low] != 0)
+            | bad_shape
+            | bad_banks
+        )
+
+    def _store(self, m: Module, i: data.View) -> tuple[Value, Value]:
+        config = self.config
+        beat, cols = config.axi.beat_bytes, config.cols
+        summed = i.source == Source.OUTPUT
+        wide = (i.source == Source.WEIGHT) | (i.source == Source.MOMENTUM)
+        halves = (i.source == Source.FF_VALUES) | (i.source == Source.BP_VALUES)
+        nibbles = (i.source == Source.FF_INDICES) | (i.source == Source.BP_INDICES)
+        is32 = (i.format == Format.FP32) | (i.format == Format.ZERO)
+        is16, is_mask = i.format == Format.FP16, i.format == Format.MASK
+
+        word = Signal(range(max(4 * cols, beat) + 1))
+        element = Signal(4)  # low bits of a row's bytes that must be 0
+        with m.If(summed):
+            m.d.comb += [
+                word.eq(Mux(is32, 4 * cols, Mux(is16, 2 * cols, config.mask_bytes))),
+                element.eq(Mux(is_mask, 0, Mux(i.format == Format.FP32, 3, 1))),
+            ]
+        with m.Else():
+            m.d.comb += [
+                word.eq(Mux(nibbles, beat // 4, beat)),
+                element.eq(Mux(wide, 3, Mux(halves, 1, 0))),
+            ]
+        room = self._later(m, i.stride * word)
+        lane_bits = (config.update_lanes - 1).bit_length()
+        groups = Mux(summed, i.rows, (i.rows + (config.update_lanes - 1)) >> lane_bits)
+        high = self._later(m, groups * i.stride) + i.base
+        depth = Mux(summed, config.sum_words, Mux(wide, config.update_words, config.copy_words))
+        bad_field = (
+            (i.rows == 0)
+            | (i.row_bytes == 0)
+            | ~(summed | wide | halves | nibbles)
+            | (~summed & ((i.format != Format.FP32) | i.masked | i.check))
+            | (i.relu & ~is16)
+            | (i.masked & ((i.format == Format.ZERO) | is_mask))
+            | (i.check & (i.format != Format.FP32))
+            | ((i.row_bytes[:4] & element) != 0)
+            | (i.row_bytes > room)
+            | (high > depth)
+        )
+        return bad_field, self._outside(m, i.address, i.pitch, i.rows, i.row_bytes)
+
+    def _bad_pattern(self, m: Module, n: Value, log2_m: Value) -> Value:
+        """Return whether N:M is no pattern of this device."""
+        log2_max = self.config.max_m.bit_length() - 1
+        group = Signal(5)
+        m.d.comb += group.eq(1 << Mux(log2_m > log2_max, 0, log2_m))
+        return (log2_m > log2_max) | (n == 0) | (n > group)
+
+    def _update(self, m: Module, i: data.View) -> Value:
+        config = self.config
+        lanes, per_beat, halves = config.update_lanes, config.beat_weights, config.beat_halves
+        lane_bits = (lanes - 1).bit_length()
+
+        def partial(count: Value, log2_m: Value, least: int) -> Value:
+            """Return whether a count is not a multiple of M and of ``least``."""
+            ones = Signal(4)
+            m.d.comb += ones.eq(((1 << log2_m) - 1)[:4] | (least - 1))
+            return (count[:4] & ones) != 0
+
+        def reach(base: Value, lines: Value, stride: Value, words: Value) -> Value:
+            """Return the first word behind lines that are dealt to the lanes."""
+            groups = Signal(17)
+            m.d.comb += groups.eq(((lines + (lanes - 1)) >> lane_bits) - 1)
+            return self._later(m, groups[:16] * stride) + base + self._later(m, words)
+
+        def kept(count: Value, n: Value, log2_m: Value) -> Value:
+            """Return the words that hold a line's stored values."""
+            values = Signal(21)
+            m.d.comb += values.eq((count * n) >> log2_m)
+            return (values + (halves - 1)) // halves
+
+        weights = i.columns // per_beat
+        rows = Signal(17)
+        m.d.comb += rows.eq((i.rows + (lanes - 1)) >> lane_bits << lane_bits)
+        size = self._later(m, rows * i.columns)
+        return (
+            (i.rows == 0)
+            | (i.columns == 0)
+            | self._bad_pattern(m, i.ff_n, i.ff_log2_m)
+            | self._bad_pattern(m, i.bp_n, i.bp_log2_m)
+            | partial(i.columns, i.ff_log2_m, per_beat)
+            | partial(i.rows, i.bp_log2_m, 1)
+            | (size > config.tile_weights)
+            | (reach(i.in_base, i.rows, i.stride, weights) > config.update_words)
+            | (reach(i.out_base, i.rows, i.stride, weights) > config.update_words)
+            | (
+                reach(i.ff_base, i.rows, i.ff_stride, kept(i.columns, i.ff_n, i.ff_log2_m))
+                > config.copy_words
+            )
+            | (
+                reach(i.bp_base, i.columns, i.bp_stride, kept(i.rows, i.bp_n, i.bp_log2_m))
+                > config.copy_words
+            )
+        )
+
+    def _multiply(self, m: Module, i: data.View) -> Value:
         config = self.config
         s, rows = config.interleave, config.rows
         log2_max = config.max_m.bit_length() - 1
         per_word = Signal(6)
-        group = Signal(5)
-        m.d.comb += [
-            group.eq(1 << Mux(i.log2_m > log2_max, 0, i.log2_m)),
-            per_word.eq(i.n << (log2_max - Mux(i.log2_m > log2_max, log2_max, i.log2_m))[:3]),
-        ]
-        bad_pattern = (i.log2_m > log2_max) | (i.n == 0) | (i.n > group)
+        m.d.comb += per_word.eq(
+            i.n << (log2_max - Mux(i.log2_m > log2_max, log2_max, i.log2_m))[:3]
+        )
         bad_common = (
-            bad_pattern
+            self._bad_pattern(m, i.n, i.log2_m)
             | (i.b_skip >= config.max_m)
             | (i.i_skip >= config.indices_per_word)
             | (i.words == 0)
@@ -233,4 +419,4 @@ class Checker(wiring.Component):
             | (i.o_base + batch_rows > config.sum_words)
         )
         ws = i.dataflow == Dataflow.WS
-        return bad_common | Mux(ws, bad_ws, bad_os), Const(0)
+        return bad_common | Mux(ws, bad_ws, bad_os)

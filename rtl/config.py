@@ -16,6 +16,9 @@ INDEX_BITS = 4
 SEMAPHORES = 16
 """Counting semaphores that order the engines; one bit each in an instruction's masks."""
 
+SEMAPHORE_BITS = 8
+"""Width of a semaphore's counter."""
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -104,6 +107,14 @@ class SatConfig:
     """Depth of a B operand bank, in words of ``max_m`` elements; a power of two."""
     sum_words: int = 512
     """Depth of a start bank and of an output bank, in FP32 sums; a power of two."""
+    update_lanes: int = 2
+    """Weights updated and pruned side by side: 1, 2, 4 or 8."""
+    update_words: int = 256
+    """Depth of a lane's banks of weights, momenta and gradients, in beats; a power of two."""
+    copy_words: int = 256
+    """Depth of a lane's banks of pruned copies, in beats of FP16; a power of two."""
+    tile_weights: int = 1024
+    """Weights of the largest tile that one UPDATE takes; a power of two."""
     axi: AxiConfig = field(default_factory=AxiConfig)
     """Memory ports."""
     queue_depth: int = 4
@@ -130,7 +141,15 @@ class SatConfig:
             f"interleave={self.interleave}: must be at least adder_stages "
             f"({self.fp.adder_stages}), or the adder would stall; raise it or shorten the adder",
         )
-        for name in ("a_words", "b_words", "sum_words"):
+        _require(
+            self.update_lanes in (1, 2, 4, 8),
+            f"update_lanes={self.update_lanes}: must be 1, 2, 4 or 8",
+        )
+        _require(
+            is_power_of_two(self.tile_weights) and 256 <= self.tile_weights <= 16384,
+            f"tile_weights={self.tile_weights}: must be a power of two from 256 to 16384",
+        )
+        for name in ("a_words", "b_words", "sum_words", "update_words", "copy_words"):
             v = getattr(self, name)
             _require(
                 is_power_of_two(v) and 16 <= v <= 32768,
@@ -145,6 +164,11 @@ class SatConfig:
             self.axi.data_bits <= 16 * self.max_m,
             f"data_bits={self.axi.data_bits}: must not exceed a word of max_m FP16 values "
             f"({16 * self.max_m} bits); narrow the port or raise max_m",
+        )
+        _require(
+            self.cols <= self.axi.data_bits,
+            f"cols={self.cols}: a mask bit for each must fit a beat ({self.axi.data_bits} bits); "
+            "widen the port",
         )
         _require(
             is_power_of_two(self.queue_depth) and 2 <= self.queue_depth <= 16,
@@ -171,6 +195,24 @@ class SatConfig:
     def lane_bits(self) -> int:
         """Bits that select one of the ``max_m`` values of a word."""
         return (self.max_m - 1).bit_length()
+
+    @property
+    def beat_weights(self) -> int:
+        """FP32 weights in one beat: a word of the update engine's banks."""
+        return self.axi.beat_bytes // 4
+
+    @property
+    def beat_halves(self) -> int:
+        """FP16 values in one beat: a word of the pruned copies' banks."""
+        return self.axi.beat_bytes // 2
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes in memory of the mask of one word of sums: a power of two, a bit a column."""
+        size = 1
+        while 8 * size < self.cols:
+            size *= 2
+        return size
 
     @property
     def row_bits(self) -> int:

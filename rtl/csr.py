@@ -78,6 +78,8 @@ def _map() -> dict[str, Register]:
         ("BEATS_WRITTEN", Access.READ, "data beats that its STOREs wrote"),
         ("COMPUTE_CYCLES_LO", Access.READ, "cycles of it in which a MULTIPLY was under way"),
         ("COMPUTE_CYCLES_HI", Access.READ, "high half of it"),
+        ("NON_FINITE", Access.READ, "gradients of it that a STORE found infinite or NaN"),
+        ("SKIPPED", Access.READ, "UPDATEs of it that were skipped because of them"),
     ]
     return {
         name: Register(name, 4 * number, access, doc)

@@ -8,22 +8,30 @@ from amaranth.lib.wiring import In, Out
 
 from sat.rtl import isa
 from sat.rtl.axi import Axi4ReadSignature, Axi4Signature, AxiLiteSignature
-from sat.rtl.buffers import OperandBuffer, OutputBuffer, StartBuffer
+from sat.rtl.buffers import (
+    BeatBuffer,
+    MaskBuffer,
+    OperandBuffer,
+    OutputBuffer,
+    StartBuffer,
+)
 from sat.rtl.compute import ComputeEngine
 from sat.rtl.config import SatConfig
 from sat.rtl.csr import ADDRESS_BITS as CSR_ADDRESS_BITS
 from sat.rtl.csr import ID_VALUE, CsrBlock
 from sat.rtl.fetch import Fetch
-from sat.rtl.isa import Status
+from sat.rtl.isa import Source, Status
 from sat.rtl.layouts import (
     PC_BITS,
     index_write_layout,
+    mask_write_layout,
     operand_write_layout,
     start_write_layout,
 )
 from sat.rtl.load import LoadEngine
 from sat.rtl.sequencer import Sequencer
 from sat.rtl.store import StoreEngine
+from sat.rtl.update import UpdateEngine
 
 
 class Device(wiring.Component):
@@ -75,7 +83,9 @@ class Device(wiring.Component):
         m.submodules.sequencer = between(sequencer)
         m.submodules.load = between(load)
         m.submodules.compute = between(compute)
+        update = UpdateEngine(config)
         m.submodules.store = between(store)
+        m.submodules.update = between(update)
 
         # Memory ports.
         wiring.connect(m, fetch.port, wiring.flipped(self.imem))
@@ -86,8 +96,10 @@ class Device(wiring.Component):
 
         # Buffers.
         together = config.axi.data_bits // 16
-        a = OperandBuffer(operand_write_layout(config, config.rows, config.a_words), config.a_words)
-        b = OperandBuffer(operand_write_layout(config, config.cols, config.b_words), config.b_words)
+        a, b = (
+            OperandBuffer(operand_write_layout(config, banks, words), words, elements=together)
+            for banks, words in ((config.rows, config.a_words), (config.cols, config.b_words))
+        )
         index = OperandBuffer(index_write_layout(config), config.i_words, together)
         start = StartBuffer(start_write_layout(config), config.sum_words)
         output = OutputBuffer(config.cols, config.sum_words)
@@ -113,7 +125,15 @@ class Device(wiring.Component):
                 output.address[number].eq(compute.o_read_address[number]),
                 compute.o_read_data[number].eq(output.data[number]),
             ]
-        m.d.comb += [output.row_address.eq(store.address), store.row.eq(output.row_data)]
+        m.submodules.mask_buffer = mask = MaskBuffer(mask_write_layout(config), config.sum_words)
+        m.d.comb += [
+            output.row_address.eq(store.address),
+            store.row.eq(output.row_data),
+            mask.write.eq(load.m_write),
+            mask.address.eq(store.address),
+            store.mask.eq(mask.data),
+        ]
+        self._update_buffers(m, load, update, store)
 
         # Program and window.
         address, length = csr.value("PROGRAM_ADDRESS"), csr.value("PROGRAM_LENGTH")
@@ -142,14 +162,15 @@ class Device(wiring.Component):
         wiring.connect(m, sequencer.load, load.i)
         wiring.connect(m, sequencer.multiply, compute.i)
         wiring.connect(m, sequencer.store, store.i)
+        wiring.connect(m, sequencer.update, update.i)
         masks = [load.release, load.signal, compute.release, compute.signal]
-        masks += [store.release, store.signal]
+        masks += [store.release, store.signal, update.release, update.signal]
         m.d.comb += [
             mask.eq(given) for mask, given in zip(sequencer.raise_mask, masks, strict=True)
         ]
         m.d.comb += [
-            sequencer.busy.eq(Cat(load.busy, compute.busy, store.busy)),
-            sequencer.moving.eq(load.beat | store.beat | fetch.beat | compute.busy),
+            sequencer.busy.eq(Cat(load.busy, compute.busy, store.busy, update.busy)),
+            sequencer.moving.eq(load.moving | store.beat | fetch.beat | compute.busy | update.busy),
             sequencer.load_error.eq(load.error),
             sequencer.load_error_pc.eq(load.error_pc),
             sequencer.store_error.eq(store.error),
@@ -198,6 +219,10 @@ class Device(wiring.Component):
         counter("BEATS_READ", load.beat)
         counter("BEATS_WRITTEN", store.beat)
         counter("COMPUTE_CYCLES", compute.busy)
+        counter("SKIPPED", update.skipped)
+        non_finite = Signal(32)
+        with m.If(running):
+            m.d.sync += non_finite.eq(store.non_finite)
         m.d.comb += [
             csr.running.eq(running),
             csr.value("ID").eq(ID_VALUE),
@@ -209,7 +234,63 @@ class Device(wiring.Component):
                     Const(config.max_n, 8),
                 )
             ),
+            csr.value("NON_FINITE").eq(non_finite),
+            update.skip.eq(store.non_finite != 0),
             csr.value("STATUS").eq(status),
             csr.value("ERROR_PC").eq(error_pc),
         ]
         return m
+
+    def _update_buffers(
+        self, m: Module, load: LoadEngine, update: UpdateEngine, store: StoreEngine
+    ) -> None:
+        """Put the banks between the load, update and store engines."""
+        config = self.config
+        lanes, beat = config.update_lanes, config.axi.data_bits
+
+        def banks(name: str, words: int, bits: int, part: int) -> BeatBuffer:
+            m.submodules[name] = made = BeatBuffer(lanes, words, bits, part)
+            return made
+
+        write = load.u_write
+        for number, (name, data) in enumerate(
+            (("weight", update.w_data), ("momentum", update.v_data), ("gradient", update.g_data))
+        ):
+            buffer = banks(f"{name}_buffer", config.update_words, beat, beat)
+            for lane in range(lanes):
+                m.d.comb += [
+                    buffer.write[lane].eq(write.banks[lane] & write.buffers[number]),
+                    buffer.write_address[lane].eq(write.address),
+                    buffer.write_data[lane].eq(write.data),
+                    buffer.address[lane].eq(update.in_address),
+                    Value.cast(data[lane]).eq(buffer.data[lane]),
+                ]
+        made: dict[Source, BeatBuffer] = {}
+        for source, values in ((Source.WEIGHT, update.w_out), (Source.MOMENTUM, update.v_out)):
+            made[source] = banks(f"{source.name.lower()}_out", config.update_words, beat, beat)
+            for lane in range(lanes):
+                m.d.comb += [
+                    made[source].write[lane].eq(update.out_write[lane]),
+                    made[source].write_address[lane].eq(update.out_address),
+                    made[source].write_data[lane].eq(Value.cast(values[lane])),
+                ]
+        for copy in ("ff", "bp"):
+            # A value and its index are written together, to the same place.
+            for what, bits in (("value", 16), ("index", 4)):
+                source = Source[f"{copy}_{'values' if what == 'value' else 'indices'}".upper()]
+                buffer = banks(f"{copy}_{what}", config.copy_words, config.beat_halves * bits, bits)
+                made[source] = buffer
+                for lane in range(lanes):
+                    place = getattr(update, f"{copy}_lane")[lane]
+                    value = getattr(update, f"{copy}_{what}")[lane]
+                    enable = getattr(update, f"{copy}_write")[lane]
+                    m.d.comb += [
+                        buffer.write[lane].eq(enable << place),
+                        buffer.write_address[lane].eq(getattr(update, f"{copy}_address")[lane]),
+                        buffer.write_data[lane].eq(value.replicate(config.beat_halves)),
+                    ]
+        for source, buffer in made.items():
+            for lane in range(lanes):
+                m.d.comb += buffer.address[lane].eq(store.address)
+                with m.If(store.source == source):
+                    m.d.comb += store.made[lane].eq(buffer.data[lane])

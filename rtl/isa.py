@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from amaranth.hdl import Shape, signed
 from amaranth.lib import data
 
 from sat.rtl.config import SEMAPHORES
@@ -40,17 +41,62 @@ class Opcode(enum.Enum, shape=8):
     END = 0x01
     FENCE = 0x02
     LOAD = 0x10
+    TENSOR = 0x11
+    WINDOW = 0x12
+    GATHER = 0x13
     MULTIPLY = 0x20
     STORE = 0x30
+    RATES = 0x40
+    UPDATE = 0x41
 
 
-class Buffer(enum.Enum, shape=2):
-    """Destination of a LOAD."""
+ENGINES: dict[str, tuple[Opcode, ...]] = {
+    "load": (Opcode.LOAD, Opcode.TENSOR, Opcode.WINDOW, Opcode.GATHER),
+    "multiply": (Opcode.MULTIPLY,),
+    "store": (Opcode.STORE,),
+    "update": (Opcode.RATES, Opcode.UPDATE),
+}
+"""The engines and their instructions, in the order in which their gates go first."""
+
+
+class Buffer(enum.Enum, shape=3):
+    """Destination of a LOAD or GATHER."""
 
     A = 0
     B = 1
     INDEX = 2
     START = 3
+    MASK = 4
+    WEIGHT = 5
+    MOMENTUM = 6
+    GRADIENT = 7
+
+
+class Source(enum.Enum, shape=3):
+    """What a STORE writes."""
+
+    OUTPUT = 0
+    """Sums that MULTIPLY left in the output buffer."""
+    WEIGHT = 1
+    """Updated FP32 weights."""
+    MOMENTUM = 2
+    """Updated FP32 momenta."""
+    FF_VALUES = 3
+    FF_INDICES = 4
+    BP_VALUES = 5
+    BP_INDICES = 6
+
+
+class Format(enum.Enum, shape=2):
+    """What becomes of a sum on its way to memory."""
+
+    FP32 = 0
+    FP16 = 1
+    """Rounded to nearest even."""
+    MASK = 2
+    """One bit: whether the sum, as FP16, is above 0 or NaN: what ReLU lets pass."""
+    ZERO = 3
+    """Zeros, whatever the sums are: as many bytes as asked for."""
 
 
 class Dataflow(enum.Enum, shape=1):
@@ -106,16 +152,17 @@ HEADER = data.StructLayout(
 LOAD = data.StructLayout(
     {
         "address": ADDRESS_BITS,  # byte address of the first row; a whole number of beats
-        #   (START: of 4-byte sums)
-        "pitch": 32,  # bytes from one row to the next; a whole number of beats, 0 repeats the row
+        #   (START: of 4-byte sums; MASK: of words, or of the row if it is a part of one)
+        "pitch": 32,  # bytes from one row to the next, likewise; 0 repeats the row
         "rows": 16,  # rows to read, at least 1
-        "row_bytes": 20,  # bytes of a row, at least 1; START: a multiple of 4
+        "row_bytes": 20,  # bytes of a row, at least 1; START: a multiple of 4; MASK: whole words,
+        #   or 1, 2 or 4 of one
         "destination": Buffer,
         "by_word": 1,  # A only: bank by word (WS) instead of bank by row (OS)
         "base": 16,  # first word of the destination
         "stride": 16,  # words from one group to the next
         "groups": 16,  # by row: ceil(rows / banks); by word: ceil(words / words_per_pass);
-        #   START: rows
+        #   START, MASK: rows
         "copies": 8,  # by word: banks that get each word
         "words_per_pass": 8,  # by word: words that one pass over the banks takes
     }
@@ -146,14 +193,96 @@ MULTIPLY = data.StructLayout(
     }
 )
 
+TENSOR = data.StructLayout(
+    {
+        # Where GATHERs read: images of lines of pixels, each pixel a row of FP16 channels.
+        "address": ADDRESS_BITS,  # byte address; a whole number of beats, as are the pitches
+        "images": 16,
+        "lines": 12,
+        "pixels": 12,
+        "pixel_pitch": 20,  # bytes from one pixel to the next
+        "line_pitch": 28,
+        "image_pitch": 32,
+    }
+)
+
+WINDOW = data.StructLayout(
+    {
+        # How GATHERs step: positions, line after line, image after image; taps at each.
+        "lines": 12,  # lines of positions in an image, at least 1
+        "pixels": 12,  # positions in a line, at least 1
+        "step_y": 8,  # source lines from one line of positions to the next
+        "step_x": 8,
+        "tap_y": signed(8),  # source lines from one line of taps to the next
+        "tap_x": signed(8),
+    }
+)
+
+GATHER = data.StructLayout(
+    {
+        "image": 16,  # the first position
+        "line": 12,
+        "pixel": 12,
+        "y": signed(13),  # source of the first tap at position (0, 0); outside the tensor lie zeros
+        "x": signed(13),
+        "offset": 16,  # bytes from a pixel's first to the first that is read; whole beats
+        "rows": 16,  # positions, at least 1
+        "taps_y": 8,
+        "taps_x": 8,
+        "segment_bytes": 16,  # bytes that are read of a pixel; whole words (transpose: beats)
+        "destination": Buffer,  # A; B only with transpose
+        "by_word": 1,  # as LOAD
+        "transpose": 1,  # bank by channel, a position to a lane; one tap
+        "base": 16,
+        "stride": 16,
+        "groups": 16,  # as LOAD; transpose: ceil(channels / banks)
+        "copies": 8,
+        "words_per_pass": 8,
+    }
+)
+
 STORE = data.StructLayout(
     {
-        "address": ADDRESS_BITS,  # byte address of the first row; a multiple of 4
-        "pitch": 32,  # bytes from one row to the next; a multiple of 4
+        "address": ADDRESS_BITS,  # byte address of the first row
+        "pitch": 32,  # bytes from one row to the next
         "rows": 16,
-        "columns": 16,  # sums in a row
-        "base": 16,  # first word of the output buffer
-        "stride": 8,  # words from one row to the next
+        "row_bytes": 20,  # bytes of a row, at least 1; whole elements
+        "source": Source,
+        "format": Format,  # OUTPUT only
+        "relu": 1,  # FP16 only: negative sums become +0
+        "masked": 1,  # FP32, FP16: sums whose bit in the mask buffer is 0 become +0
+        "check": 1,  # FP32 only: count sums that are infinite or NaN
+        "base": 16,  # first word of the source (and of the mask buffer)
+        "stride": 16,  # words from one row to the next (copies, weights: from one group of rows)
+    }
+)
+
+RATES = data.StructLayout(
+    {
+        # Bits of FP32 numbers; they hold until the next RATES of the program.
+        "learning_rate": 32,
+        "momentum": 32,
+        "decay": 32,  # weight decay of weights that FF keeps
+        "decay_pruned": 32,  # … and of those that it prunes: decay plus SR-STE's lambda
+        "unscale": 32,  # 1 / loss scale
+    }
+)
+
+UPDATE = data.StructLayout(
+    {
+        "rows": 16,  # output channels of the tile
+        "columns": 16,  # input channels of the tile; a whole number of beats of FP32
+        "in_base": 16,  # first word in the banks of weights, momenta and gradients
+        "out_base": 16,  # first word in the banks of updated weights and momenta
+        "stride": 16,  # words from one group of `update_lanes` rows to the next, in all five
+        "ff_n": 5,  # the pattern along the columns (input channels)
+        "ff_log2_m": 3,
+        "ff_base": 16,  # first word in the banks of the FF copy
+        "ff_stride": 16,  # words from one group of rows to the next
+        "bp_n": 5,  # the pattern along the rows (output channels)
+        "bp_log2_m": 3,
+        "bp_base": 16,  # first word in the banks of the BP copy
+        "bp_stride": 16,  # words from one group of columns to the next
     }
 )
 
@@ -161,16 +290,25 @@ BODIES: dict[Opcode, data.StructLayout] = {
     Opcode.END: data.StructLayout({}),
     Opcode.FENCE: data.StructLayout({}),
     Opcode.LOAD: LOAD,
+    Opcode.TENSOR: TENSOR,
+    Opcode.WINDOW: WINDOW,
+    Opcode.GATHER: GATHER,
     Opcode.MULTIPLY: MULTIPLY,
     Opcode.STORE: STORE,
+    Opcode.RATES: RATES,
+    Opcode.UPDATE: UPDATE,
 }
 
 for _layout in BODIES.values():
     assert _layout.size <= BODY_BITS, f"an instruction body of {_layout.size} bits does not fit"
 
 
-def _field_width(layout: data.StructLayout, name: str) -> int:
-    return layout[name].width
+def field_range(layout: data.StructLayout, name: str) -> range:
+    """Return the values that a field can hold."""
+    shape = Shape.cast(layout[name].shape)
+    if shape.signed:
+        return range(-(1 << shape.width - 1), 1 << shape.width - 1)
+    return range(1 << shape.width)
 
 
 @dataclass(frozen=True)
@@ -201,14 +339,14 @@ class Instruction:
         object.__setattr__(
             self, "body", {name: int(_plain(self.body.get(name, 0))) for name in known}
         )
-        for name, value, width in [
-            *((n, self.body[n], _field_width(layout, n)) for n in known),
-            *((n, getattr(self, n), SEMAPHORES) for n in ("wait", "release", "signal")),
+        masks = range(1 << SEMAPHORES)
+        for name, value, legal in [
+            *((n, self.body[n], field_range(layout, n)) for n in known),
+            *((n, getattr(self, n), masks) for n in ("wait", "release", "signal")),
         ]:
-            if not 0 <= value < 1 << width:
+            if value not in legal:
                 raise ValueError(
-                    f"{self.opcode.name}.{name}={value}: must fit {width} bits (0 to "
-                    f"{(1 << width) - 1})"
+                    f"{self.opcode.name}.{name}={value}: must be {legal.start} to {legal.stop - 1}"
                 )
 
     def __getattr__(self, name: str) -> int:
@@ -225,7 +363,8 @@ class Instruction:
             at += SEMAPHORES
         layout = BODIES[self.opcode]
         for name, _ in layout.members.items():
-            word |= self.body[name] << (HEADER_BITS + layout[name].offset)
+            bits = self.body[name] & ((1 << layout[name].width) - 1)
+            word |= bits << (HEADER_BITS + layout[name].offset)
         return word.to_bytes(INSTRUCTION_BYTES, "little")
 
     @classmethod
@@ -247,10 +386,12 @@ class Instruction:
             raise ValueError(f"opcode {word & 0xFF:#04x} is unknown: known are {names}") from None
         masks = [(word >> (8 + SEMAPHORES * i)) & ((1 << SEMAPHORES) - 1) for i in range(3)]
         layout = BODIES[opcode]
-        body = {
-            name: (word >> (HEADER_BITS + layout[name].offset)) & ((1 << layout[name].width) - 1)
-            for name in dict(layout.members)
-        }
+        body = {}
+        for name in dict(layout.members):
+            width = layout[name].width
+            value = (word >> (HEADER_BITS + layout[name].offset)) & ((1 << width) - 1)
+            below = field_range(layout, name).start
+            body[name] = value - (1 << width) if below and value >= -below else value
         return cls(opcode, body, *masks)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from amaranth.lib import data
 
+from sat.rtl import isa
 from sat.rtl.config import SEMAPHORES, SatConfig
 
 PC_BITS = 24
@@ -20,13 +21,31 @@ def command_layout(body: data.StructLayout) -> data.StructLayout:
     )
 
 
+def any_command_layout() -> data.StructLayout:
+    """Return what an engine with several opcodes receives for one instruction."""
+    return data.StructLayout(
+        {
+            "opcode": 8,
+            "pc": PC_BITS,
+            "release": SEMAPHORES,
+            "signal": SEMAPHORES,
+            "body": isa.BODY_BITS,
+        }
+    )
+
+
 def operand_write_layout(config: SatConfig, banks: int, words: int) -> data.StructLayout:
-    """Return a write into an operand buffer: the same part of a word into each bank of a mask."""
+    """Return a write into an operand buffer.
+
+    The same part of a word goes into each bank of a mask; or, with ``transpose``, all lanes of
+    bank x are offered the element x mod the elements of a beat.
+    """
     return data.StructLayout(
         {
             "banks": banks,
             "address": (words - 1).bit_length(),
             "lanes": config.max_m,
+            "transpose": 1,
             "data": data.ArrayLayout(OPERAND_BITS, config.max_m),
         }
     )
@@ -51,5 +70,24 @@ def start_write_layout(config: SatConfig) -> data.StructLayout:
             "banks": config.cols,
             "address": (config.sum_words - 1).bit_length(),
             "data": data.ArrayLayout(32, config.cols),
+        }
+    )
+
+
+def mask_write_layout(config: SatConfig) -> data.StructLayout:
+    """Return a write into the mask buffer: a bit for each column."""
+    return data.StructLayout(
+        {"write": 1, "address": (config.sum_words - 1).bit_length(), "data": config.cols}
+    )
+
+
+def update_write_layout(config: SatConfig) -> data.StructLayout:
+    """Return a write into the update engine's banks: a beat into one lane's bank of one buffer."""
+    return data.StructLayout(
+        {
+            "banks": config.update_lanes,
+            "buffers": 3,  # a bit each for weights, momenta, gradients
+            "address": (config.update_words - 1).bit_length(),
+            "data": config.axi.data_bits,
         }
     )

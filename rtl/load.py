@@ -1,4 +1,4 @@
-"""Load engine: from memory into the operand, index and start buffers."""
+"""Load engine: from memory into the buffers."""
 
 from __future__ import annotations
 
@@ -8,37 +8,76 @@ from amaranth.lib.wiring import In, Out
 
 from sat.rtl import isa
 from sat.rtl.axi import Axi4ReadSignature, Response, address_constants
-from sat.rtl.bursts import BurstWalker
+from sat.rtl.bursts import BurstCutter
 from sat.rtl.config import SEMAPHORES, SatConfig
 from sat.rtl.fp.operand import OperandDecoder
+from sat.rtl.isa import Buffer, Opcode
 from sat.rtl.layouts import (
     PC_BITS,
-    command_layout,
+    any_command_layout,
     index_write_layout,
+    mask_write_layout,
     operand_write_layout,
     start_write_layout,
+    update_write_layout,
 )
+from sat.rtl.segments import SegmentWalker, segment_layout
 from sat.rtl.streams import Queue
 
 COMMANDS_AHEAD = 4
 """Instructions whose data are still due while addresses of the next go out, at most."""
 
+SEGMENTS_AHEAD = 32
+"""Segments whose data are still due, at most."""
+
+
+def transposed_parts(banks: int, elements: int) -> list[tuple[int, int, int]]:
+    """Return how the beats of a pixel are spread over banks, in Python and for hardware.
+
+    Parameters
+    ----------
+    banks : int
+        Channel x goes to bank x mod banks.
+    elements : int
+        Channels in a beat.
+
+    Returns
+    -------
+    list of (offset, bank, count)
+        Each write: from element ``offset`` of its beat, ``count`` channels to ``bank`` and the
+        banks behind it. The list ends where it would begin again.
+    """
+    parts = []
+    offset = bank = 0
+    while True:
+        count = min(elements - offset, banks - bank)
+        parts.append((offset, bank, count))
+        offset, bank = (offset + count) % elements, (bank + count) % banks
+        if offset == bank == 0:
+            return parts
+
 
 class LoadEngine(wiring.Component):
-    """Run LOAD instructions: read rows of memory, spread them over the banks of a buffer.
+    """Run LOAD, TENSOR, WINDOW and GATHER: read memory, spread it over the banks of a buffer.
 
     An address side sends bursts as fast as memory takes them, up to `AxiConfig.outstanding`
     ahead; a data side follows with its own counters, so that the addresses of an instruction
-    go out while the data of earlier ones arrive. Data are taken in every cycle, but for START,
-    whose rows are repacked from beats to words of C columns, a word a cycle.
+    go out while the data of earlier ones arrive. GATHER reads the taps of a convolution straight
+    from the activations (implicit im2col); taps outside the tensor cost no memory access, a
+    cycle for each beat of zeros.
 
-    Timing. Accepted in cycle a, an instruction's first address is on the bus in cycle a + 2,
-    then one a cycle. The beat taken in cycle t is on the write port of its buffer in t + 1, and
-    so is the signal of the instruction whose last beat (START: last word) it is. The next
-    instruction is accepted from the cycle in which the last address is on the bus.
-    `sat.dataflow.cycles_load` states the same in Python.
+    Timing. Accepted in cycle a, a LOAD's first segment is cut in cycle a + 1, its first address
+    on the bus in cycle a + 3, then one a cycle. A beat is taken in every cycle, but for
 
-    Where row x, word w of a matrix goes:
+    * START, whose rows are repacked from beats to words of C columns, a word a cycle;
+    * MASK, a word a cycle;
+    * transposed GATHER: a beat goes to its banks in one write unless it meets the last bank.
+
+    The beat taken in cycle t is on the write port of its buffer in t + 1, and so is the signal of
+    the instruction whose last beat (START, MASK: last word) it is. `sat.dataflow.cycles_load`
+    states the same in Python.
+
+    Where row x, word w of a matrix goes (GATHER: row is position, its words tap after tap):
 
     =========== ==================================== ==========================================
     A by row    bank x mod R                         base + (x div R) * stride + w
@@ -46,6 +85,10 @@ class LoadEngine(wiring.Component):
                 copies and the copies - 1 behind it
     B, INDEX    bank x mod C                         base + (x div C) * stride + w
     START       column c: bank c mod C               base + x * stride + c div C
+    MASK        column c: bit c mod C                base + x * stride + c div C
+    WEIGHT, …   bank x mod lanes                     base + (x div lanes) * stride + w
+    transposed  channel c: bank c mod R (B: C)       base + (c div R) * stride + x div max_m,
+                                                     lane x mod max_m
     =========== ==================================== ==========================================
 
     Parameters
@@ -54,28 +97,31 @@ class LoadEngine(wiring.Component):
 
     Members
     -------
-    i : ``In(stream.Signature(command_layout(LOAD)))``
+    i : ``In(stream.Signature(any_command_layout()))``
         Instructions, already checked.
     release, signal : ``Out(16)``
-        Semaphore masks, each for one cycle; for a LOAD the same cycle.
+        Semaphore masks, each for one cycle; for this engine the same cycle.
     done, busy : ``Out(1)``
         ``done`` in the cycle of the signal; ``busy`` from the cycle after an accept to it.
     halt : ``In(1)``
         Send no further address; ``busy`` falls when the data on their way have come.
     error, error_pc : ``Out``
         Memory answered with an error; held until reset.
-    beat : ``Out(1)``
-        A beat was taken.
+    beat, moving : ``Out(1)``
+        A beat was taken; that, or zeros were written.
     port : ``Out(Axi4ReadSignature)``
-    a_write, b_write, i_write, s_write : ``Out``
+    a_write, b_write, i_write, s_write, m_write, u_write : ``Out``
         Writes into the buffers.
+
+    Source: the implicit im2col is the "image to column on the fly" of Fang et al. 2023's data
+    engine; the transposed gather for the weight gradient is this project's.
     """
 
     def __init__(self, config: SatConfig):
         self.config = config
         super().__init__(
             {
-                "i": In(stream.Signature(command_layout(isa.LOAD))),
+                "i": In(stream.Signature(any_command_layout())),
                 "release": Out(SEMAPHORES),
                 "signal": Out(SEMAPHORES),
                 "done": Out(1),
@@ -84,11 +130,14 @@ class LoadEngine(wiring.Component):
                 "error": Out(1),
                 "error_pc": Out(PC_BITS),
                 "beat": Out(1),
+                "moving": Out(1),
                 "port": Out(Axi4ReadSignature(config.axi)),
                 "a_write": Out(operand_write_layout(config, config.rows, config.a_words)),
                 "b_write": Out(operand_write_layout(config, config.cols, config.b_words)),
                 "i_write": Out(index_write_layout(config)),
                 "s_write": Out(start_write_layout(config)),
+                "m_write": Out(mask_write_layout(config)),
+                "u_write": Out(update_write_layout(config)),
             }
         )
 
@@ -99,23 +148,28 @@ class LoadEngine(wiring.Component):
         address_constants(m, port, "ar", axi)
 
         # Address side.
-        m.submodules.walker = walker = BurstWalker(axi)
-        m.submodules.commands = commands = Queue(command_layout(isa.LOAD), COMMANDS_AHEAD)
+        m.submodules.walker = walker = SegmentWalker(config)
+        m.submodules.cutter = cutter = BurstCutter(segment_layout(config), axi)
+        m.submodules.commands = commands = Queue(any_command_layout(), COMMANDS_AHEAD)
+        m.submodules.zeros = zeros = Queue(1, SEGMENTS_AHEAD)  # of each segment: is it zeros?
         take = self.i.valid & self.i.ready
         m.d.comb += [
             self.i.ready.eq(walker.i.ready & commands.i.ready),
             walker.i.valid.eq(take),
-            walker.i.p.address.eq(self.i.p.body.address),
-            walker.i.p.pitch.eq(self.i.p.body.pitch),
-            walker.i.p.rows.eq(self.i.p.body.rows),
-            walker.i.p.row_bytes.eq(self.i.p.body.row_bytes),
+            walker.i.p.opcode.eq(self.i.p.opcode),
+            walker.i.p.body.eq(self.i.p.body),
             commands.i.valid.eq(take),
             commands.i.p.eq(self.i.p),
+            cutter.i.p.eq(walker.o.p),
+            cutter.i.valid.eq(walker.o.valid & zeros.i.ready),
+            walker.o.ready.eq(cutter.i.ready & zeros.i.ready),
+            zeros.i.valid.eq(walker.o.valid & cutter.i.ready),
+            zeros.i.p.eq(walker.o.p.zero),
         ]
         outstanding = Signal(range(axi.outstanding + 1))
         taken = port.rvalid & port.rready
-        send = walker.o.valid & walker.o.ready
-        m.d.comb += walker.o.ready.eq(
+        send = cutter.o.valid & cutter.o.ready
+        m.d.comb += cutter.o.ready.eq(
             (~port.arvalid | port.arready)
             & (outstanding != axi.outstanding)
             & ~self.halt
@@ -124,8 +178,8 @@ class LoadEngine(wiring.Component):
         with m.If(send):
             m.d.sync += [
                 port.arvalid.eq(1),
-                port.araddr.eq(walker.o.p.address),
-                port.arlen.eq(walker.o.p.beats - 1),
+                port.araddr.eq(cutter.o.p.address),
+                port.arlen.eq(cutter.o.p.beats - 1),
             ]
         with m.Elif(port.arready):
             m.d.sync += port.arvalid.eq(0)
@@ -133,13 +187,20 @@ class LoadEngine(wiring.Component):
 
         # Data side: `command` is the instruction whose data come next.
         command = commands.o.p
-        load = command.body
-        is_start = load.destination == isa.Buffer.START
+        is_load = commands.o.valid & (command.opcode == Opcode.LOAD.value)
+        is_gather = commands.o.valid & (command.opcode == Opcode.GATHER.value)
+        load = data.View(isa.LOAD, command.body[: isa.LOAD.size])
+        gather = data.View(isa.GATHER, command.body[: isa.GATHER.size])
+        is_start = is_load & (load.destination == Buffer.START)
+        is_mask = is_load & (load.destination == Buffer.MASK)
         finish = Signal()
         m.d.comb += [
             commands.o.ready.eq(finish),
             self.beat.eq(taken),
+            self.moving.eq(taken | (zeros.o.valid & zeros.o.p)),
         ]
+        with m.If(commands.o.valid & ~is_load & ~is_gather):
+            m.d.comb += finish.eq(1)
         stopped = (self.halt | self.error) & (outstanding == 0) & ~port.arvalid
         m.d.comb += self.busy.eq(((commands.level != 0) | self.done) & ~stopped)
         good = finish & ~self.error & ~(taken & (port.rresp != Response.OKAY))
@@ -152,102 +213,250 @@ class LoadEngine(wiring.Component):
             m.d.sync += [self.error.eq(1), self.error_pc.eq(command.pc)]
 
         row = Signal(16)
-        self._operands(m, load, ~is_start, row, finish)
-        start_ready = self._starts(m, load, is_start & (commands.level != 0), row, finish)
-        m.d.comb += port.rready.eq((commands.level != 0) & Mux(is_start, start_ready, 1))
+        spread = (is_load & ~is_start & ~is_mask) | is_gather
+        spread_ready = self._operands(m, spread, is_gather, load, gather, zeros.o, row, finish)
+        start_ready = self._starts(m, load, is_start, zeros.o, row, finish)
+        mask_ready = self._masks(m, load, is_mask, zeros.o, row, finish)
+        m.d.comb += port.rready.eq(
+            (spread & spread_ready) | (is_start & start_ready) | (is_mask & mask_ready)
+        )
         return m
 
-    def _operands(self, m: Module, load, enable: Value, row: Signal, finish: Signal) -> None:
-        """Spread beats of A, B and INDEX."""
+    def _operands(
+        self,
+        m: Module,
+        active: Value,
+        is_gather: Value,
+        load: data.View,
+        gather: data.View,
+        zeros: stream.Interface,
+        row: Signal,
+        finish: Signal,
+    ) -> Value:
+        """Spread beats over operand, index and update banks; return when a beat is taken."""
         config, port = self.config, self.port
-        parts = config.beats_per_word
-        lanes_per_beat = config.axi.data_bits // 16
-        taken = port.rvalid & port.rready & enable
+        per_beat = config.axi.data_bits // 16
+        max_bits = (config.max_m - 1).bit_length()
 
-        part = Signal(range(max(parts, 2)))
-        beat = Signal(20)  # of the row
+        def field(name: str, bits: int) -> Signal:
+            made = Signal(bits, name=f"field_{name}")
+            m.d.comb += made.eq(Mux(is_gather, gather[name], load[name]))
+            return made
+
+        destination = Signal(Buffer)
+        m.d.comb += destination.eq(Mux(is_gather, gather.destination, load.destination))
+        by_word, rows = field("by_word", 1), field("rows", 16)
+        base, stride = field("base", 16), field("stride", 16)
+        copies, words_per_pass = field("copies", 8), field("words_per_pass", 8)
+        transpose = Signal()
+        m.d.comb += transpose.eq(is_gather & gather.transpose)
+        size = Mux(is_gather, gather.segment_bytes, load.row_bytes)
+        beats = Signal(20)
+        taps = Signal(16)
+        m.d.comb += [
+            beats.eq((size + (config.axi.beat_bytes - 1)) // config.axi.beat_bytes),
+            taps.eq(Mux(is_gather, gather.taps_y * gather.taps_x, 1)),
+        ]
+        is_a, is_b = destination == Buffer.A, destination == Buffer.B
+        updated = ~is_a & ~is_b & (destination != Buffer.INDEX)
+        banks = Mux(is_a, config.rows, Mux(updated, config.update_lanes, config.cols))
+        parts = Mux(updated, 1, config.beats_per_word)
+
+        part = Signal(range(max(config.beats_per_word, 2)))
+        beat = Signal(20)  # of the segment
+        tap = Signal(16)
         word_offset = Signal(16)  # by row: the word; by word: the pass's stride
         place = Signal(8)  # by word: the word's number in its pass
         first_bank = Signal(8)  # by word
-        bank = Signal(8)  # by row
-        group_offset = Signal(16)  # by row: the group's stride; by word: the row
-        beats = Signal(20)
-        m.d.comb += beats.eq(
-            (load.row_bytes + (config.axi.beat_bytes - 1)) // config.axi.beat_bytes
-        )
-        banks = Mux(load.destination == isa.Buffer.A, config.rows, config.cols)
-        last_of_row = beat == beats - 1
-        last_row = row == load.rows - 1
+        bank = Signal(8)
+        group_offset = Signal(16)  # the group's stride; by word: the row
+        offset = Signal(range(max(per_beat, 2)))  # transposed: element of the beat
+        count = Signal(range(per_beat + 1))  # transposed: elements of this write
+        m.d.comb += count.eq(per_beat - offset)
+        with m.If(per_beat - offset > banks - bank):
+            m.d.comb += count.eq(banks - bank)
+        beat_done = Signal()
+        m.d.comb += beat_done.eq(~transpose | (offset + count == per_beat))
+        step = Signal()
+        m.d.comb += step.eq(active & zeros.valid & (zeros.p | port.rvalid))
 
-        with m.If(taken):
+        last_of_segment = beat == beats - 1
+        last_row = row == rows - 1
+        next_bank = bank + Mux(transpose, count, 1)
+        with m.If(step & transpose):
+            m.d.sync += [
+                offset.eq(Mux(beat_done, 0, offset + count)),
+                bank.eq(Mux(next_bank == banks, 0, next_bank)),
+            ]
+            with m.If(next_bank == banks):
+                m.d.sync += group_offset.eq(group_offset + stride)
+        with m.If(step & beat_done):
             m.d.sync += beat.eq(beat + 1)
             with m.If(part != parts - 1):
                 m.d.sync += part.eq(part + 1)
             with m.Else():
                 m.d.sync += part.eq(0)
-                with m.If(~load.by_word):
+                with m.If(~by_word):
                     m.d.sync += word_offset.eq(word_offset + 1)
-                with m.Elif(place == load.words_per_pass - 1):
+                with m.Elif(place == words_per_pass - 1):
                     m.d.sync += [
                         place.eq(0),
                         first_bank.eq(0),
-                        word_offset.eq(word_offset + load.stride),
+                        word_offset.eq(word_offset + stride),
                     ]
                 with m.Else():
-                    m.d.sync += [place.eq(place + 1), first_bank.eq(first_bank + load.copies)]
-            with m.If(last_of_row):
+                    m.d.sync += [place.eq(place + 1), first_bank.eq(first_bank + copies)]
+            with m.If(last_of_segment):
+                m.d.comb += zeros.ready.eq(1)
+                m.d.sync += [beat.eq(0), part.eq(0), tap.eq(tap + 1)]
+            with m.If(last_of_segment & (tap == taps - 1)):
                 m.d.sync += [
-                    beat.eq(0),
-                    part.eq(0),
+                    tap.eq(0),
                     word_offset.eq(0),
                     place.eq(0),
                     first_bank.eq(0),
                     row.eq(row + 1),
                 ]
-                with m.If(load.by_word):
+                with m.If(transpose):
+                    m.d.sync += [bank.eq(0), group_offset.eq(0)]
+                with m.Elif(by_word):
                     m.d.sync += group_offset.eq(group_offset + 1)
-                with m.Elif(bank == banks - 1):
-                    m.d.sync += [bank.eq(0), group_offset.eq(group_offset + load.stride)]
+                with m.Elif(next_bank == banks):
+                    m.d.sync += [bank.eq(0), group_offset.eq(group_offset + stride)]
                 with m.Else():
-                    m.d.sync += bank.eq(bank + 1)
+                    m.d.sync += bank.eq(next_bank)
                 with m.If(last_row):
                     m.d.comb += finish.eq(1)
                     m.d.sync += [row.eq(0), bank.eq(0), group_offset.eq(0)]
 
         address = Signal(16)
-        m.d.comb += address.eq(load.base + word_offset + group_offset)
+        m.d.comb += address.eq(base + group_offset + Mux(transpose, row >> max_bits, word_offset))
         lanes = Signal(config.max_m)
-        m.d.comb += lanes.eq(((1 << lanes_per_beat) - 1) << (part * lanes_per_beat))
-        by_row_mask = Signal(64)
-        by_word_mask = Signal(64)
-        m.d.comb += [
-            by_row_mask.eq(1 << bank[:6]),
-            by_word_mask.eq(((1 << load.copies[:7]) - 1) << first_bank[:6]),
-        ]
-        raw = data.View(data.ArrayLayout(16, lanes_per_beat), port.rdata)
+        with m.If(transpose):
+            m.d.comb += lanes.eq(1 << row[:max_bits])
+        with m.Else():
+            m.d.comb += lanes.eq(((1 << per_beat) - 1) << (part * per_beat))
+        mask = Signal(64)
+        ones = Mux(transpose, count, Mux(by_word, copies[:7], 1))
+        m.d.comb += mask.eq(((1 << ones[:7]) - 1) << Mux(by_word, first_bank, bank)[:6])
+
+        beat_bits = Mux(zeros.p, 0, port.rdata)
+        raw = Signal(data.ArrayLayout(16, per_beat))
+        m.d.comb += Value.cast(raw).eq(beat_bits)
         decoded = []
-        for lane in range(lanes_per_beat):
+        for lane in range(per_beat):
             m.submodules[f"decoder_{lane}"] = decoder = OperandDecoder()
             m.d.comb += decoder.i.eq(raw[lane])
             decoded.append(decoder.o)
-        for write, buffer, values in (
-            (self.a_write, isa.Buffer.A, decoded),
-            (self.b_write, isa.Buffer.B, decoded),
-            (self.i_write, isa.Buffer.INDEX, [raw[n] for n in range(lanes_per_beat)]),
+        # Transposed: bank x must find its channel at element x mod per_beat.
+        turns = {
+            (at - first) % per_beat
+            for number in (config.rows, config.cols)
+            for at, first, _ in transposed_parts(number, per_beat)
+        }
+        turn = Signal(range(max(per_beat, 2)))
+        m.d.comb += turn.eq(Mux(transpose, offset - bank, 0))
+        values = [Signal.like(value.as_value()) for value in decoded]
+        with m.Switch(turn):
+            for by in sorted(turns | {0}):
+                with m.Case(by):
+                    m.d.comb += [
+                        values[n].eq(decoded[(n + by) % per_beat]) for n in range(per_beat)
+                    ]
+        for write, wanted, parts_of_word in (
+            (self.a_write, is_a, values),
+            (self.b_write, is_b, values),
+            (self.i_write, destination == Buffer.INDEX, [raw[n] for n in range(per_beat)]),
         ):
             m.d.sync += write.banks.eq(0)
-            with m.If(taken & (load.destination == buffer)):
+            with m.If(step & wanted):
                 m.d.sync += [
-                    write.banks.eq(Mux(load.by_word, by_word_mask, by_row_mask)),
+                    write.banks.eq(mask),
                     write.address.eq(address),
                     write.lanes.eq(lanes),
                 ]
                 # Every part of a word sees the same beat; `lanes` says which of them takes it.
                 m.d.sync += [
-                    write.data[n].eq(values[n % lanes_per_beat]) for n in range(config.max_m)
+                    write.data[n].eq(parts_of_word[n % per_beat]) for n in range(config.max_m)
                 ]
+                if write is not self.i_write:
+                    m.d.sync += write.transpose.eq(transpose)
+        m.d.sync += self.u_write.banks.eq(0)
+        with m.If(step & updated):
+            m.d.sync += [
+                self.u_write.banks.eq(mask),
+                self.u_write.buffers.eq(1 << (destination.as_value() - Buffer.WEIGHT.value)[:2]),
+                self.u_write.address.eq(address),
+                self.u_write.data.eq(port.rdata),
+            ]
+        return zeros.valid & ~zeros.p & beat_done
 
-    def _starts(self, m: Module, load, active: Value, row: Signal, finish: Signal) -> Value:
+    def _masks(
+        self,
+        m: Module,
+        load: data.View,
+        active: Value,
+        zeros: stream.Interface,
+        row: Signal,
+        finish: Signal,
+    ) -> Value:
+        """Take rows of mask words apart, a word a cycle; return when a beat is taken."""
+        config, port = self.config, self.port
+        size, beat_bytes = config.mask_bytes, config.axi.beat_bytes
+        low = (size - 1).bit_length()
+        byte_bits = (beat_bytes - 1).bit_length()
+        fresh = Signal(init=1)  # no word of the row has come
+        begin = Signal(init=1)  # no row of the instruction has begun
+        word = Signal(16)
+        row_offset = Signal(16)
+        row_address = Signal(12)
+        at = Signal(12)
+        m.d.comb += at.eq(Mux(begin, load.address[:12], row_address))
+        later = Signal(byte_bits)
+        byte = Signal(byte_bits)  # of the beat, where the word begins
+        m.d.comb += byte.eq(Mux(fresh, at[:byte_bits], later))
+        # A row shorter than a word is a part of one: its upper bits are of no account.
+        last_of_row = word == ((load.row_bytes - 1) >> low)
+        last_of_beat = last_of_row | (byte == beat_bytes - size)
+        step = active & port.rvalid
+        partial = load.row_bytes < size
+        bits = Signal(8 * size)
+        present = Signal(8 * size)
+        m.d.comb += [
+            present.eq(Mux(partial, (1 << (load.row_bytes[:3] << 3)) - 1, ~0)),
+            bits.eq((port.rdata >> (byte << 3)) & present),
+        ]
+        with m.If(step):
+            m.d.sync += [word.eq(word + 1), fresh.eq(0), later.eq(byte + size)]
+            with m.If(last_of_row):
+                m.d.comb += zeros.ready.eq(1)
+                m.d.sync += [
+                    word.eq(0),
+                    fresh.eq(1),
+                    begin.eq(0),
+                    row.eq(row + 1),
+                    row_offset.eq(row_offset + load.stride),
+                    row_address.eq(at + load.pitch[:12]),
+                ]
+                with m.If(row == load.rows - 1):
+                    m.d.comb += finish.eq(1)
+                    m.d.sync += [row.eq(0), row_offset.eq(0), begin.eq(1)]
+        m.d.sync += [
+            self.m_write.write.eq(step),
+            self.m_write.address.eq(load.base + row_offset + word),
+            self.m_write.data.eq(bits),
+        ]
+        return last_of_beat
+
+    def _starts(
+        self,
+        m: Module,
+        load: data.View,
+        active: Value,
+        zeros: stream.Interface,
+        row: Signal,
+        finish: Signal,
+    ) -> Value:
         """Repack rows of sums from beats to words of C columns; return when a beat is taken."""
         config, port = self.config, self.port
         cols = config.cols
@@ -310,6 +519,8 @@ class LoadEngine(wiring.Component):
                 fresh.eq(0),
                 complete.eq(due == brought),
             ]
+            with m.If(due == brought):
+                m.d.comb += zeros.ready.eq(1)
         with m.If(emit):
             m.d.sync += word.eq(word + 1)
             with m.If(complete & (kept == 0)):

@@ -6,9 +6,7 @@ from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from sat.rtl.config import SEMAPHORES
-
-COUNT_BITS = 8
+from sat.rtl.config import SEMAPHORE_BITS, SEMAPHORES
 
 
 class Semaphores(wiring.Component):
@@ -54,12 +52,12 @@ class Semaphores(wiring.Component):
             through = self.offered[gate] & self.open[gate]
             claimed = claimed | (want & through.replicate(SEMAPHORES))
         for number in range(SEMAPHORES):
-            count = Signal(COUNT_BITS, name=f"count_{number}")
+            count = Signal(SEMAPHORE_BITS, name=f"count_{number}")
             raises = sum(self.raise_mask[r][number] for r in range(self.raisers))
             takes = sum(self.take[g] & self.want[g][number] for g in range(self.gates))
-            after = Signal(COUNT_BITS + 2, name=f"after_{number}")
+            after = Signal(SEMAPHORE_BITS + 2, name=f"after_{number}")
             m.d.comb += [raised[number].eq(count != 0), after.eq(count + raises - takes)]
             m.d.sync += count.eq(after)
-            with m.If(after[COUNT_BITS:].any()):
+            with m.If(after[SEMAPHORE_BITS:].any()):
                 m.d.sync += self.overflow.eq(1)
         return m

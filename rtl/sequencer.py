@@ -10,13 +10,15 @@ from sat.rtl import isa
 from sat.rtl.check import CHECK_CYCLES, Checker
 from sat.rtl.config import SEMAPHORES, SatConfig
 from sat.rtl.fetch import FETCHED
-from sat.rtl.isa import Opcode, Status
-from sat.rtl.layouts import PC_BITS, command_layout
+from sat.rtl.isa import ENGINES, Opcode, Status
+from sat.rtl.layouts import PC_BITS, any_command_layout, command_layout
 from sat.rtl.semaphores import Semaphores
 from sat.rtl.streams import Queue
 
-ENGINES = (Opcode.LOAD, Opcode.MULTIPLY, Opcode.STORE)
-"""The engines' instructions, in the order in which their gates go first."""
+
+def engine_layout(opcodes: tuple[Opcode, ...]) -> data.StructLayout:
+    """Return what the engine of these instructions receives."""
+    return any_command_layout() if len(opcodes) > 1 else command_layout(isa.BODIES[opcodes[0]])
 
 
 class Sequencer(wiring.Component):
@@ -40,10 +42,10 @@ class Sequencer(wiring.Component):
     length : ``In``
         Instructions in the program.
     window_base, window_end : ``In``
-    load, multiply, store : ``Out(stream.Signature(command_layout(…)))``
-    raise_mask : ``In(16).array(6)``
+    load, multiply, store, update : ``Out(stream.Signature(engine_layout(…)))``
+    raise_mask : ``In(16).array(8)``
         Releases and signals of the engines.
-    busy : ``In(3)``
+    busy : ``In(4)``
         The engines, in the order of `ENGINES`.
     moving : ``In(1)``
         Something other than a dispatch or an accept makes progress (for the watchdog).
@@ -67,11 +69,12 @@ class Sequencer(wiring.Component):
                 "length": In(PC_BITS),
                 "window_base": In(isa.ADDRESS_BITS + 1),
                 "window_end": In(isa.ADDRESS_BITS + 1),
-                "load": Out(stream.Signature(command_layout(isa.LOAD))),
-                "multiply": Out(stream.Signature(command_layout(isa.MULTIPLY))),
-                "store": Out(stream.Signature(command_layout(isa.STORE))),
-                "raise_mask": In(SEMAPHORES).array(6),
-                "busy": In(3),
+                **{
+                    name: Out(stream.Signature(engine_layout(opcodes)))
+                    for name, opcodes in ENGINES.items()
+                },
+                "raise_mask": In(SEMAPHORES).array(2 * len(ENGINES)),
+                "busy": In(len(ENGINES)),
                 "moving": In(1),
                 "load_error": In(1),
                 "load_error_pc": In(PC_BITS),
@@ -95,16 +98,17 @@ class Sequencer(wiring.Component):
         age = Signal(range(CHECK_CYCLES + 1))
         current = Signal(FETCHED)
         header = data.View(isa.HEADER, current.word[: isa.HEADER.size])
+        dispatched = Signal()
         m.submodules.checker = checker = Checker(config)
         m.d.comb += [
             checker.word.eq(current.word),
+            checker.follow.eq(dispatched),
             checker.last.eq(current.pc == self.length - 1),
             checker.window_base.eq(self.window_base),
             checker.window_end.eq(self.window_end),
             self.fetched.ready.eq(~full & ~self.halt),
         ]
         decide = full & (age == CHECK_CYCLES) & ~self.halt
-        dispatched = Signal()
         with m.If(~full):
             m.d.sync += [full.eq(self.fetched.valid & ~self.halt), current.eq(self.fetched.p)]
             m.d.sync += age.eq(0)
@@ -117,26 +121,29 @@ class Sequencer(wiring.Component):
         legal = decide & (fault == Status.IDLE)
 
         # A queue and a gate before each engine.
-        m.submodules.semaphores = semaphores = Semaphores(len(ENGINES), 6)
-        for number in range(6):
+        raisers = 2 * len(ENGINES)
+        m.submodules.semaphores = semaphores = Semaphores(len(ENGINES), raisers)
+        for number in range(raisers):
             m.d.comb += semaphores.raise_mask[number].eq(self.raise_mask[number])
         empty, accepts = [], []
-        outputs = (self.load, self.multiply, self.store)
-        for number, (opcode, engine) in enumerate(zip(ENGINES, outputs, strict=True)):
-            layout = command_layout(isa.BODIES[opcode])
+        for number, (name, opcodes) in enumerate(ENGINES.items()):
+            engine = getattr(self, name)
+            layout = engine_layout(opcodes)
             queued = data.StructLayout({"wait": SEMAPHORES, "command": layout})
             queue = Queue(queued, config.queue_depth)
-            m.submodules[f"queue_{opcode.name.lower()}"] = queue
-            mine = legal & (header.opcode == opcode)
-            body = current.word[isa.HEADER_BITS :][: isa.BODIES[opcode].size]
+            m.submodules[f"queue_{name}"] = queue
+            mine = legal & Cat(header.opcode == opcode for opcode in opcodes).any()
+            given = queue.i.p.command
             m.d.comb += [
                 queue.i.valid.eq(mine),
                 queue.i.p.wait.eq(header.wait),
-                queue.i.p.command.pc.eq(current.pc),
-                queue.i.p.command.release.eq(header.release),
-                queue.i.p.command.signal.eq(header.signal),
-                Value.cast(queue.i.p.command.body).eq(body),
+                given.pc.eq(current.pc),
+                given.release.eq(header.release),
+                given.signal.eq(header.signal),
+                Value.cast(given.body).eq(current.word[isa.HEADER_BITS :]),
             ]
+            if len(opcodes) > 1:
+                m.d.comb += given.opcode.eq(header.opcode)
             with m.If(mine & queue.i.ready):
                 m.d.comb += dispatched.eq(1)
             through = semaphores.open[number] & ~self.halt

@@ -1,4 +1,4 @@
-"""Store engine: from the output buffer into memory."""
+"""Store engine: from the output buffer and the update engine's banks into memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from sat.rtl import isa
 from sat.rtl.axi import Axi4WriteSignature, Response, address_constants
 from sat.rtl.bursts import BurstWalker
 from sat.rtl.config import SEMAPHORES, SatConfig
+from sat.rtl.fp.convert import Fp32ToFp16
+from sat.rtl.fp.formats import FP16, FP32
+from sat.rtl.isa import Format, Source
 from sat.rtl.layouts import PC_BITS, command_layout
 from sat.rtl.streams import Queue
 
@@ -17,8 +20,73 @@ STORES_IN_FLIGHT = 4
 """Instructions whose responses are still due, at most."""
 
 
+class Epilogue(wiring.Component):
+    """Turn a word of sums into what is stored of it, in the same cycle.
+
+    FP16 rounds to nearest even; ReLU then makes what is negative or -0 to +0 and keeps NaN. The
+    mask has a 1 where ReLU's input, as FP16, is above 0 or NaN: torch's rule for the gradient.
+
+    Members
+    -------
+    sums : ``In(ArrayLayout(32, cols))``
+    mask : ``In(cols)``
+        Bits of the mask buffer.
+    format, relu, masked : ``In``
+        Fields of the STORE.
+    o : ``Out``
+        The word: C FP32 or FP16 values, or mask bits, from the low bits up.
+    non_finite : ``Out(cols)``
+        Sums that are infinite or NaN.
+    """
+
+    def __init__(self, config: SatConfig):
+        self.config = config
+        super().__init__(
+            {
+                "sums": In(data.ArrayLayout(32, config.cols)),
+                "mask": In(config.cols),
+                "format": In(Format),
+                "relu": In(1),
+                "masked": In(1),
+                "o": Out(32 * config.cols),
+                "non_finite": Out(config.cols),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        wide, narrow, passes = [], [], []
+        for column in range(self.config.cols):
+            m.submodules[f"narrow_{column}"] = rounder = Fp32ToFp16()
+            total = data.View(FP32.layout, self.sums[column])
+            half = data.View(FP16.layout, rounder.o)
+            is_nan = (half.exponent == FP16.max_exponent) & (half.mantissa != 0)
+            above = Signal(name=f"above_{column}")
+            drop = Signal(name=f"drop_{column}")
+            m.d.comb += [
+                rounder.i.eq(self.sums[column]),
+                above.eq(is_nan | (~half.sign & (rounder.o != 0))),
+                drop.eq(self.masked & ~self.mask[column]),
+                self.non_finite[column].eq(total.exponent == FP32.max_exponent),
+            ]
+            wide.append(Mux(drop, 0, self.sums[column]))
+            narrow.append(Mux(drop | (self.relu & ~above), 0, rounder.o))
+            passes.append(above)
+        with m.Switch(self.format):
+            with m.Case(Format.FP32):
+                m.d.comb += self.o.eq(Cat(wide))
+            with m.Case(Format.FP16):
+                m.d.comb += self.o.eq(Cat(narrow))
+            with m.Case(Format.MASK):
+                m.d.comb += self.o.eq(Cat(passes))
+        return m
+
+
 class StoreEngine(wiring.Component):
-    """Run STORE instructions: write rows of sums, from words of C columns to beats.
+    """Run STORE instructions: write rows of bytes, from words of a buffer to beats.
+
+    A word of the output buffer passes the `Epilogue`; words of the update engine's banks are
+    beats (indices: a quarter of one) and go as they are.
 
     Timing. Accepted in cycle a, an instruction's first address is on the bus in cycle a + 2,
     then one a cycle. The first word of a row is taken from the buffer in cycle a + 2, or in the
@@ -47,8 +115,16 @@ class StoreEngine(wiring.Component):
     beat : ``Out(1)``
         A beat was taken.
     port : ``Out(Axi4WriteSignature)``
-    address, row : ``Out``, ``In(ArrayLayout(32, cols))``
-        Read port of the output buffer: a word of all banks, a cycle after its address.
+    address : ``Out(16)``
+        Read address of whichever buffer; the data below follow a cycle later.
+    row, mask : ``In(ArrayLayout(32, cols))``, ``In(cols)``
+        A word of the output buffer, and its bits of the mask buffer.
+    source : ``Out(Source)``
+        Which banks of the update engine to read.
+    made : ``In(data_bits).array(lanes)``
+        Their words; indices in the low bits.
+    non_finite : ``Out(32)``
+        Sums that STOREs with ``check`` found infinite or NaN since reset.
     """
 
     def __init__(self, config: SatConfig):
@@ -65,16 +141,20 @@ class StoreEngine(wiring.Component):
                 "error_pc": Out(PC_BITS),
                 "beat": Out(1),
                 "port": Out(Axi4WriteSignature(config.axi)),
-                "address": Out((config.sum_words - 1).bit_length()),
+                "address": Out(16),
                 "row": In(data.ArrayLayout(32, config.cols)),
+                "mask": In(config.cols),
+                "source": Out(Source),
+                "made": In(config.axi.data_bits).array(config.update_lanes),
+                "non_finite": Out(32),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
         config, port = self.config, self.port
-        axi, cols = config.axi, config.cols
-        per_beat = axi.beat_bytes // 4
+        axi, cols, lanes = config.axi, config.cols, config.update_lanes
+        per_beat = axi.beat_bytes
         address_constants(m, port, "aw", axi)
 
         # Address side.
@@ -94,7 +174,7 @@ class StoreEngine(wiring.Component):
             walker.i.p.address.eq(self.i.p.body.address),
             walker.i.p.pitch.eq(self.i.p.body.pitch),
             walker.i.p.rows.eq(self.i.p.body.rows),
-            walker.i.p.row_bytes.eq(self.i.p.body.columns << 2),
+            walker.i.p.row_bytes.eq(self.i.p.body.row_bytes),
             retires.i.valid.eq(take),
             retires.i.p.pc.eq(self.i.p.pc),
             retires.i.p.signal.eq(self.i.p.signal),
@@ -125,16 +205,45 @@ class StoreEngine(wiring.Component):
             m.d.sync += port.awvalid.eq(0)
         m.d.sync += outstanding.eq(outstanding + send - answered)
 
+        # The word at hand: its bytes, and how many they are.
+        widest = max(4 * cols, per_beat)
+        m.submodules.epilogue = epilogue = Epilogue(config)
+        lane = Signal(range(max(lanes, 2)))
+        made = Signal(axi.data_bits)
+        source_word = Signal(8 * widest)
+        word_bytes = Signal(range(widest + 1))
+        summed = store.source == Source.OUTPUT
+        m.d.comb += [
+            self.source.eq(store.source),
+            epilogue.sums.eq(self.row),
+            epilogue.mask.eq(self.mask),
+            epilogue.format.eq(store.format),
+            epilogue.relu.eq(store.relu),
+            epilogue.masked.eq(store.masked),
+            made.eq(Array(self.made[n] for n in range(lanes))[lane]),
+            source_word.eq(Mux(summed, epilogue.o, made)),
+            word_bytes.eq(per_beat),
+        ]
+        with m.If((store.source == Source.FF_INDICES) | (store.source == Source.BP_INDICES)):
+            m.d.comb += word_bytes.eq(per_beat // 4)
+        with m.Elif(summed), m.Switch(store.format):
+            with m.Case(Format.FP16):
+                m.d.comb += word_bytes.eq(2 * cols)
+            with m.Case(Format.MASK):
+                m.d.comb += word_bytes.eq(config.mask_bytes)
+            with m.Default():
+                m.d.comb += word_bytes.eq(4 * cols)
+
         # Data side: words in, beats out.
-        size = per_beat - 1 + cols
-        held = Signal(32 * size)
-        count = Signal(range(size + 1))  # sums held, and places before the row's first
+        size = per_beat - 1 + widest
+        held = Signal(8 * size)
+        count = Signal(range(size + 1))  # bytes held, and places before the row's first
         before = Signal(range(max(per_beat, 2)))  # such places in the first beat
         complete = Signal()
         rows_left = Signal(16)
-        left = Signal(16)  # columns still to come
+        left = Signal(20)  # bytes still to come
         row_base = Signal(16)
-        word = Signal(8)
+        word = Signal(16)
         row_address = Signal(12)
         offset_bits = (per_beat - 1).bit_length()
 
@@ -143,9 +252,8 @@ class StoreEngine(wiring.Component):
             port.wvalid.eq(active & full & bursts.o.valid),
             port.wdata.eq(held[: axi.data_bits]),
         ]
-        for lane in range(per_beat):
-            strobe = (lane >= before) & (lane < count)
-            m.d.comb += port.wstrb[4 * lane : 4 * lane + 4].eq(strobe.replicate(4))
+        for place in range(per_beat):
+            m.d.comb += port.wstrb[place].eq((place >= before) & (place < count))
         beat = port.wvalid & port.wready
         sent = Signal(9)
         m.d.comb += [
@@ -160,24 +268,20 @@ class StoreEngine(wiring.Component):
         m.d.comb += kept.eq(count)
         with m.If(beat):
             m.d.comb += kept.eq(Mux(count > per_beat, count - per_beat, 0))
-        remaining = Signal(32 * size)
+        remaining = Signal(8 * size)
         m.d.comb += remaining.eq(Mux(beat, held >> axi.data_bits, held))
         # The word at `address` of the last cycle is there unless the row has just begun.
         word_ready = Signal()
         append = active & word_ready & ~complete & (kept < per_beat)
-        brought = Signal(range(cols + 1))
-        m.d.comb += brought.eq(Mux(left < cols, left, cols))
-        shift = Signal(range(32 * per_beat))
-        m.d.comb += shift.eq(kept << 5)
-        arriving = Signal(32 * size)
-        m.d.comb += arriving.eq(Value.cast(self.row) << shift)
+        brought = Signal(range(widest + 1))
+        m.d.comb += brought.eq(Mux(left < word_bytes, left, word_bytes))
+        shift = Signal(range(8 * per_beat))
+        m.d.comb += shift.eq(kept << 3)
+        arriving = Signal(8 * size)
+        m.d.comb += arriving.eq(source_word << shift)
         # What lies above `kept` is left over from earlier words: it must go before the OR.
-        below = Signal(32 * size)
-        for place in range(size):
-            with m.If(place < kept):
-                m.d.comb += below[32 * place : 32 * place + 32].eq(
-                    remaining[32 * place : 32 * place + 32]
-                )
+        below = Signal(8 * size)
+        m.d.comb += below.eq(remaining & ((1 << Cat(C(0, 3), kept[:offset_bits])) - 1))
         end_of_row = beat & complete & (count <= per_beat)
         m.d.comb += self.address.eq(row_base + word + append)
         m.d.sync += [
@@ -188,13 +292,15 @@ class StoreEngine(wiring.Component):
         ]
         with m.If(append):
             m.d.sync += [word.eq(word + 1), left.eq(left - brought)]
+            with m.If(store.check):
+                counted = sum(epilogue.non_finite[n] & (4 * n < left) for n in range(cols))
+                m.d.sync += self.non_finite.eq(self.non_finite + counted)
             with m.If(left == brought):
-                m.d.sync += [
-                    complete.eq(1),
-                    word.eq(0),
-                    row_base.eq(row_base + store.stride),
-                    word_ready.eq(0),
-                ]
+                m.d.sync += [complete.eq(1), word.eq(0), word_ready.eq(0)]
+                with m.If(summed | (lane == lanes - 1)):
+                    m.d.sync += [lane.eq(0), row_base.eq(row_base + store.stride)]
+                with m.Else():
+                    m.d.sync += lane.eq(lane + 1)
                 with m.If(rows_left == 0):
                     m.d.sync += self.release.eq(command.release)
         next_address = Signal(12)
@@ -202,11 +308,11 @@ class StoreEngine(wiring.Component):
         with m.If(end_of_row):
             m.d.sync += [
                 complete.eq(0),
-                left.eq(store.columns),
+                left.eq(store.row_bytes),
                 rows_left.eq(rows_left - 1),
                 row_address.eq(next_address),
-                before.eq((next_address >> 2)[:offset_bits]),
-                count.eq((next_address >> 2)[:offset_bits]),
+                before.eq(next_address[:offset_bits]),
+                count.eq(next_address[:offset_bits]),
             ]
             with m.If(rows_left == 0):
                 m.d.sync += active.eq(0)
@@ -216,14 +322,15 @@ class StoreEngine(wiring.Component):
                 active.eq(1),
                 command.eq(self.i.p),
                 complete.eq(0),
-                left.eq(body.columns),
+                left.eq(body.row_bytes),
                 rows_left.eq(body.rows - 1),
                 row_base.eq(body.base),
+                lane.eq(0),
                 word.eq(0),
                 word_ready.eq(0),
                 row_address.eq(body.address[:12]),
-                before.eq((body.address >> 2)[:offset_bits]),
-                count.eq((body.address >> 2)[:offset_bits]),
+                before.eq(body.address[:offset_bits]),
+                count.eq(body.address[:offset_bits]),
             ]
 
         # Responses, in the order of the bursts.

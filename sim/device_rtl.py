@@ -40,6 +40,10 @@ class Outcome:
         Data beats on the memory port.
     compute_cycles : int
         Cycles in which the array took operands.
+    non_finite : int
+        Gradients that a STORE found infinite or NaN.
+    skipped : int
+        UPDATEs that were skipped because of them.
     """
 
     status: Status
@@ -48,6 +52,8 @@ class Outcome:
     beats_read: int
     beats_written: int
     compute_cycles: int
+    non_finite: int = 0
+    skipped: int = 0
 
 
 def build(config: SatConfig, waves: bool = False, verilog: str | None = None) -> Path:
@@ -175,6 +181,8 @@ class DeviceRtl:
             beats_read=self.read("BEATS_READ"),
             beats_written=self.read("BEATS_WRITTEN"),
             compute_cycles=self.read("COMPUTE_CYCLES"),
+            non_finite=self.read("NON_FINITE"),
+            skipped=self.read("SKIPPED"),
         )
 
     def soft_reset(self) -> None:

@@ -13,6 +13,7 @@ from amaranth.lib import wiring
 from sat.rtl.fp.adder import Adder
 from sat.rtl.fp.convert import Fp16ToFp32, Fp32ToFp16
 from sat.rtl.fp.multiplier import Multiplier
+from sat.rtl.fp.multiplier32 import Multiplier32
 from sat.rtl.fp.operand import OperandDecoder
 from sat.rtl.verilog import emit
 from sat.sim.verilator import verilate
@@ -22,6 +23,7 @@ DRIVER = Path(__file__).parent / "native" / "fp_bulk.cpp"
 UNITS: dict[str, tuple[Callable[..., wiring.Component], tuple[str, ...], str]] = {
     "adder": (Adder, ("a", "b"), "total"),
     "multiplier": (Multiplier, ("a", "b"), "product"),
+    "multiplier32": (Multiplier32, ("a", "b"), "product"),
     "decoder": (OperandDecoder, ("i",), "o"),
     "widen": (Fp16ToFp32, ("i",), "o"),
     "narrow": (Fp32ToFp16, ("i",), "o"),

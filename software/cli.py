@@ -45,6 +45,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: must be an integer of at least 0")
+    return int(text)
+
+
 def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 1 << 63:
         raise argparse.ArgumentTypeError(f"{text!r}: must be an integer from 0 to 2**63 - 1")
@@ -75,7 +81,9 @@ def _text(value: Any) -> str:
 
 
 def _simulate(args: argparse.Namespace) -> int:
-    """Run one product of random operands on the simulated RTL and compare it with golden."""
+    """Run a product or a layer on random numbers on the simulated RTL; compare with golden."""
+    if args.layer is not None:
+        return _simulate_layer(args)
     import numpy as np
 
     import sat
@@ -139,6 +147,88 @@ def _simulate(args: argparse.Namespace) -> int:
         values["waves"] = args.waves
     _print(values, args.json, notes)
     return DONE if checked.mismatches == 0 and as_predicted else FAILED
+
+
+def _layer(args: argparse.Namespace, pattern: Any) -> Any:
+    """Return the layer that the arguments describe."""
+    from sat.dataflow.layers import Layer
+
+    if args.layer == "linear":
+        return Layer(
+            batch=args.batch,
+            in_channels=args.channels,
+            out_channels=args.out_channels or args.channels,
+            ff=(pattern.n, pattern.m),
+            bp=(pattern.n, pattern.m),
+            bias=True,
+            relu=args.relu,
+            masked=args.relu,
+        )
+    groups = args.channels if args.groups == 0 else args.groups
+    padding = args.kernel // 2 if args.padding is None else args.padding
+    return Layer(
+        batch=args.batch,
+        lines=args.size,
+        pixels=args.size,
+        in_channels=args.channels,
+        out_channels=args.out_channels or args.channels,
+        kernel=(args.kernel, args.kernel),
+        stride=(args.stride, args.stride),
+        padding=(padding, padding),
+        dilation=(args.dilation, args.dilation),
+        groups=groups,
+        ff=(pattern.n, pattern.m),
+        bp=(pattern.n, pattern.m),
+        bias=True,
+        relu=args.relu,
+        masked=args.relu,
+    )
+
+
+def _simulate_layer(args: argparse.Namespace) -> int:
+    """Run stages of a layer's training step as one program."""
+    from dataclasses import asdict
+
+    import sat
+    from sat.dataflow.step import STAGES
+    from sat.layers import simulate_layer
+    from sat.rtl.config import SatConfig
+    from sat.sim.memory import MemoryTiming
+
+    stages = STAGES if args.stage == "step" else (args.stage,)
+    with _usage():
+        pattern = sat.Pattern.parse(args.pattern)
+        config = SatConfig(max_m=max(8, pattern.m)).with_array(args.array)
+        layer = _layer(args, pattern)
+        memory = MemoryTiming(read_latency=args.read_latency, write_latency=args.write_latency)
+        if not args.json:
+            print(
+                f"simulating an array of {args.array} (its first use compiles it: minutes)",
+                file=sys.stderr,
+                flush=True,
+            )
+        run = simulate_layer(layer, config, memory, stages, seed=args.seed, waves=args.waves)
+    ideal = run.dense_macs / (config.rows * config.cols)
+    values = {
+        "layer": args.layer,
+        "stage": args.stage,
+        "pattern": str(pattern),
+        "array": config.array,
+        "seed": args.seed,
+        "bit_exact": run.mismatches == 0,
+        **{name: value for name, value in asdict(run).items() if name not in ("stages", "differs")},
+        "differs": list(run.differs),
+        "dense_cycles_at_best": int(ideal),
+        "speedup_over_best_dense": ideal / run.cycles,
+        "sim_cycles_per_second": run.cycles / run.wall_seconds,
+    }
+    notes = []
+    if run.mismatches:
+        notes.append(f"MISMATCH: {run.mismatches} numbers of {', '.join(run.differs)}")
+    if run.cycles != run.predicted_cycles:
+        notes.append(f"MISMATCH: {run.cycles} cycles, predicted {run.predicted_cycles}")
+    _print(values, args.json, notes)
+    return FAILED if notes else DONE
 
 
 def _operand(rng: Any, shape: tuple[int, int], specials: bool) -> Any:
@@ -264,7 +354,26 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--json", action="store_true", help="print one JSON object")
         return added
 
-    sub = command("simulate", _simulate, "one matrix product on the simulated RTL, compared")
+    sub = command("simulate", _simulate, "a matrix product or a layer on the simulated RTL")
+    sub.add_argument(
+        "--layer", choices=("conv", "linear"), help="a layer's training step, not one product"
+    )
+    sub.add_argument(
+        "--stage", choices=("ff", "bp", "wu", "update", "step"), default="step",
+        help="of the layer: one stage, or the whole step (default)",
+    )  # fmt: skip
+    sub.add_argument("--batch", type=_count, default=1, help="images (default 1)")
+    sub.add_argument("--size", type=_count, default=8, help="lines and pixels (default 8)")
+    sub.add_argument("--channels", type=_count, default=64, help="input channels (default 64)")
+    sub.add_argument("--out-channels", type=_count, help="as many as in if not given")
+    sub.add_argument("--kernel", type=_count, default=3, help="default 3")
+    sub.add_argument("--stride", type=_count, default=1, help="default 1")
+    sub.add_argument("--padding", type=_natural, help="kernel div 2 if not given")
+    sub.add_argument("--dilation", type=_count, default=1, help="default 1")
+    sub.add_argument("--groups", type=_natural, default=1, help="default 1; 0: depthwise")
+    sub.add_argument("--relu", action="store_true", help="ReLU behind and before the layer")
+    sub.add_argument("--read-latency", type=_count, default=20, help="cycles (default 20)")
+    sub.add_argument("--write-latency", type=_count, default=8, help="cycles (default 8)")
     for name in ("rows", "cols", "depth"):
         sub.add_argument(f"--{name}", type=_count, default=64, help="default 64")
     sub.add_argument("--pattern", default="dense", help="N:M, or dense (default)")

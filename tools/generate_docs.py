@@ -20,15 +20,34 @@ ACTIONS = {
     isa.Opcode.END: "Wait until every engine is idle, then end the program with status DONE.",
     isa.Opcode.FENCE: "Wait until every engine is idle.",
     isa.Opcode.LOAD: "Read rows of memory and spread them over the banks of an on-chip buffer.",
+    isa.Opcode.TENSOR: "Say where the activations lie that later GATHERs read.",
+    isa.Opcode.WINDOW: "Say how later GATHERs step over them.",
+    isa.Opcode.GATHER: (
+        "Read the taps of a convolution at a run of positions (implicit im2col), zeros outside "
+        "the tensor, and spread them over the banks of A; or, transposed, a run of positions of "
+        "one tap into the lanes of A or B."
+    ),
     isa.Opcode.MULTIPLY: "Run one tile of a product on the array.",
-    isa.Opcode.STORE: "Write rows of sums from the output buffer to memory.",
+    isa.Opcode.STORE: (
+        "Write rows to memory: sums of the output buffer through the epilogue, or what UPDATE made."
+    ),
+    isa.Opcode.RATES: "Set the numbers of later UPDATEs.",
+    isa.Opcode.UPDATE: (
+        "Update a tile of weights and momenta and prune the new weights both ways. If a STORE with "
+        "`check` has counted anything in this program, weights and momenta stay as they are."
+    ),
 }
 CYCLES = {
     isa.Opcode.END: "from its dispatch until the engines are idle",
     isa.Opcode.FENCE: "from its dispatch until the engines are idle",
     isa.Opcode.LOAD: "`sat.dataflow.cycles_load`",
+    isa.Opcode.TENSOR: "1, in its turn among the loads",
+    isa.Opcode.WINDOW: "1, in its turn among the loads",
+    isa.Opcode.GATHER: "`sat.dataflow.cycles_load`",
     isa.Opcode.MULTIPLY: "`sat.dataflow.cycles_compute`",
     isa.Opcode.STORE: "`sat.dataflow.cycles_store`",
+    isa.Opcode.RATES: "1, when the update engine is idle",
+    isa.Opcode.UPDATE: "`sat.dataflow.cycles_update`",
 }
 
 
@@ -95,7 +114,14 @@ def isa_page() -> str:
             ),
         ]
     out += ["", "## Field values", ""]
-    for cls in (isa.Buffer, isa.Dataflow, isa.Start, isa.Status):
+    for cls in (
+        isa.Buffer,
+        isa.Source,
+        isa.Format,
+        isa.Dataflow,
+        isa.Start,
+        isa.Status,
+    ):
         out += [f"### {cls.__name__}", "", (inspect.getdoc(cls) or "").splitlines()[0], ""]
         out += ["| value | name | meaning |", "| --- | --- | --- |"]
         docs = member_docs(cls)

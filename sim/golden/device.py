@@ -9,8 +9,20 @@ import numpy as np
 from sat.rtl import isa
 from sat.rtl.config import INDEX_BITS, SatConfig
 from sat.rtl.fp.formats import FP32
-from sat.rtl.isa import Buffer, Dataflow, Instruction, Opcode, Start, Status
-from sat.sim.golden.check import check, check_start
+from sat.rtl.isa import (
+    Buffer,
+    Dataflow,
+    Format,
+    Instruction,
+    Opcode,
+    Source,
+    Start,
+    Status,
+)
+from sat.sim.golden.check import UPDATED, GatherState, check, check_start, store_element
+from sat.sim.golden.control import Dispatch, Stopped
+from sat.sim.golden.fp import fp32_to_fp16
+from sat.sim.golden.update import Rates, non_finite, update_tile
 
 
 @dataclass(frozen=True)
@@ -19,6 +31,10 @@ class Outcome:
 
     status: Status
     pc: int
+    non_finite: int = 0
+    """Sums that a STORE with ``check`` found infinite or NaN."""
+    skipped: int = 0
+    """UPDATEs that left the weights as they were because of them."""
 
 
 def _fold(a: np.ndarray, values: np.ndarray, places: np.ndarray, sums: np.ndarray) -> np.ndarray:
@@ -71,56 +87,118 @@ class GoldenDevice:
         self._start = np.zeros((c.cols, c.sum_words), np.float32)
         self._output = np.zeros((c.cols, c.sum_words), np.float32)
         self._ring = np.zeros((0, 0), np.float32)
+        self._mask = np.zeros((c.sum_words, c.cols), bool)
+        lanes, beat = c.update_lanes, c.axi.beat_bytes
+        for buffer in UPDATED:
+            self._banks[buffer] = np.zeros((lanes, c.update_words, beat // 2), np.uint16)
+        # What UPDATE leaves, as bytes: bank, word, byte of the word.
+        self._made = {
+            source: np.zeros((lanes, depth, size), np.uint8)
+            for source, depth, size in (
+                (Source.WEIGHT, c.update_words, beat),
+                (Source.MOMENTUM, c.update_words, beat),
+                (Source.FF_VALUES, c.copy_words, beat),
+                (Source.FF_INDICES, c.copy_words, beat // 4),
+                (Source.BP_VALUES, c.copy_words, beat),
+                (Source.BP_INDICES, c.copy_words, beat // 4),
+            )
+        }
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget what lasts for one program only."""
+        self._state = GatherState()
+        self._tensor = Instruction(Opcode.TENSOR, {})
+        self._window = Instruction(Opcode.WINDOW, {"lines": 1, "pixels": 1})
+        self._rates = Rates()
+        self._non_finite = self._skipped = 0
 
     def run(self, address: int, length: int) -> Outcome:
-        """Run ``length`` instructions at byte ``address``; return how they ended."""
+        """Run ``length`` instructions at byte ``address``; return how they ended.
+
+        Instructions are checked and dispatched in program order, wait in their engine's queue
+        for their semaphores, and take effect when they have them (`sat.sim.golden.control`).
+        """
         window = (0, len(self.memory))
+        self._begin()
         fault = check_start(address, length, window)
         if fault is not None:
             return Outcome(fault.status, 0)
+        dispatch = Dispatch(self.config)
         for pc in range(length):
             at = address + pc * isa.INSTRUCTION_BYTES
             raw = self.memory[at : at + isa.INSTRUCTION_BYTES].tobytes()
-            fault = check(raw, self.config, window)
+            fault = check(raw, self.config, window, self._state)
             if fault is not None:
-                return Outcome(fault.status, pc)
+                return self._outcome(fault.status, pc)
             instruction = Instruction.decode(raw)
+            if pc == length - 1 and instruction.opcode is not Opcode.END:
+                return self._outcome(Status.NO_END, pc)
+            self._state.follow(instruction)
+            try:
+                for ready in dispatch.take(instruction):
+                    self.step(ready)
+            except Stopped as stopped:
+                return self._outcome(stopped.status, pc)
             if instruction.opcode is Opcode.END:
-                return Outcome(Status.DONE, pc)
-            if pc == length - 1:
-                return Outcome(Status.NO_END, pc)
-            self.step(instruction)
+                return self._outcome(Status.DONE, pc)
         raise AssertionError("the loop ends with END or with the last instruction")
 
+    def _outcome(self, status: Status, pc: int) -> Outcome:
+        return Outcome(status, pc, self._non_finite, self._skipped)
+
     def step(self, instruction: Instruction) -> None:
-        """Carry out one legal instruction."""
-        if instruction.opcode is Opcode.LOAD:
-            self._load(instruction)
-        elif instruction.opcode is Opcode.MULTIPLY:
-            self._multiply(instruction)
-        elif instruction.opcode is Opcode.STORE:
-            self._store(instruction)
+        """Carry out one legal instruction, whatever it waits for."""
+        match instruction.opcode:
+            case Opcode.LOAD:
+                self._load(instruction)
+            case Opcode.TENSOR:
+                self._tensor = instruction
+            case Opcode.WINDOW:
+                self._window = instruction
+            case Opcode.GATHER:
+                self._gather(instruction)
+            case Opcode.MULTIPLY:
+                self._multiply(instruction)
+            case Opcode.STORE:
+                self._store(instruction)
+            case Opcode.RATES:
+                self._rates = Rates.of(instruction)
+            case Opcode.UPDATE:
+                self._update(instruction)
 
     def _load(self, i: Instruction) -> None:
         config, memory = self.config, self.memory
-        if i.destination == Buffer.START.value:
+        buffer = Buffer(i.destination)
+        starts = i.address + np.arange(i.rows) * i.pitch
+        if buffer is Buffer.START:
             count = i.row_bytes // 4
-            for row in range(i.rows):
-                at = i.address + row * i.pitch
-                values = memory[at : at + i.row_bytes].view(np.float32)
-                columns = np.arange(count)
+            columns = np.arange(count)
+            for row, at in enumerate(starts):
                 places = i.base + row * i.stride + columns // config.cols
+                values = memory[at : at + i.row_bytes].view(np.float32)
                 self._start[columns % config.cols, places] = values
-            return
-        banks = self._banks[Buffer(i.destination)]
-        beat = config.axi.beat_bytes
-        row_bytes = -(-i.row_bytes // beat) * beat
-        words = -(-row_bytes // config.word_bytes)
-        for row in range(i.rows):
-            at = i.address + row * i.pitch
-            lanes = memory[at : at + row_bytes].view(np.uint16)
-            for word in range(words):
-                part = lanes[word * config.max_m : (word + 1) * config.max_m]
+        elif buffer is Buffer.MASK:
+            for row, at in enumerate(starts):
+                row_bytes = max(i.row_bytes, config.mask_bytes)
+                padded = np.zeros(row_bytes, np.uint8)
+                padded[: i.row_bytes] = memory[at : at + i.row_bytes]
+                words = padded.reshape(-1, config.mask_bytes)
+                bits = np.unpackbits(words, axis=1, bitorder="little")[:, : config.cols]
+                self._mask[i.base + row * i.stride :][: len(bits)] = bits
+        else:
+            beat = config.axi.beat_bytes
+            row_bytes = -(-i.row_bytes // beat) * beat
+            rows = [memory[at : at + row_bytes].view(np.uint16) for at in starts]
+            self._spread(i, buffer, rows)
+
+    def _spread(self, i: Instruction, buffer: Buffer, rows: list[np.ndarray]) -> None:
+        """Spread rows of 16-bit lanes over the banks of a buffer."""
+        banks = self._banks[buffer]
+        per_word = banks.shape[2]
+        for row, lanes in enumerate(rows):
+            for word in range(-(-len(lanes) // per_word)):
+                part = lanes[word * per_word : (word + 1) * per_word]
                 if i.by_word:
                     group, place = divmod(word, i.words_per_pass)
                     first = place * i.copies
@@ -129,6 +207,42 @@ class GoldenDevice:
                 else:
                     group, bank = divmod(row, len(banks))
                     banks[bank, i.base + group * i.stride + word, : len(part)] = part
+
+    def _gather(self, i: Instruction) -> None:
+        tensor, window = self._tensor, self._window
+        pixels = window.lines * window.pixels
+        first = (i.image * window.lines + i.line) * window.pixels + i.pixel
+        rows = []
+        for position in range(first, first + i.rows):
+            image, rest = divmod(position, pixels)
+            line, pixel = divmod(rest, window.pixels)
+            segments = []
+            for tap_y in range(i.taps_y):
+                y = i.y + line * window.step_y + tap_y * window.tap_y
+                for tap_x in range(i.taps_x):
+                    x = i.x + pixel * window.step_x + tap_x * window.tap_x
+                    segments.append(self._segment(i, tensor, image, y, x))
+            rows.append(np.concatenate(segments))
+        buffer = Buffer(i.destination)
+        if not i.transpose:
+            self._spread(i, buffer, rows)
+            return
+        banks = self._banks[buffer]
+        channels = np.arange(i.segment_bytes // 2)
+        for row, values in enumerate(rows):
+            word, lane = divmod(row, self.config.max_m)
+            group, bank = np.divmod(channels, len(banks))
+            banks[bank, i.base + group * i.stride + word, lane] = values
+
+    def _segment(
+        self, i: Instruction, tensor: Instruction, image: int, y: int, x: int
+    ) -> np.ndarray:
+        """Return what a tap reads of a pixel: zeros outside the tensor."""
+        if not (image < tensor.images and 0 <= y < tensor.lines and 0 <= x < tensor.pixels):
+            return np.zeros(i.segment_bytes // 2, np.uint16)
+        at = tensor.address + image * tensor.image_pitch + y * tensor.line_pitch
+        at += x * tensor.pixel_pitch + i.offset
+        return self.memory[at : at + i.segment_bytes].view(np.uint16)
 
     def _column_values(
         self, i: Instruction, column: int, word: int, count: int
@@ -216,9 +330,73 @@ class GoldenDevice:
         self._output[:, i.o_base : i.o_base + rows] = _fold(a, values, places, sums).T
 
     def _store(self, i: Instruction) -> None:
-        columns = np.arange(i.columns)
         for row in range(i.rows):
-            words = i.base + row * i.stride + columns // self.config.cols
-            sums = self._output[columns % self.config.cols, words]
+            data = self._sums(i, row) if i.source == Source.OUTPUT.value else self._copy(i, row)
             at = i.address + row * i.pitch
-            self.memory[at : at + 4 * i.columns] = sums.view(np.uint8)
+            self.memory[at : at + i.row_bytes] = data[: i.row_bytes]
+
+    def _copy(self, i: Instruction, row: int) -> np.ndarray:
+        """Return a row that UPDATE made, as bytes."""
+        group, bank = divmod(row, self.config.update_lanes)
+        return self._made[Source(i.source)][bank, i.base + group * i.stride :].reshape(-1)
+
+    def _sums(self, i: Instruction, row: int) -> np.ndarray:
+        """Return a row of the output buffer as bytes in the format asked for."""
+        format = Format(i.format)
+        _, word_bytes = store_element(i, self.config)
+        first = i.base + row * i.stride
+        words = slice(first, first + -(-i.row_bytes // word_bytes))
+        sums = self._output[:, words].T.copy()  # (words, columns)
+        if format is Format.ZERO:
+            return np.zeros(sums.nbytes, np.uint8)
+        if i.check:
+            self._non_finite += non_finite(sums.reshape(-1)[: i.row_bytes // 4])
+        halves = fp32_to_fp16(sums.view(np.uint32)).view(np.float16)
+        if format is Format.MASK:
+            bits = ~(halves <= 0)
+            packed = np.packbits(bits, axis=1, bitorder="little")
+            padded = np.zeros((len(bits), self.config.mask_bytes), np.uint8)
+            padded[:, : packed.shape[1]] = packed
+            return padded.reshape(-1)
+        if i.relu:
+            halves = np.where(halves <= 0, np.float16(0), halves)
+        made = halves if format is Format.FP16 else sums
+        if i.masked:
+            made = np.where(self._mask[words], made, made.dtype.type(0))
+        return made.reshape(-1).view(np.uint8)
+
+    def _update(self, i: Instruction) -> None:
+        lanes = self.config.update_lanes
+        words = i.columns * 4 // self.config.axi.beat_bytes
+
+        def where(base: int, stride: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+            lines = np.arange(count)
+            return lines % lanes, base + lines // lanes * stride
+
+        bank, first = where(i.in_base, i.stride, i.rows)
+        at = first[:, None] + np.arange(words)
+        w, v, g = (
+            self._banks[b][bank[:, None], at].reshape(i.rows, -1).view(np.float32)
+            for b in (Buffer.WEIGHT, Buffer.MOMENTUM, Buffer.GRADIENT)
+        )
+        skip = self._non_finite != 0
+        self._skipped += skip
+        ff, bp = (i.ff_n, 1 << i.ff_log2_m), (i.bp_n, 1 << i.bp_log2_m)
+        made = update_tile(w, v, g, ff, bp, self._rates, skip)
+        bank, first = where(i.out_base, i.stride, i.rows)
+        at = first[:, None] + np.arange(words)
+        for source, matrix in ((Source.WEIGHT, made.w), (Source.MOMENTUM, made.v)):
+            beats = np.ascontiguousarray(matrix).view(np.uint8).reshape(i.rows, words, -1)
+            self._made[source][bank[:, None], at] = beats
+        for values, indices, copy, base, stride in (
+            (Source.FF_VALUES, Source.FF_INDICES, made.ff, i.ff_base, i.ff_stride),
+            (Source.BP_VALUES, Source.BP_INDICES, made.bp, i.bp_base, i.bp_stride),
+        ):
+            for line, (kept, index) in enumerate(zip(copy.values, copy.indices, strict=True)):
+                lane, word = line % lanes, base + line // lanes * stride
+                to = self._made[values][lane, word:].reshape(-1).view(np.float16)
+                to[: len(kept)] = kept
+                packed = self._made[indices][lane, word:].reshape(-1)
+                nibbles = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)
+                nibbles[: len(index)] = index
+                packed[:] = nibbles[0::2] | nibbles[1::2] << 4

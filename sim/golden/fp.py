@@ -147,6 +147,30 @@ def multiply(a: Bits16, b: Bits16) -> Bits32:
         return canonical_nan32(np.asarray(x * y).view(np.uint32))
 
 
+def multiply32(a: Bits32, b: Bits32) -> Bits32:
+    """Return the products of FP32 numbers, rounded once to nearest even.
+
+    Parameters
+    ----------
+    a, b : uint32, of shapes that broadcast
+
+    Returns
+    -------
+    uint32
+
+    Raises
+    ------
+    TypeError
+        If ``a`` or ``b`` does not hold bits of FP32.
+    RuntimeError
+        If this thread flushes subnormal numbers to zero.
+    """
+    x, y = (_bits(name, v, np.uint32).view(np.float32) for name, v in (("a", a), ("b", b)))
+    _require_subnormals()
+    with np.errstate(all="ignore"):
+        return canonical_nan32(np.asarray(x * y).view(np.uint32))
+
+
 def add(a: Bits32, b: Bits32) -> Bits32:
     """Add FP32 numbers: round to nearest even, subnormals kept.
 

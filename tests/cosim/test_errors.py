@@ -84,8 +84,11 @@ BAD = [
     (Opcode.MULTIPLY, {"split": 3}, Status.BAD_FIELD, "split=3"),
     (Opcode.MULTIPLY, {"last": 31}, Status.BAD_FIELD, "last=31"),
     (Opcode.MULTIPLY, {"o_base": 120}, Status.BAD_FIELD, "OUTPUT"),
-    (Opcode.STORE, {"columns": 0}, Status.BAD_FIELD, "columns=0"),
-    (Opcode.STORE, {"address": 2}, Status.BAD_ADDRESS, "multiple of 4"),
+    (Opcode.STORE, {"row_bytes": 0}, Status.BAD_FIELD, "row_bytes=0"),
+    (Opcode.STORE, {"row_bytes": 6}, Status.BAD_FIELD, "row_bytes=6: must be a multiple of 4"),
+    (Opcode.STORE, {"source": 7}, Status.BAD_FIELD, "source=7"),
+    (Opcode.STORE, {"relu": 1}, Status.BAD_FIELD, "relu=1: only with format FP16"),
+    (Opcode.STORE, {"source": 1, "check": 1}, Status.BAD_FIELD, "only sums have a format"),
     (Opcode.STORE, {"pitch": 1 << 20}, Status.BAD_ADDRESS, "outside the window"),
 ]
 

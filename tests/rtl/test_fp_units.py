@@ -88,6 +88,14 @@ def check_multiplier(rng, count, **options):
     assert np.array_equal(got, fp.multiply(a.astype(np.uint16), b.astype(np.uint16)))
 
 
+def check_multiplier32(rng, count):
+    a, b = pairs32(rng, count)
+    # Half of the products near the border of what is normal, subnormal, or nothing at all.
+    field = np.clip(rng.integers(95, 130, count) - (a >> 23 & 255).astype(np.int64), 0, 254)
+    b = np.where(rng.random(count) < 0.5, b & 0x807FFFFF | field << 23, b).astype(np.uint32)
+    assert np.array_equal(fp_bulk.run("multiplier32", a, b), fp.multiply32(a, b))
+
+
 def check_narrow(rng, count):
     a = pairs32(rng, count)[0]
     # Half of them where FP16 has its numbers: fields 100 to 145.
@@ -99,7 +107,12 @@ def check_narrow(rng, count):
     assert np.array_equal(fp_bulk.run("narrow", a), fp.fp32_to_fp16(a))
 
 
-CHECKS = {"adder": check_adder, "multiplier": check_multiplier, "narrow": check_narrow}
+CHECKS = {
+    "adder": check_adder,
+    "multiplier": check_multiplier,
+    "multiplier32": check_multiplier32,
+    "narrow": check_narrow,
+}
 
 
 @pytest.mark.parametrize("unit", CHECKS)

@@ -1,0 +1,333 @@
+"""Layers of a network as the device sees them: sizes, patterns, where tensors lie in memory.
+
+A `Layer` is a convolution (a linear layer is one of 1 x 1 on images of a pixel). `LayerMemory`
+places what a training step of it reads and writes:
+
+========== =========================================== ==========================================
+region     rows                                        a row
+========== =========================================== ==========================================
+x, dx      pixels of the input, image by image (NHWC)  FP16 channels, padded (`padded_in`)
+y, dy      pixels of the output                        FP16 channels, padded (`padded_out`)
+mask, …    pixels                                      a bit a channel, in words of C columns
+w, v, g    output channels, padded                     FP32: tap after tap, channels padded
+ff, bp     output channels; input channels             FP16: tap after tap, what the pattern keeps
+ff_index … the same                                    their 4-bit indices
+bias       1                                           FP32 output channels
+========== =========================================== ==========================================
+
+A depthwise layer has w, v, g the other way round: rows are taps, a row the channels; one copy,
+``ff``, with a row for each channel and its taps, serves FF and BP; its indices never change.
+
+Padding must be 0 in activations and gradients and -0 in weights: (+0) * (-0) is -0, and adding -0
+changes no sum, so padding changes no bit of a result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sat.dataflow.mapping import ceil_div, round_up
+from sat.rtl.config import M_CHOICES, SatConfig
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A convolution and how it is trained.
+
+    Parameters
+    ----------
+    batch, lines, pixels : int
+        Images; lines of an image, pixels of a line.
+    in_channels, out_channels : int
+    kernel, stride, padding, dilation : (int, int)
+        Vertical, horizontal; as in `torch.nn.Conv2d`.
+    groups : int
+    ff, bp : (int, int)
+        Patterns N:M of the weights along the input channels (FF) and the output channels (BP);
+        (1, 1) is dense.
+    bias : bool
+        FF's sums start from a bias.
+    relu : bool
+        ReLU after FF; its mask is stored.
+    masked : bool
+        BP's result is multiplied by the mask of the ReLU before this layer.
+
+    Raises
+    ------
+    ValueError
+        The layer is impossible, or outside what the device can run.
+    """
+
+    batch: int = 1
+    lines: int = 1
+    pixels: int = 1
+    in_channels: int
+    out_channels: int
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    ff: Pair = (1, 1)
+    bp: Pair = (1, 1)
+    bias: bool = False
+    relu: bool = False
+    masked: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "lines", "pixels", "in_channels", "out_channels", "groups"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: at least 1")
+        for name, least in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
+            value = getattr(self, name)
+            _require(
+                len(value) == 2 and min(value) >= least, f"{name}={value}: two of {least} or more"
+            )
+        for name in ("in_channels", "out_channels"):
+            value = getattr(self, name)
+            _require(
+                value % self.groups == 0, f"{name}={value}: groups={self.groups} must divide it"
+            )
+        for axis in range(2):
+            _require(
+                self.out_size[axis] >= 1,
+                f"kernel={self.kernel}: with dilation {self.dilation} it is larger than the "
+                f"padded image ({self.lines} x {self.pixels}, padding {self.padding})",
+            )
+        for name, channels in (("ff", self.in_per_group), ("bp", self.out_per_group)):
+            n, m = getattr(self, name)
+            _require(
+                (n, m) == (1, 1) or (m in M_CHOICES and 1 <= n <= m),
+                f"{name} pattern {n}:{m}: N must be 1 to M and M one of {M_CHOICES}, or 1:1",
+            )
+            _require(
+                not self.depthwise or m == 1,
+                f"{name} pattern {n}:{m}: a depthwise layer has one channel to prune along; "
+                "leave it dense (1:1)",
+            )
+            _require(
+                channels % m == 0,
+                f"{name} pattern {n}:{m}: M must divide the {channels} channels along which it "
+                "prunes; leave this layer dense (1:1)",
+            )
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every channel is a group of its own."""
+        return self.groups > 1 and self.in_channels == self.out_channels == self.groups
+
+    @property
+    def in_per_group(self) -> int:
+        return self.in_channels // self.groups
+
+    @property
+    def out_per_group(self) -> int:
+        return self.out_channels // self.groups
+
+    @property
+    def taps(self) -> int:
+        """Kernel positions."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def out_size(self) -> Pair:
+        """Lines and pixels of an output image."""
+        sizes = []
+        for axis, size in enumerate((self.lines, self.pixels)):
+            reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+            sizes.append((size + 2 * self.padding[axis] - reach) // self.stride[axis] + 1)
+        return sizes[0], sizes[1]
+
+    @property
+    def in_positions(self) -> int:
+        """Pixels of all input images."""
+        return self.batch * self.lines * self.pixels
+
+    @property
+    def out_positions(self) -> int:
+        """Pixels of all output images."""
+        return self.batch * self.out_size[0] * self.out_size[1]
+
+    @property
+    def dense_macs(self) -> int:
+        """Multiply-accumulates of FF, dense, padding included; BP and WU have as many."""
+        return self.out_positions * self.taps * self.in_per_group * self.out_channels
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the channels along which weights are pruned are stored.
+
+    Parameters
+    ----------
+    channels : int
+        Padded: a whole number of words.
+    n, m : int
+        The pattern on the device. Few channels are a pattern that keeps just them.
+    """
+
+    channels: int
+    n: int
+    m: int
+
+    @classmethod
+    def of(cls, channels: int, pattern: Pair, config: SatConfig) -> Packing:
+        """Return the packing of a pattern over channels of one group.
+
+        Raises
+        ------
+        ValueError
+            The device's ``max_m`` is too small for the pattern.
+        """
+        n, m = pattern
+        if m > config.max_m:
+            raise ValueError(
+                f"pattern {n}:{m}: this device has max_m={config.max_m}; build it with "
+                f"max_m={m} or use a smaller M"
+            )
+        padded = round_up(channels, config.max_m)
+        # Padding is -0 and comes last, so it is never chosen before a channel.
+        if m == 1 and round_up(channels, 2) < config.max_m:
+            return cls(padded, round_up(channels, 2), config.max_m)
+        if m == channels < config.max_m and n % 2 == 0:
+            return cls(padded, n, config.max_m)
+        return cls(padded, n, m)
+
+    @property
+    def dense(self) -> bool:
+        return self.m == 1
+
+    @property
+    def kept(self) -> int:
+        """Values that a tap stores."""
+        return self.channels * self.n // self.m
+
+    @property
+    def segment(self) -> int:
+        """Values from one tap to the next: whole bytes of indices."""
+        return round_up(self.kept, 2)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A matrix in device memory: byte address, bytes from row to row, rows, bytes of a row."""
+
+    address: int
+    pitch: int
+    rows: int
+    row_bytes: int
+
+    @property
+    def end(self) -> int:
+        """First byte address behind the matrix."""
+        return self.address + (self.rows - 1) * self.pitch + max(self.pitch, self.row_bytes)
+
+
+class LayerMemory:
+    """Where a layer's tensors lie.
+
+    Parameters
+    ----------
+    layer : Layer
+    config : SatConfig
+    base : int
+        Byte address of the first region.
+
+    Attributes
+    ----------
+    regions : dict of str to Region
+        By the names above, and ``in_mask``, ``out_mask``; those that the layer has.
+    ff, bp : Packing
+    padded_in, padded_out : int
+        Channels of a pixel, padded.
+    end : int
+        First byte address behind everything.
+
+    Raises
+    ------
+    ValueError
+        The device cannot run this layer's groups or patterns.
+    """
+
+    def __init__(self, layer: Layer, config: SatConfig, base: int = 0):
+        self.layer, self.config = layer, config
+        word, beat = config.max_m, config.axi.beat_bytes
+        if layer.groups > 1 and not layer.depthwise:
+            for name, channels in (("in", layer.in_per_group), ("out", layer.out_per_group)):
+                _require(
+                    channels % word == 0,
+                    f"groups={layer.groups}: {channels} {name}put channels a group; only depthwise "
+                    f"layers and groups of whole words ({word} channels) run on this device",
+                )
+            for flag, name in (("relu", "out"), ("masked", "in")):
+                channels = getattr(layer, f"{name}_per_group")
+                _require(
+                    not getattr(layer, flag) or channels % config.cols == 0,
+                    f"{flag} with groups={layer.groups}: the {channels} {name}put channels of a "
+                    f"group must fill the array's {config.cols} columns",
+                )
+        if layer.depthwise and (layer.relu or layer.masked):
+            fits = word % config.cols == 0 or (word % 8 == 0 and config.cols % word == 0)
+            _require(
+                fits,
+                f"a depthwise layer with a mask: words of {word} channels do not fit mask words "
+                f"of {config.cols} columns; one must be a multiple of the other",
+            )
+        self.padded_in = round_up(layer.in_channels, word)
+        self.padded_out = round_up(layer.out_channels, word)
+        self.at = base
+        self.regions: dict[str, Region] = {}
+
+        def place(name: str, rows: int, row_bytes: int) -> None:
+            pitch = round_up(row_bytes, beat)
+            made = Region(round_up(self.at, max(64, beat)), pitch, rows, row_bytes)
+            self.regions[name] = made
+            self.at = made.end
+
+        place("x", layer.in_positions, 2 * self.padded_in)
+        place("dx", layer.in_positions, 2 * self.padded_in)
+        place("y", layer.out_positions, 2 * self.padded_out)
+        place("dy", layer.out_positions, 2 * self.padded_out)
+        if layer.masked:
+            self._mask("in_mask", layer.in_positions, layer.in_channels)
+        if layer.relu:
+            self._mask("out_mask", layer.out_positions, layer.out_channels)
+        if layer.bias:
+            place("bias", 1, 4 * layer.out_channels)
+        if layer.depthwise:
+            self.ff = self.bp = Packing(word, 1, word)
+            # UPDATE prunes both ways; whole tiles of it need whole beats.
+            for name in ("w", "v", "g"):
+                place(name, layer.taps, 4 * self.padded_out)
+            place("ff", self.padded_out, 2 * layer.taps)
+            place("ff_index", self.padded_out, ceil_div(layer.taps, 2))
+            # WU's constant indices: lane x for column x, for the longest chunk of positions.
+            place("lane_index", word, config.a_words * word // 2)
+        else:
+            self.ff = Packing.of(layer.in_per_group, layer.ff, config)
+            self.bp = Packing.of(layer.out_per_group, layer.bp, config)
+            rows = self.bp.channels * layer.groups
+            for name in ("w", "v", "g"):
+                place(name, rows, 4 * layer.taps * self.ff.channels)
+            columns = self.ff.channels * layer.groups
+            for name, packing, lines in (("ff", self.ff, rows), ("bp", self.bp, columns)):
+                place(name, lines, 2 * layer.taps * packing.segment)
+                if not packing.dense:
+                    place(f"{name}_index", lines, layer.taps * packing.segment // 2)
+        self.end = self.at
+
+    def _mask(self, name: str, positions: int, channels: int) -> None:
+        config = self.config
+        pitch = ceil_div(channels, config.cols) * config.mask_bytes
+        made = Region(round_up(self.at, max(64, config.axi.beat_bytes)), pitch, positions, pitch)
+        self.regions[name] = made
+        self.at = made.end
+
+    def __getitem__(self, name: str) -> Region:
+        return self.regions[name]

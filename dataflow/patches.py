@@ -1,0 +1,164 @@
+"""Pixels and taps: what GATHERs read, and where rows of pixels lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from sat.dataflow.compile import Load
+from sat.dataflow.layers import Layer, LayerMemory, Pair, Region
+from sat.rtl.isa import Instruction, Opcode
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Positions of a product's rows: a regular grid on the pixels of images.
+
+    Parameters
+    ----------
+    size : (int, int)
+        Lines of positions in an image, positions in a line.
+    first, step : (int, int)
+        Line and pixel of the first position; from one to the next.
+    image : (int, int)
+        Lines and pixels of an image.
+    """
+
+    size: Pair
+    first: Pair
+    step: Pair
+    image: Pair
+
+    @classmethod
+    def all(cls, image: Pair) -> Grid:
+        """Return every pixel."""
+        return cls(image, (0, 0), (1, 1), image)
+
+    def place(self, position: int) -> tuple[int, int, int]:
+        """Return a position's image, line of positions, place in the line."""
+        rest, pixel = divmod(position, self.size[1])
+        image, line = divmod(rest, self.size[0])
+        return image, line, pixel
+
+    def runs(self, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield (position, count, pixel, pixels apart) for runs of evenly spaced pixels."""
+        lines, pixels = self.image
+        if self == Grid.all(self.image):
+            yield begin, end - begin, begin, 1
+            return
+        while begin < end:
+            image, line, pixel = self.place(begin)
+            count = min(end - begin, self.size[1] - pixel)
+            y, x = self.first[0] + line * self.step[0], self.first[1] + pixel * self.step[1]
+            yield begin, count, (image * lines + y) * pixels + x, self.step[1]
+            begin += count
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What a GATHER reads for each position: taps on a tensor of pixels.
+
+    Parameters
+    ----------
+    region : Region
+        The tensor, a row a pixel.
+    images : int
+    image : (int, int)
+        Lines and pixels of the tensor.
+    size : (int, int)
+        Lines of positions, positions in a line.
+    start, step, tap : (int, int)
+        Source of the first tap at position (0, 0); from position to position; from tap to tap.
+    taps : (int, int)
+    offset, segment : int
+        First byte of a pixel that is read, and bytes.
+    """
+
+    region: Region
+    images: int
+    image: Pair
+    size: Pair
+    start: Pair
+    step: Pair
+    tap: Pair
+    taps: Pair
+    offset: int
+    segment: int
+
+    def setup(self) -> list[Load]:
+        """Return the TENSOR and the WINDOW."""
+        pitch = self.region.pitch
+        tensor = {
+            "address": self.region.address,
+            "images": self.images,
+            "lines": self.image[0],
+            "pixels": self.image[1],
+            "pixel_pitch": pitch,
+            "line_pitch": pitch * self.image[1],
+            "image_pitch": pitch * self.image[1] * self.image[0],
+        }
+        window = {
+            "lines": self.size[0],
+            "pixels": self.size[1],
+            "step_y": self.step[0],
+            "step_x": self.step[1],
+            "tap_y": self.tap[0],
+            "tap_x": self.tap[1],
+        }
+        return [(Opcode.TENSOR, tensor), (Opcode.WINDOW, window)]
+
+    def position(self, number: int) -> dict[str, int]:
+        """Return the fields that name a position."""
+        rest, pixel = divmod(number, self.size[1])
+        image, line = divmod(rest, self.size[0])
+        return {"image": image, "line": line, "pixel": pixel}
+
+    def words(self, first: int, end: int, word_bytes: int) -> Iterator[tuple[int, dict[str, int]]]:
+        """Yield (word, fields) of the rectangles of taps that make up some words of a row."""
+        per_tap = self.segment // word_bytes
+        at = first
+        while at < end:
+            tap, inner = divmod(at, per_tap)
+            tap_y, tap_x = divmod(tap, self.taps[1])
+            count, taps = min(per_tap - inner, end - at), (1, 1)
+            if count == per_tap:
+                taps = (1, min(self.taps[1] - tap_x, (end - at) // per_tap))
+                if taps[1] == self.taps[1]:
+                    taps = ((end - at) // (per_tap * taps[1]), taps[1])
+            yield (
+                at,
+                {
+                    "y": self.start[0] + tap_y * self.tap[0],
+                    "x": self.start[1] + tap_x * self.tap[1],
+                    "taps_y": taps[0],
+                    "taps_x": taps[1],
+                    "offset": self.offset + inner * word_bytes,
+                    "segment_bytes": count * word_bytes,
+                },
+            )
+            at += count * taps[0] * taps[1]
+
+
+def groups_of(layer: Layer, memory: LayerMemory) -> Iterator[tuple[int, int, int]]:
+    """Yield (first input channel, first output channel, output channels) of what runs together.
+
+    Depthwise channels run a word at a time: their weights are a pattern that picks one channel
+    of a word.
+    """
+    if layer.depthwise:
+        word = memory.config.max_m
+        for first in range(0, layer.in_channels, word):
+            yield first, first, min(word, layer.in_channels - first)
+    else:
+        for group in range(layer.groups):
+            yield group * layer.in_per_group, group * layer.out_per_group, layer.out_per_group
+
+
+def one_after_another(products: Iterable[list[Instruction]]) -> list[Instruction]:
+    """Return products with a FENCE between them: each takes the buffers as if they were free."""
+    made: list[Instruction] = []
+    for product in products:
+        if made:
+            made.append(Instruction(Opcode.FENCE, {}))
+        made += product
+    return made

@@ -1,0 +1,278 @@
+"""From LOAD and GATHER instructions to the segments of memory that they read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from sat.rtl import isa
+from sat.rtl.config import SatConfig
+from sat.rtl.isa import Instruction, Opcode
+
+SETUP_CYCLES = 2
+"""Cycles that a GATHER's start takes to be worked out, more than a LOAD's."""
+
+
+class Segment(NamedTuple):
+    """Consecutive bytes, or ``zero``: as many zeros."""
+
+    address: int
+    size: int
+    zero: bool
+
+
+class Walk:
+    """What `SegmentWalker` does, in Python: the cycle model's side.
+
+    TENSOR and WINDOW are held as the engine holds them, from instruction to instruction.
+    """
+
+    def __init__(self) -> None:
+        self.tensor = Instruction(Opcode.TENSOR, {})
+        self.window = Instruction(Opcode.WINDOW, {"lines": 1, "pixels": 1})
+
+    def set(self, i: Instruction) -> None:
+        """Take in a TENSOR or WINDOW."""
+        if i.opcode is Opcode.TENSOR:
+            self.tensor = i
+        else:
+            self.window = i
+
+    def segments(self, i: Instruction) -> Iterator[Segment]:
+        """Yield the segments of a LOAD or GATHER in order."""
+        if i.opcode is Opcode.LOAD:
+            for row in range(i.rows):
+                yield Segment(i.address + row * i.pitch, i.row_bytes, False)
+            return
+        tensor, window = self.tensor, self.window
+        image, line, pixel = i.image, i.line, i.pixel
+        base = tensor.address + i.offset
+        # Addresses of taps off the tensor are never used: what they are does not matter.
+        for _ in range(i.rows):
+            y0, x0 = i.y + line * window.step_y, i.x + pixel * window.step_x
+            first = base + image * tensor.image_pitch
+            for tap_y in range(i.taps_y):
+                y = y0 + tap_y * window.tap_y
+                inside = image < tensor.images and 0 <= y < tensor.lines
+                at = first + y * tensor.line_pitch
+                for tap_x in range(i.taps_x):
+                    x = x0 + tap_x * window.tap_x
+                    hit = inside and 0 <= x < tensor.pixels
+                    yield Segment(at + x * tensor.pixel_pitch, i.segment_bytes, not hit)
+            pixel += 1
+            if pixel == window.pixels:
+                pixel, line = 0, line + 1
+                if line == window.lines:
+                    line, image = 0, image + 1
+
+
+def walk_layout() -> data.StructLayout:
+    """Return what a `SegmentWalker` receives: a load engine's instruction."""
+    return data.StructLayout({"opcode": 8, "body": isa.BODY_BITS})
+
+
+def segment_layout(config: SatConfig) -> data.StructLayout:
+    """Return a segment: its first byte, its bytes, whether it is zeros instead."""
+    return data.StructLayout({"address": config.axi.address_bits, "size": 20, "zero": 1})
+
+
+class SegmentWalker(wiring.Component):
+    """Walk rows, or positions and their taps, a segment a cycle.
+
+    TENSOR and WINDOW set registers that later GATHERs use; they give no segments. A LOAD taken
+    in cycle x gives its first segment in cycle x + 1, a GATHER in x + 1 + `SETUP_CYCLES`; the next
+    instruction is taken in the cycle after the last segment has left.
+
+    For each position (pixel of a line of an image), for each line of taps, for each tap: the
+    segment at source line ``y + line * step_y + tap * tap_y`` and pixel likewise; zeros where
+    that is outside the tensor. Every product with a position is a running sum: the only
+    multiplications set up the first one.
+
+    Members
+    -------
+    i : ``In(stream.Signature(walk_layout()))``
+    o : ``Out(stream.Signature(segment_layout))``
+    """
+
+    def __init__(self, config: SatConfig):
+        self.config = config
+        super().__init__(
+            {
+                "i": In(stream.Signature(walk_layout())),
+                "o": Out(stream.Signature(segment_layout(config))),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        bits = self.config.axi.address_bits
+
+        def body(layout: data.StructLayout) -> data.View:
+            return data.View(layout, self.i.p.body[: layout.size])
+
+        tensor = Signal(isa.TENSOR)
+        window = Signal(isa.WINDOW, init={"lines": 1, "pixels": 1})
+        gather = Signal(isa.GATHER)
+        # Bytes from position to position and from tap to tap; steady a cycle after WINDOW.
+        step_line, step_pixel = Signal(bits), Signal(bits)
+        tap_line, tap_pixel = Signal(bits), Signal(bits)
+        m.d.sync += [
+            step_line.eq(window.step_y * tensor.line_pitch),
+            step_pixel.eq(window.step_x * tensor.pixel_pitch),
+            tap_line.eq(window.tap_y * tensor.line_pitch),
+            tap_pixel.eq(window.tap_x * tensor.pixel_pitch),
+        ]
+
+        active = Signal()
+        setup = Signal(range(SETUP_CYCLES + 1))
+        is_gather = Signal()
+        rows_left = Signal(16)  # besides this one
+        size = Signal(20)
+        image, line, pixel = Signal(17), Signal(12), Signal(12)
+        y0, x0 = Signal(signed(22)), Signal(signed(22))  # first tap of the position
+        y, x = Signal(signed(22)), Signal(signed(22))  # of the tap
+        image_at = Signal(bits)  # source line 0 of the image, at the first byte wanted
+        first_line, line_at = Signal(bits), Signal(bits)  # first tap of line 0; of this line
+        first_pixel, pixel_at = Signal(bits), Signal(bits)  # its bytes into a line; of this one
+        tap_line_at, tap_pixel_at = Signal(bits), Signal(bits)
+        left_y, left_x = Signal(8), Signal(8)  # taps after this one
+
+        zero = (
+            (image >= tensor.images)
+            | (y < 0)
+            | (y >= tensor.lines)
+            | (x < 0)
+            | (x >= tensor.pixels)
+        )
+        m.d.comb += [
+            self.i.ready.eq(~active & (setup == 0)),
+            self.o.valid.eq(active),
+            self.o.p.address.eq(tap_line_at + tap_pixel_at),
+            self.o.p.size.eq(size),
+            self.o.p.zero.eq(is_gather & zero),
+        ]
+
+        def first_tap() -> list:
+            return [left_y.eq(gather.taps_y - 1), left_x.eq(gather.taps_x - 1)]
+
+        with m.If(active & self.o.ready):
+            with m.If(left_x != 0):
+                m.d.sync += [
+                    left_x.eq(left_x - 1),
+                    x.eq(x + window.tap_x),
+                    tap_pixel_at.eq(tap_pixel_at + tap_pixel),
+                ]
+            with m.Elif(left_y != 0):
+                m.d.sync += [
+                    left_y.eq(left_y - 1),
+                    left_x.eq(gather.taps_x - 1),
+                    y.eq(y + window.tap_y),
+                    x.eq(x0),
+                    tap_line_at.eq(tap_line_at + tap_line),
+                    tap_pixel_at.eq(pixel_at),
+                ]
+            with m.Else():
+                m.d.sync += [rows_left.eq(rows_left - 1), *first_tap()]
+                with m.If(rows_left == 0):
+                    m.d.sync += active.eq(0)
+                with m.If(~is_gather):
+                    # A LOAD: a position is a row, `step_pixel` its pitch.
+                    m.d.sync += [left_y.eq(0), left_x.eq(0)]
+                    m.d.sync += tap_line_at.eq(tap_line_at + image_at)
+                with m.Elif(pixel != window.pixels - 1):
+                    m.d.sync += [
+                        pixel.eq(pixel + 1),
+                        x0.eq(x0 + window.step_x),
+                        x.eq(x0 + window.step_x),
+                        y.eq(y0),
+                        pixel_at.eq(pixel_at + step_pixel),
+                        tap_pixel_at.eq(pixel_at + step_pixel),
+                        tap_line_at.eq(line_at),
+                    ]
+                with m.Else():
+                    m.d.sync += [
+                        pixel.eq(0),
+                        x0.eq(gather.x),
+                        x.eq(gather.x),
+                        pixel_at.eq(first_pixel),
+                        tap_pixel_at.eq(first_pixel),
+                    ]
+                    with m.If(line != window.lines - 1):
+                        m.d.sync += [
+                            line.eq(line + 1),
+                            y0.eq(y0 + window.step_y),
+                            y.eq(y0 + window.step_y),
+                            line_at.eq(line_at + step_line),
+                            tap_line_at.eq(line_at + step_line),
+                        ]
+                    with m.Else():
+                        next_line = first_line + tensor.image_pitch
+                        m.d.sync += [
+                            line.eq(0),
+                            image.eq(image + 1),
+                            y0.eq(gather.y),
+                            y.eq(gather.y),
+                            first_line.eq(next_line),
+                            line_at.eq(next_line),
+                            tap_line_at.eq(next_line),
+                        ]
+
+        with m.If(self.i.valid & self.i.ready), m.Switch(self.i.p.opcode):
+            with m.Case(Opcode.TENSOR.value):
+                m.d.sync += tensor.eq(body(isa.TENSOR))
+            with m.Case(Opcode.WINDOW.value):
+                m.d.sync += window.eq(body(isa.WINDOW))
+            with m.Case(Opcode.GATHER.value):
+                m.d.sync += [gather.eq(body(isa.GATHER)), setup.eq(SETUP_CYCLES)]
+            with m.Default():
+                load = body(isa.LOAD)
+                m.d.sync += [
+                    active.eq(1),
+                    is_gather.eq(0),
+                    rows_left.eq(load.rows - 1),
+                    size.eq(load.row_bytes),
+                    tap_line_at.eq(load.address),
+                    tap_pixel_at.eq(0),
+                    image_at.eq(load.pitch),
+                    left_y.eq(0),
+                    left_x.eq(0),
+                ]
+
+        # A GATHER's start: products, then their sums.
+        lines, pixels = Signal(bits), Signal(bits)
+        with m.If(setup == 2):
+            m.d.sync += [
+                setup.eq(1),
+                image_at.eq(gather.image * tensor.image_pitch),
+                first_line.eq(gather.y * tensor.line_pitch),
+                first_pixel.eq(gather.x * tensor.pixel_pitch),
+                lines.eq(gather.line * step_line),
+                pixels.eq(gather.pixel * step_pixel),
+                y0.eq(gather.y + gather.line * window.step_y),
+                x0.eq(gather.x + gather.pixel * window.step_x),
+            ]
+        with m.If(setup == 1):
+            start_line = tensor.address + gather.offset + image_at + first_line
+            m.d.sync += [
+                setup.eq(0),
+                active.eq(1),
+                is_gather.eq(1),
+                rows_left.eq(gather.rows - 1),
+                size.eq(gather.segment_bytes),
+                image.eq(gather.image),
+                line.eq(gather.line),
+                pixel.eq(gather.pixel),
+                y.eq(y0),
+                x.eq(x0),
+                first_line.eq(start_line),
+                line_at.eq(start_line + lines),
+                tap_line_at.eq(start_line + lines),
+                pixel_at.eq(first_pixel + pixels),
+                tap_pixel_at.eq(first_pixel + pixels),
+                *first_tap(),
+            ]
+        return m

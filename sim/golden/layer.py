@@ -1,0 +1,215 @@
+"""Golden model of a layer's training step: FF, BP, WU, update, apart from any program.
+
+Contraction order, which fixes the bits (`docs/numerics.md`): FF sums over kernel lines, kernel
+pixels, input channels; BP over the same taps, then output channels; WU over images, output lines,
+output pixels. A tap outside the image multiplies +0; taps that the stride skips in BP do not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from sat.dataflow.layers import Layer
+from sat.sim.golden import sore, stce
+from sat.sim.golden.update import Rates, narrow, sgd
+
+
+def _compact(b: np.ndarray, n: int, m: int) -> np.ndarray | stce.NMOperand:
+    """Return a (depth, cols) float16 matrix pruned along its depth."""
+    if m == 1:
+        return np.ascontiguousarray(b)
+    values, indices = sore.select(np.ascontiguousarray(b), n, m, axis=0)
+    return stce.NMOperand(values, indices, (n, m), b.shape[0])
+
+
+def _taps(layer: Layer) -> Iterator[tuple[int, int]]:
+    for y in range(layer.kernel[0]):
+        for x in range(layer.kernel[1]):
+            yield y, x
+
+
+def _at_tap(layer: Layer, x: np.ndarray, tap: tuple[int, int]) -> np.ndarray:
+    """Return x at a tap of every output position, (positions, channels), +0 outside the image."""
+    padded = np.pad(x, ((0, 0), *((2 * (layer.padding[axis],)) for axis in range(2)), (0, 0)))
+    first = [tap[axis] * layer.dilation[axis] for axis in range(2)]
+    spans = [
+        slice(first[axis], first[axis] + layer.stride[axis] * (layer.out_size[axis] - 1) + 1,
+              layer.stride[axis])
+        for axis in range(2)
+    ]  # fmt: skip
+    return np.ascontiguousarray(padded[:, spans[0], spans[1]].reshape(-1, x.shape[-1]))
+
+
+def forward(layer: Layer, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """Return FF's sums.
+
+    Parameters
+    ----------
+    x : (batch, lines, pixels, in_channels) float16
+    w : (out_channels, kernel lines, kernel pixels, in_channels / groups) float16, not yet pruned
+    bias : (out_channels,) float32 or None
+
+    Returns
+    -------
+    (batch, out lines, out pixels, out_channels) float32
+    """
+    at_taps = [_at_tap(layer, x, tap) for tap in _taps(layer)]
+    sums = np.empty((layer.out_positions, layer.out_channels), np.float32)
+    for group in range(layer.groups):
+        ins, outs = _channels(layer, group)
+        a = np.concatenate([at[:, ins] for at in at_taps], axis=1)
+        b = _compact(w[outs].reshape(layer.out_per_group, -1).T, *layer.ff)
+        start = None if bias is None else np.broadcast_to(bias[outs], sums[:, outs].shape).copy()
+        sums[:, outs] = stce.matmul(np.ascontiguousarray(a), b, start)
+    return sums.reshape(layer.batch, *layer.out_size, -1)
+
+
+def _channels(layer: Layer, group: int) -> tuple[slice, slice]:
+    ins, outs = layer.in_per_group, layer.out_per_group
+    return slice(group * ins, (group + 1) * ins), slice(group * outs, (group + 1) * outs)
+
+
+def backward(layer: Layer, dy: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Return BP's sums.
+
+    Parameters
+    ----------
+    dy : (batch, out lines, out pixels, out_channels) float16
+    w : as for `forward`
+
+    Returns
+    -------
+    (batch, lines, pixels, in_channels) float32
+    """
+    sums = np.zeros((layer.batch, layer.lines, layer.pixels, layer.in_channels), np.float32)
+    kinds: dict[tuple, list[tuple[int, int]]] = {}
+    for y in range(layer.lines):
+        for x in range(layer.pixels):
+            kinds.setdefault((_met(layer, 0, y), _met(layer, 1, x)), []).append((y, x))
+    for (taps_y, taps_x), pixels in kinds.items():
+        if not taps_y or not taps_x:
+            continue
+        ys, xs = np.array(pixels).T
+        sources, weights = [], []
+        for ty in taps_y:
+            for tx in taps_x:
+                sources.append(_source(layer, dy, ys, xs, ty, tx))
+                weights.append(w[:, ty, tx])
+        for group in range(layer.groups):
+            ins, outs = _channels(layer, group)
+            a = np.concatenate([source[:, outs] for source in sources], axis=1)
+            b = np.concatenate([weight[outs] for weight in weights], axis=0)
+            product = stce.matmul(np.ascontiguousarray(a), _compact(b, *layer.bp))
+            sums[:, ys, xs, ins] = product.reshape(layer.batch, len(pixels), -1)
+    return sums
+
+
+def _met(layer: Layer, axis: int, position: int) -> tuple[int, ...]:
+    """Return the taps that an input position meets along an axis."""
+    return tuple(
+        k
+        for k in range(layer.kernel[axis])
+        if (position + layer.padding[axis] - k * layer.dilation[axis]) % layer.stride[axis] == 0
+    )
+
+
+def _source(
+    layer: Layer, dy: np.ndarray, ys: np.ndarray, xs: np.ndarray, tap_y: int, tap_x: int
+) -> np.ndarray:
+    """Return dy where a tap leads from input pixels, (batch * pixels, channels)."""
+    y = (ys + layer.padding[0] - tap_y * layer.dilation[0]) // layer.stride[0]
+    x = (xs + layer.padding[1] - tap_x * layer.dilation[1]) // layer.stride[1]
+    inside = (y >= 0) & (y < dy.shape[1]) & (x >= 0) & (x < dy.shape[2])
+    found = np.zeros((dy.shape[0], len(ys), dy.shape[3]), np.float16)
+    found[:, inside] = dy[:, y[inside], x[inside]]
+    return found.reshape(-1, dy.shape[3])
+
+
+def gradient(layer: Layer, x: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """Return WU's sums.
+
+    Parameters
+    ----------
+    x, dy : as for `forward` and `backward`
+
+    Returns
+    -------
+    (out_channels, kernel lines, kernel pixels, in_channels / groups) float32
+    """
+    a = np.ascontiguousarray(dy.reshape(-1, layer.out_channels).T)
+    sums = np.empty((layer.out_channels, *layer.kernel, layer.in_per_group), np.float32)
+    for tap in _taps(layer):
+        at = _at_tap(layer, x, tap)
+        for group in range(layer.groups):
+            ins, outs = _channels(layer, group)
+            b = np.ascontiguousarray(at[:, ins])
+            sums[outs, tap[0], tap[1]] = stce.matmul(np.ascontiguousarray(a[outs]), b)
+    return sums
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a training step of a layer gives.
+
+    Attributes
+    ----------
+    y, dx : float16, of the output's and the input's shape
+    mask : bool, of the output's shape
+        Where ReLU lets through: y, before it, above 0 or NaN.
+    g, w, v : (out_channels, kernel lines, kernel pixels, in_channels / groups) float32
+        Gradient, new weights, new momenta.
+    non_finite : int
+        Gradients that are infinite or NaN; if there are any, w and v are the old ones.
+    """
+
+    y: np.ndarray
+    mask: np.ndarray
+    dx: np.ndarray
+    g: np.ndarray
+    w: np.ndarray
+    v: np.ndarray
+    non_finite: int
+
+
+def step(
+    layer: Layer,
+    rates: Rates,
+    *,
+    x: np.ndarray,
+    dy: np.ndarray,
+    w: np.ndarray,
+    v: np.ndarray,
+    bias: np.ndarray | None = None,
+    in_mask: np.ndarray | None = None,
+) -> Step:
+    """Return a whole training step.
+
+    Parameters
+    ----------
+    layer : Layer
+    rates : Rates
+    x, dy : float16
+        As for `forward` and `backward`.
+    w, v : float32
+        As in `Step`, before the update.
+    bias : (out_channels,) float32, if the layer has one
+    in_mask : bool, of x's shape, if the layer is masked
+    """
+    halves = narrow(w)
+    y = narrow(forward(layer, x, halves, bias if layer.bias else None))
+    mask = ~(y <= 0)
+    if layer.relu:
+        y = np.where(mask, y, np.float16(0))
+    dx = narrow(backward(layer, dy, halves))
+    if layer.masked:
+        if in_mask is None:
+            raise ValueError("in_mask is missing: a masked layer needs the mask of its input")
+        dx = np.where(in_mask, dx, np.float16(0))
+    g = gradient(layer, x, dy)
+    bad = int(np.count_nonzero(~np.isfinite(g)))
+    if not bad:
+        w, v = sgd(w, v, g, ~sore.mask(halves, *layer.ff, axis=3), rates)
+    return Step(y, mask, dx, g, w, v, bad)

@@ -1,0 +1,123 @@
+"""Shared by the tests of whole layers: random layers, their tensors, the comparison."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+from sat.dataflow.host import LayerTensors
+from sat.dataflow.layers import Layer
+from sat.dataflow.step import CompiledStep
+from sat.rtl.config import SatConfig
+from sat.sim.golden.fp import canonical_nan16
+from sat.sim.golden.layer import Step
+
+
+def random_layer(rng: random.Random, config: SatConfig, largest: int = 24) -> Layer:
+    """Return a small layer of any kind that the device runs."""
+    m = rng.choice([1, 1, *(m for m in (2, 4, 8, 16) if m <= config.max_m)])
+    pattern = (rng.randint(1, m), m)
+    kind = rng.choice(["conv", "conv", "conv", "pointwise", "linear", "depthwise", "grouped"])
+    groups = 1
+    if kind == "depthwise":
+        ins = outs = groups = rng.randint(2, largest)
+        pattern = (1, 1)
+    elif kind == "grouped":
+        groups = rng.randint(2, 3)
+        ins = groups * config.max_m * rng.randint(1, 2)
+        outs = groups * config.max_m * rng.randint(1, 2)
+    else:
+        step = pattern[1]
+        ins = step * rng.randint(1, max(1, largest // step))
+        outs = step * rng.randint(1, max(1, largest // step))
+    shape = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+    lines = pixels = 1
+    if kind != "linear":
+        lines, pixels = rng.randint(1, 9), rng.randint(1, 9)
+        shape["stride"] = (rng.choice([1, 1, 2, 3]), rng.choice([1, 1, 2, 3]))
+    if kind in ("conv", "depthwise", "grouped"):
+        for axis, size in enumerate((lines, pixels)):
+            k = rng.choice([1, 2, 3, 3, 5])
+            d = rng.choice([1, 1, 2])
+            need = d * (k - 1) + 1
+            p = max(-(-(need - size) // 2), rng.randint(0, 2))
+            for name, value in (("kernel", k), ("dilation", d), ("padding", p)):
+                shape[name] = shape[name][:axis] + (value,) + shape[name][axis + 1 :]
+    masks = kind != "grouped" or config.max_m % config.cols == 0
+    return Layer(
+        batch=rng.randint(1, 20 if kind == "linear" else 3),
+        lines=lines,
+        pixels=pixels,
+        in_channels=ins,
+        out_channels=outs,
+        **shape,
+        groups=groups,
+        ff=pattern,
+        bp=pattern,
+        bias=rng.random() < 0.5,
+        relu=masks and rng.random() < 0.5,
+        masked=masks and rng.random() < 0.5,
+    )
+
+
+def random_tensors(seed: int, layer: Layer, specials: float = 0.0) -> dict[str, np.ndarray]:
+    """Return random x, dy, w, v, bias and in_mask; ``specials`` of x and w are odd numbers."""
+    rng = np.random.default_rng(seed)
+    out = (layer.batch, *layer.out_size, layer.out_channels)
+    weights = (layer.out_channels, *layer.kernel, layer.in_per_group)
+    made = {
+        "x": rng.standard_normal((layer.batch, layer.lines, layer.pixels, layer.in_channels)),
+        "dy": rng.standard_normal(out) * 2.0**-4,
+        "w": rng.standard_normal(weights) * 2.0**-2,
+        "v": rng.standard_normal(weights) * 2.0**-4,
+        "bias": rng.standard_normal(layer.out_channels),
+    }
+    made = {
+        name: values.astype(np.float16 if name in ("x", "dy") else np.float32)
+        for name, values in made.items()
+    }
+    odd = [0.0, -0.0, 2.0**-24, -(2.0**-15), 65504.0]
+    for name in ("x", "w"):
+        hit = rng.random(made[name].shape) < specials
+        made[name][hit] = rng.choice(odd, hit.sum())
+    made["in_mask"] = rng.random(made["x"].shape) < 0.6
+    return made
+
+
+def same_bits(got: np.ndarray, want: np.ndarray, what: str) -> None:
+    """Assert that two arrays agree in every bit, any NaN being like any other."""
+    kind = {2: np.uint16, 4: np.uint32}.get(got.dtype.itemsize, np.uint8)
+    got_bits, want_bits = (np.ascontiguousarray(x).view(kind) for x in (got, want))
+    if kind is np.uint16:
+        got_bits, want_bits = canonical_nan16(got_bits), canonical_nan16(want_bits)
+    different = got_bits != want_bits
+    assert got.shape == want.shape
+    assert not different.any(), (
+        f"{what}: {different.sum()} of {got.size} differ, first at "
+        f"{tuple(np.argwhere(different)[0])}: {got[different][0]!r} != {want[different][0]!r}"
+    )
+
+
+def compare(step: CompiledStep, device: LayerTensors, want: Step) -> None:
+    """Assert that device memory holds what the stages of a step give."""
+    names = {name for name, _, _ in step.stages}
+    if "ff" in names:
+        same_bits(device.read("y"), want.y, "y")
+        if step.layer.relu:
+            assert np.array_equal(device.read_mask("out_mask"), want.mask)
+    if "bp" in names:
+        same_bits(device.read("dx"), want.dx, "dx")
+    if "wu" in names:
+        same_bits(device.read("g"), want.g, "g")
+    if "update" in names:
+        same_bits(device.read("w"), want.w, "w")
+        same_bits(device.read("v"), want.v, "v")
+        # What the device pruned is what the host prunes of the new weights.
+        for name in ("ff",) if step.layer.depthwise else ("ff", "bp"):
+            values, indices = device.read_copy(name)
+            fresh = LayerTensors(device.memory.copy(), step.memory)
+            fresh.prune()
+            want_values, want_indices = fresh.read_copy(name)
+            same_bits(values, want_values, f"values of {name}")
+            assert np.array_equal(indices, want_indices), f"indices of {name}"

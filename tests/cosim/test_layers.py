@@ -1,0 +1,144 @@
+"""Whole training steps on the Verilated device: all of memory as the golden device has it.
+
+Each step is one program: FF with bias and ReLU, BP with a mask, WU, weight update, both prunings.
+The golden device runs the same program; the golden step is computed apart from any program.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sat.dataflow.cycles import predict
+from sat.dataflow.layers import Layer
+from sat.dataflow.step import STAGES, Sgd, compile_step
+from sat.layers import write_step
+from sat.rtl.config import SatConfig
+from sat.rtl.isa import Status
+from sat.sim.device_rtl import DeviceRtl
+from sat.sim.golden import layer as golden_layer
+from sat.sim.golden.device import GoldenDevice
+from sat.sim.golden.update import Rates
+from sat.sim.memory import MemoryTiming
+
+sys.path.insert(0, str(Path(__file__).parent))
+from layers import compare, random_layer, random_tensors
+
+CONFIGS = {"4x4": SatConfig(rows=4, cols=4), "8x8": SatConfig()}
+TIMINGS = [
+    MemoryTiming(),
+    MemoryTiming(read_latency=1, write_latency=1),
+    MemoryTiming(read_latency=100, write_latency=60, cycles_per_beat=3),
+]
+SGD = Sgd(learning_rate=0.05, momentum=0.9, weight_decay=5e-4, sr_ste=2e-4, loss_scale=8)
+PATTERNS = [(1, 1), (2, 4), (2, 8), (1, 4), (4, 8)]
+SHAPES = {
+    "conv3x3": {"kernel": (3, 3), "padding": (1, 1)},
+    "conv3x3 s2": {"kernel": (3, 3), "padding": (1, 1), "stride": (2, 2)},
+    "conv1x1": {},
+    "depthwise": {"kernel": (3, 3), "padding": (1, 1), "groups": 16},
+    "linear": {"batch": 13, "lines": 1, "pixels": 1},
+}
+
+arrays = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CONFIGS]
+
+
+@lru_cache
+def devices(name: str, timing: MemoryTiming) -> tuple[DeviceRtl, GoldenDevice]:
+    """Return a simulated device and a golden one with the same buffers all along."""
+    device = DeviceRtl(CONFIGS[name], timing, memory_bytes=1 << 21)
+    return device, GoldenDevice(CONFIGS[name], device.memory.copy())
+
+
+def run_step(name: str, timing: MemoryTiming, layer: Layer, seed: int, specials: float, sgd: Sgd):
+    """Run a step on both devices; compare memory, cycles and the golden step."""
+    device, golden = devices(name, timing)
+    step = compile_step(layer, CONFIGS[name], timing, STAGES, sgd)
+    tensors = random_tensors(seed, layer, specials)
+    size = step.end + 4096
+    device.memory[:size] = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+    on_device = write_step(device.memory, step, tensors)
+    step.program.validate(CONFIGS[name], step.address, (0, len(device.memory)))
+    golden.memory = device.memory[:size].copy()
+    outcome = device.run(step.address, len(step.program))
+    assert outcome.status is Status.DONE, (layer, outcome)
+    verdict = golden.run(step.address, len(step.program))
+    assert verdict.status is Status.DONE
+    different = np.nonzero(golden.memory != device.memory[:size])[0]
+    assert not len(different), (layer, len(different), different[:4])
+    assert (outcome.non_finite, outcome.skipped) == (verdict.non_finite, verdict.skipped)
+    compare(step, on_device, golden_layer.step(layer, Rates(**sgd.fields()), **tensors))
+    predicted = predict(step.program, CONFIGS[name], timing, step.address)
+    assert outcome.cycles == predicted.cycles, (layer, outcome.cycles, predicted.cycles)
+    return outcome
+
+
+@pytest.mark.parametrize("name", arrays)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_step(name, shape, pattern):
+    """The layers that networks are made of, under the patterns that papers use."""
+    if shape == "depthwise" and pattern != (1, 1):
+        with pytest.raises(ValueError, match="leave it dense"):
+            Layer(in_channels=16, out_channels=16, **SHAPES[shape], ff=pattern)
+        return
+    sizes = {"batch": 2, "lines": 6, "pixels": 5, "in_channels": 16, "out_channels": 16}
+    layer = Layer(
+        **{**sizes, **SHAPES[shape]}, ff=pattern, bp=pattern, bias=True, relu=True, masked=True
+    )
+    outcome = run_step(name, TIMINGS[0], layer, 1, 0.0, SGD)
+    assert (outcome.non_finite, outcome.skipped) == (0, 0)
+
+
+@pytest.mark.parametrize("name", arrays)
+@pytest.mark.parametrize("part", range(4))
+def test_random_steps(name, part):
+    """Random layers, memories, rates: 2 x 4 x 26; odd numbers in every second."""
+    rng = random.Random(f"{name} {part}")
+    for number in range(26):
+        layer = random_layer(rng, CONFIGS[name])
+        rates = [0.0, 1e-3, 0.1, 0.9]
+        sgd = Sgd(
+            learning_rate=rng.choice(rates), momentum=rng.choice(rates),
+            weight_decay=rng.choice(rates), sr_ste=rng.choice(rates),
+            loss_scale=2.0 ** rng.randint(0, 12),
+        )  # fmt: skip
+        seed, specials = rng.randrange(1 << 32), 0.05 * (number % 2)
+        run_step(name, rng.choice(TIMINGS), layer, seed, specials, sgd)
+
+
+@pytest.mark.parametrize("name", arrays)
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_gradient_that_is_not_finite_skips_the_whole_update(name, bad):
+    """One bad gradient anywhere: no weight changes, the count is reported, copies stay right."""
+    layer = Layer(
+        batch=2, lines=5, pixels=4, in_channels=40, out_channels=48, kernel=(3, 3),
+        padding=(1, 1), ff=(2, 8), bp=(2, 8),
+    )  # fmt: skip
+    timing = TIMINGS[0]
+    device, _ = devices(name, timing)
+    step = compile_step(layer, CONFIGS[name], timing, STAGES, SGD)
+    tensors = random_tensors(3, layer)
+    # The last output channel: its gradients are stored last.
+    tensors["dy"][1, 4, 3, 47] = bad
+    on_device = write_step(device.memory, step, tensors)
+    copies = {copy: on_device.read_copy(copy) for copy in ("ff", "bp")}
+    outcome = device.run(step.address, len(step.program))
+    want = golden_layer.step(layer, Rates(**SGD.fields()), **tensors)
+    assert outcome.status is Status.DONE
+    assert outcome.non_finite == np.count_nonzero(~np.isfinite(want.g)) > 0
+    assert outcome.skipped == sum(i.opcode.name == "UPDATE" for i in step.program) > 1
+    compare(step, on_device, want)
+    for name_of, (values, indices) in copies.items():
+        after = on_device.read_copy(name_of)
+        assert np.array_equal(after[0].view(np.uint16), values.view(np.uint16))
+        assert np.array_equal(after[1], indices)
+    # The next program finds the device ready, and its own count at 0.
+    good = run_step(name, timing, replace(layer, batch=1), 4, 0.0, SGD)
+    assert (good.non_finite, good.skipped) == (0, 0)

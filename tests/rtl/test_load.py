@@ -1,0 +1,263 @@
+"""The load engine alone: contents as the golden device has them, times as predicted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from amaranth import Value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sat.dataflow.cycles_load import LoadTiming
+from sat.rtl.config import AxiConfig, SatConfig
+from sat.rtl.fp.operand import operand_of
+from sat.rtl.isa import Buffer, Instruction, Opcode
+from sat.rtl.load import LoadEngine, transposed_parts
+from sat.sim.golden.check import UPDATED, GatherState, check
+from sat.sim.golden.device import GoldenDevice
+
+sys.path.insert(0, str(Path(__file__).parent))
+from engine_bench import TIMINGS, Port, any_payload, compare_times, run
+
+MEMORY = 1 << 14
+SMALL = {"a_words": 64, "b_words": 64, "sum_words": 64, "update_words": 64, "copy_words": 16}
+CONFIGS = [
+    SatConfig(rows=3, cols=5, **SMALL, axi=AxiConfig(outstanding=2)),
+    SatConfig(rows=1, cols=1, **SMALL, update_lanes=1, axi=AxiConfig(data_bits=64)),
+    SatConfig(
+        rows=4, cols=8, max_m=16, **SMALL, update_lanes=4,
+        axi=AxiConfig(data_bits=32, burst_beats=4),
+    ),
+    SatConfig(rows=8, cols=32, **SMALL),
+]  # fmt: skip
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def banks_of(config: SatConfig, buffer: Buffer) -> int:
+    if buffer is Buffer.A:
+        return config.rows
+    return config.update_lanes if buffer in UPDATED else config.cols
+
+
+def draw_load(draw, config: SatConfig) -> Instruction:
+    """Draw a LOAD, mostly legal."""
+    beat = config.axi.beat_bytes
+    buffer = draw(st.sampled_from(list(Buffer)))
+    if buffer in (Buffer.START, Buffer.MASK):
+        unit = 4 if buffer is Buffer.START else config.mask_bytes
+        stride = draw(st.integers(1, 4))
+        rows = draw(st.integers(1, 9))
+        room = stride * (config.cols if buffer is Buffer.START else 1)
+        body = {
+            "address": unit * draw(st.integers(0, 900)),
+            "pitch": unit * draw(st.integers(0, 20)),
+            "rows": rows,
+            "row_bytes": unit * draw(st.integers(1, room)),
+            "stride": stride,
+            "groups": rows,
+            "base": draw(st.integers(0, 3)),
+        }
+        if buffer is Buffer.MASK and draw(st.booleans()):
+            part = draw(st.sampled_from([1, 2, 4]))
+            body |= {"row_bytes": part, "address": part * draw(st.integers(0, 900))}
+            body["pitch"] = part * draw(st.integers(0, 20))
+    else:
+        word = beat if buffer in UPDATED else config.word_bytes
+        words = draw(st.integers(1, 5))
+        rows = draw(st.integers(1, 6))
+        body = {
+            "address": beat * draw(st.integers(0, 300)),
+            "pitch": beat * draw(st.integers(0, 20)),
+            "rows": rows,
+            "row_bytes": draw(st.integers((words - 1) * word + 1, words * word)),
+            "base": draw(st.integers(0, 2)),
+        } | draw_banks(draw, config, buffer, rows, words)
+    return Instruction(Opcode.LOAD, {**body, "destination": buffer})
+
+
+def draw_banks(draw, config: SatConfig, buffer: Buffer, rows: int, words: int) -> dict:
+    if buffer is Buffer.A and draw(st.booleans()):
+        copies = draw(st.integers(1, config.rows))
+        per_pass = draw(st.integers(1, config.rows // copies))
+        made = {"by_word": 1, "copies": copies, "words_per_pass": per_pass}
+        return made | {"groups": ceil_div(words, per_pass), "stride": rows}
+    return {"groups": ceil_div(rows, banks_of(config, buffer)), "stride": words}
+
+
+def draw_gathers(draw, config: SatConfig) -> list[Instruction]:
+    """Draw a tensor, a window over it and a gather or two, mostly legal."""
+    word, beat = config.word_bytes, config.axi.beat_bytes
+    channels = draw(st.integers(1, 3))
+    lines, pixels = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    pixel_pitch = word * channels + beat * draw(st.integers(0, 1))
+    line_pitch = pixel_pitch * pixels + beat * draw(st.integers(0, 2))
+    out_lines, out_pixels = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    made = [
+        Instruction(
+            Opcode.TENSOR,
+            {
+                "address": beat * draw(st.integers(0, 40)),
+                "images": draw(st.integers(1, 3)),
+                "lines": lines,
+                "pixels": pixels,
+                "pixel_pitch": pixel_pitch,
+                "line_pitch": line_pitch,
+                "image_pitch": line_pitch * lines,
+            },
+        ),
+        Instruction(
+            Opcode.WINDOW,
+            {
+                "lines": out_lines,
+                "pixels": out_pixels,
+                "step_y": draw(st.integers(0, 3)),
+                "step_x": draw(st.integers(0, 3)),
+                "tap_y": draw(st.integers(-2, 2)),
+                "tap_x": draw(st.integers(-2, 2)),
+            },
+        ),
+    ]
+    for _ in range(draw(st.integers(1, 2))):
+        transpose = draw(st.booleans())
+        rows = draw(st.integers(1, 12))
+        body = {
+            "image": draw(st.integers(0, 2)),
+            "line": draw(st.integers(0, out_lines - 1)),
+            "pixel": draw(st.integers(0, out_pixels - 1)),
+            "y": draw(st.integers(-3, 3)),
+            "x": draw(st.integers(-3, 3)),
+            "rows": rows,
+            "base": draw(st.integers(0, 2)),
+            "taps_y": 1,
+            "taps_x": 1,
+            "transpose": transpose,
+        }
+        if transpose:
+            buffer = draw(st.sampled_from([Buffer.A, Buffer.B]))
+            beats = draw(st.integers(1, pixel_pitch // beat))
+            body["segment_bytes"] = beat * beats
+            body["offset"] = beat * draw(st.integers(0, pixel_pitch // beat - beats))
+            body["groups"] = ceil_div(beat * beats // 2, banks_of(config, buffer))
+            body["stride"] = ceil_div(rows, config.max_m)
+        else:
+            buffer = Buffer.A
+            words = draw(st.integers(1, channels))
+            body["segment_bytes"] = words * word
+            body["offset"] = beat * draw(st.integers(0, (pixel_pitch - words * word) // beat))
+            body["taps_y"], body["taps_x"] = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+            words *= body["taps_y"] * body["taps_x"]
+            body |= draw_banks(draw, config, buffer, rows, words)
+        made.append(Instruction(Opcode.GATHER, {**body, "destination": buffer}))
+    return made
+
+
+@st.composite
+def loads(draw):
+    """Draw a configuration and legal instructions of the load engine."""
+    config = draw(st.sampled_from(CONFIGS))
+    wanted = []
+    for _ in range(draw(st.integers(1, 4))):
+        if draw(st.booleans()):
+            wanted.append(draw_load(draw, config))
+        else:
+            wanted += draw_gathers(draw, config)
+    state, made = GatherState(), []
+    for instruction in wanted:
+        if check(instruction.encode(), config, (0, MEMORY), state) is None:
+            state.follow(instruction)
+            made.append(instruction)
+    gaps = [draw(st.sampled_from([0, 0, 1, 5, 40])) for _ in made]
+    return config, draw(st.sampled_from(TIMINGS)), made, gaps, draw(st.integers(0, 1 << 32))
+
+
+@settings(max_examples=60)
+@given(loads())
+def test_loads(case):
+    config, memory_timing, instructions, gaps, seed = case
+    if not instructions:
+        return
+    memory = np.random.default_rng(seed).integers(0, 256, MEMORY, dtype=np.uint8)
+    engine = LoadEngine(config)
+    beat = config.axi.beat_bytes
+    port = Port(memory, memory_timing, beat)
+    c = config
+    got = {
+        "a": np.zeros((c.rows, c.a_words, c.max_m), np.uint32),
+        "b": np.zeros((c.cols, c.b_words, c.max_m), np.uint32),
+        "i": np.zeros((c.cols, c.i_words, c.max_m), np.uint32),
+    }
+    starts = np.zeros((c.cols, c.sum_words), np.uint32)
+    masks = np.zeros((c.sum_words, c.cols), bool)
+    updates = np.zeros((3, c.update_lanes, c.update_words, beat), np.uint8)
+
+    def cycle_of_port(ctx, now):
+        bus = engine.port
+        ready = port.ready(now)
+        ctx.set(bus.arready, 1)
+        ctx.set(bus.rvalid, ready)
+        if ready:
+            at, left, _ = port.pending[0]
+            ctx.set(bus.rdata, int.from_bytes(memory[at : at + beat].tobytes(), "little"))
+            ctx.set(bus.rlast, left == 1)
+            if ctx.get(bus.rready):
+                port.take(now)
+        if ctx.get(bus.arvalid):
+            due = now + memory_timing.read_latency
+            port.pending.append([ctx.get(bus.araddr), ctx.get(bus.arlen) + 1, due])
+        for name, banks in got.items():
+            write = getattr(engine, f"{name}_write")
+            mask = ctx.get(write.banks)
+            transpose = name != "i" and ctx.get(write.transpose)
+            assert mask < 1 << len(banks)
+            for bank in range(len(banks)):
+                if mask >> bank & 1:
+                    for lane in range(c.max_m):
+                        if ctx.get(write.lanes) >> lane & 1:
+                            element = bank % (beat // 2) if transpose else lane
+                            value = ctx.get(Value.cast(write.data[element]))
+                            banks[bank, ctx.get(write.address), lane] = value
+        mask = ctx.get(engine.s_write.banks)
+        for bank in range(c.cols):
+            if mask >> bank & 1:
+                starts[bank, ctx.get(engine.s_write.address)] = ctx.get(engine.s_write.data[bank])
+        if ctx.get(engine.m_write.write):
+            bits = ctx.get(engine.m_write.data)
+            masks[ctx.get(engine.m_write.address)] = [bits >> n & 1 for n in range(c.cols)]
+        for bank in range(c.update_lanes):
+            if ctx.get(engine.u_write.banks) >> bank & 1:
+                number = ctx.get(engine.u_write.buffers).bit_length() - 1
+                word = ctx.get(engine.u_write.data).to_bytes(beat, "little")
+                updates[number, bank, ctx.get(engine.u_write.address)] = list(word)
+
+    observed = run(engine, instructions, gaps, cycle_of_port, any_payload)
+    compare_times(LoadTiming(config, memory_timing), instructions, observed)
+    golden = GoldenDevice(config, memory)
+    for instruction in instructions:
+        golden.step(instruction)
+    assert np.array_equal(got["a"], operand_of(golden._banks[Buffer.A]))
+    assert np.array_equal(got["b"], operand_of(golden._banks[Buffer.B]))
+    assert np.array_equal(got["i"], golden._banks[Buffer.INDEX])
+    assert np.array_equal(starts, golden._start.view(np.uint32))
+    assert np.array_equal(masks, golden._mask)
+    for number, buffer in enumerate(UPDATED):
+        assert np.array_equal(updates[number], golden._banks[buffer].view(np.uint8))
+
+
+def test_transposed_parts_cover_every_channel_once():
+    """Parts of consecutive beats name channels 0, 1, 2, … in order, none across the last bank."""
+    for banks in range(1, 33):
+        for elements in (2, 4, 8, 16):
+            parts = transposed_parts(banks, elements)
+            channel = 0
+            for offset, bank, count in parts:
+                assert count >= 1
+                assert (channel % elements, channel % banks) == (offset, bank)
+                assert offset + count <= elements
+                assert bank + count <= banks
+                channel += count
+            assert channel % elements == channel % banks == 0

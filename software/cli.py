@@ -260,6 +260,7 @@ def _train(args: argparse.Namespace) -> int:
 
     import sat
     from sat.data import load_data
+    from sat.devices.staged import StagedDevice
     from sat.train import Trainer
 
     _use_one_thread()
@@ -274,7 +275,7 @@ def _train(args: argparse.Namespace) -> int:
                 data,
                 scheme=args.scheme,
                 pattern=args.pattern,
-                device=device,
+                device=StagedDevice(device),
                 epochs=args.epochs,
                 steps=args.steps,
                 batch=args.batch,

@@ -12,9 +12,8 @@ import numpy as np
 
 import sat
 from sat.data import DataSet, load_data
-from sat.devices.compare import ComparingDevice
-from sat.devices.context import record_products
 from sat.devices.golden import GoldenDevice
+from sat.devices.staged import StagedDevice, stages_name
 from sat.sparsity.pattern import Pattern
 from sat.train import Trainer, TrainResult, progress_bar
 
@@ -24,9 +23,9 @@ LEAST_ACCURACY = 0.9
 
 @dataclass(frozen=True)
 class StageCycles:
-    """Cycles of all products of a stage on the RTL, as trained and as dense products."""
+    """Cycles of a stage's programs on the RTL, as trained and without pruning."""
 
-    products: int
+    programs: int
     sparse: int
     dense: int
 
@@ -37,15 +36,15 @@ class DemoResult:
 
     Attributes
     ----------
-    rtl_steps, products : int
-        Steps on the RTL, and products computed in them, dense twins included.
+    rtl_steps, programs : int
+        Steps on the RTL, and programs run in them, dense twins included.
     compared, mismatches : int
-        FP32 results compared with the golden model, and how many differed.
+        Numbers compared with the golden model, and how many differed.
     first_mismatch : str or None
     mispredicted : int
-        Products whose cycles were not those of the cycle model.
+        Programs whose cycles were not those of the cycle model.
     stages : dict of str to StageCycles
-        FF, BP, WU.
+        What one program does: FF, BP and WU (WU alone in the first layer), update.
     dense_accuracy, sparse_accuracy : float
         On the test set, 0 to 1.
     seconds : float
@@ -55,7 +54,7 @@ class DemoResult:
     array: str
     pattern: str
     rtl_steps: int
-    products: int
+    programs: int
     compared: int
     mismatches: int
     first_mismatch: str | None
@@ -75,7 +74,7 @@ class DemoResult:
 
     @property
     def dense_cycles(self) -> int:
-        """Cycles of the same products, dense."""
+        """Cycles of the same steps without pruning."""
         return sum(stage.dense for stage in self.stages.values())
 
     @property
@@ -103,21 +102,21 @@ class DemoResult:
     def __str__(self) -> str:
         lines = [
             f"First {self.rtl_steps} steps, BDWP {self.pattern}, on the simulated RTL {self.array}",
-            f"  products, and dense twins  {self.products:>14,}",
-            f"  bits compared with golden  {32 * self.compared:>14,}",
-            f"  results that differ        {self.mismatches:>14,}",
+            f"  programs, and dense twins  {self.programs:>14,}",
+            f"  numbers compared           {self.compared:>14,}",
+            f"  numbers that differ        {self.mismatches:>14,}",
             f"  cycle counts mispredicted  {self.mispredicted:>14,}",
             "",
-            "  stage   products  cycles, dense  cycles, as trained  speed-up",
+            "  stage   programs  cycles, dense  cycles, as trained  speed-up",
         ]
         total = StageCycles(
-            sum(stage.products for stage in self.stages.values()),
+            sum(stage.programs for stage in self.stages.values()),
             self.sparse_cycles,
             self.dense_cycles,
         )
         for name, stage in {**self.stages, "all": total}.items():
             lines.append(
-                f"  {name:<5} {stage.products:>10,} {stage.dense:>14,} {stage.sparse:>19,} "
+                f"  {name:<7} {stage.programs:>8,} {stage.dense:>14,} {stage.sparse:>19,} "
                 f"{stage.dense / stage.sparse:>8.2f}x"
             )
         lines += [
@@ -148,8 +147,9 @@ def demo(
 ) -> DemoResult:
     """Train a small CNN on digits with BDWP and dense, the first BDWP steps on the RTL.
 
-    Each FF, BP and WU product of the RTL steps is compared with the golden model, bit for bit,
-    and each N:M product is also run dense on the RTL to count its cycles.
+    A layer's step is three programs: FF, then BP and WU, then the weight update with both prunings.
+    All that they leave is compared with the golden model, bit for bit, and the sparse ones also
+    run without pruning on the RTL, to count their cycles.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def demo(
     if rtl_steps < 1:
         raise ValueError(f"rtl_steps={rtl_steps}: must be at least 1; leave it out for 3")
     data = load_data("digits")
-    golden = GoldenDevice()
+    golden = StagedDevice(GoldenDevice())
 
     def trainer(scheme: str) -> Trainer:
         # Both start from the same weights and see the same batches: they share the seed.
@@ -200,26 +200,23 @@ def demo(
     sparse, dense = trainer("bdwp"), trainer("dense")
     rtl_steps = min(rtl_steps, sparse.total_steps)
     with sat.device("rtl", array=array, max_m=max(8, chosen.m)) as rtl:
-        count = rtl_steps * _products_per_step(data, chosen, batch)
+        count = rtl_steps * _programs_per_step(data, chosen, batch)
         with progress_bar(1, f"RTL {array}: compiled on its first use", "device", progress) as bar:
             one = np.ones((1, 1), np.float16)
             rtl.matmul(one, one)
             bar.update()
         rtl_began = time.perf_counter()
-        with (
-            record_products() as log,
-            progress_bar(count, f"{rtl_steps} steps on the RTL", "product", progress) as bar,
-        ):
-            checked = ComparingDevice(rtl, golden, dense_twins=True, on_product=bar.update)
+        with progress_bar(count, f"{rtl_steps} steps on the RTL", "program", progress) as bar:
+            checked = StagedDevice(rtl, compare=True, dense_twins=True, on_program=bar.update)
             sparse.device = checked
             sparse.fit(rtl_steps)
         rtl_seconds = time.perf_counter() - rtl_began
         sparse.device = golden
     tallies: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for record, (run, twin) in zip(log, checked.runs, strict=True):
-        assert twin is not None, "dense twins were asked for"
-        tally = tallies[record.stage]
-        for i, value in enumerate((1, run.cycles or 0, twin.cycles or 0)):
+    for entry in checked.runs:
+        assert entry.twin_cycles is not None, "dense twins were asked for"
+        tally = tallies[stages_name(entry.stages)]
+        for i, value in enumerate((1, entry.run.cycles or 0, entry.twin_cycles)):
             tally[i] += value
     sparse_result = sparse.fit(progress=progress, title=f"BDWP {chosen}")
     dense_result = dense.fit(progress=progress, title="dense")
@@ -230,12 +227,12 @@ def demo(
         array=rtl.config.array,
         pattern=str(chosen),
         rtl_steps=rtl_steps,
-        products=count,
+        programs=count,
         compared=checked.compared,
         mismatches=checked.mismatches,
-        first_mismatch=None if checked.first is None else str(checked.first),
+        first_mismatch=checked.first,
         mispredicted=checked.mispredicted,
-        stages={stage: StageCycles(*tallies[stage]) for stage in ("FF", "BP", "WU")},
+        stages={stage: StageCycles(*tallies[stage]) for stage in tallies},
         dense_accuracy=dense_result.accuracies[-1],
         sparse_accuracy=sparse_result.accuracies[-1],
         skipped_steps=dense_result.skipped + sparse_result.skipped,
@@ -245,12 +242,11 @@ def demo(
     )
 
 
-def _products_per_step(data: DataSet, pattern: Pattern, batch: int) -> int:
-    """Return how many products a step takes with dense twins, from a step of a throw-away model."""
-    trial = Trainer("cnn", data, pattern=pattern, device=GoldenDevice(), batch=batch)
-    with record_products() as log:
-        trial.fit(1)
-    return sum(1 if record.pattern.dense else 2 for record in log)
+def _programs_per_step(data: DataSet, pattern: Pattern, batch: int) -> int:
+    """Return how many programs a step takes with dense twins, from a throw-away model."""
+    device = StagedDevice(GoldenDevice())
+    Trainer("cnn", data, pattern=pattern, device=device, batch=batch).fit(1)
+    return sum(1 + (entry.layer.ff != (1, 1)) for entry in device.runs)
 
 
 def _draw(path: Path, results: dict[str, TrainResult], rtl_steps: int) -> None:

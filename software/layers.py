@@ -20,7 +20,7 @@ from sat.sim.golden import layer as golden
 from sat.sim.golden.update import Rates
 from sat.sim.memory import MemoryTiming
 
-_RESULTS = {"ff": ("y",), "bp": ("dx",), "wu": ("g",), "update": ("w", "v")}
+RESULTS = {"ff": ("y",), "bp": ("dx",), "wu": ("g",), "update": ("w", "v")}
 """Tensors that each stage leaves in memory."""
 
 
@@ -165,7 +165,7 @@ def simulate_layer(
         compared = mismatches = 0
         differs = []
         for stage in stages:
-            for name in _RESULTS[stage]:
+            for name in RESULTS[stage]:
                 got, wanted = on_device.read(name), getattr(want, name)
                 different = count_different(got, wanted)
                 compared, mismatches = compared + got.size, mismatches + different

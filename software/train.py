@@ -16,6 +16,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from sat.data import DataSet
+from sat.dataflow.step import Sgd
 from sat.devices.base import Device
 from sat.devices.context import (
     current_device,
@@ -23,8 +24,17 @@ from sat.devices.context import (
     record_products,
     use_device,
 )
+from sat.devices.staged import StagedDevice
 from sat.models import build_model
-from sat.sparsity.modules import SparsityReport, loss_scale, sparsify_
+from sat.sparsity.modules import (
+    SparsityReport,
+    from_ohwi,
+    loss_scale,
+    sparsify_,
+    staged_update_layer,
+    to_ohwi,
+    weight_layers,
+)
 from sat.sparsity.pattern import Pattern
 from sat.sparsity.schemes import Scheme
 
@@ -151,6 +161,69 @@ class TrainResult:
         return self.accuracies[-1] if self.accuracies else None
 
 
+class DeviceSgd(torch.optim.SGD):
+    """SGD whose steps on the weights of SAT layers are UPDATEs of the device, pruning included.
+
+    For layers whose stages the device runs whole (`sat.devices.staged.StagedDevice`) the
+    masters' step is WUVE's; other parameters take torch's. The state is torch's own.
+
+    Parameters
+    ----------
+    groups : list of dict
+        As for ``torch.optim.SGD``; no dampening, no Nesterov.
+    lr, momentum : float
+    model : nn.Module
+        Sparsified already.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, momentum: float, model: nn.Module
+    ) -> None:
+        super().__init__(groups, lr=lr, momentum=momentum)
+        self.device: Device | None = None
+        self._layers = weight_layers(model)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take a step; gradients are finite, and divided by the loss scale already."""
+        taken: list[tuple[nn.Parameter, Tensor]] = []
+        if isinstance(self.device, StagedDevice):
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    grad = parameter.grad
+                    if grad is not None and self._on_device(group, parameter, grad):
+                        taken.append((parameter, grad))
+                        parameter.grad = None
+        result = super().step(closure)
+        for parameter, grad in taken:
+            parameter.grad = grad
+        return result
+
+    def _on_device(self, group: dict[str, Any], parameter: nn.Parameter, grad: Tensor) -> bool:
+        """Step a weight on the device; return False if its layer does not run there whole."""
+        assert isinstance(self.device, StagedDevice)
+        if parameter not in self._layers:
+            return False
+        layer = staged_update_layer(self._layers[parameter], self.device)
+        if layer is None:
+            return False
+        state = self.state[parameter]
+        momentum = state.get("momentum_buffer")
+        if momentum is None:
+            momentum = torch.zeros_like(parameter)
+        rates = Sgd(
+            learning_rate=group["lr"],
+            momentum=group["momentum"],
+            weight_decay=group["weight_decay"],
+        )
+        tensors = {"w": parameter.data, "v": momentum, "g": grad}
+        arrays = {name: to_ohwi(t).contiguous().numpy() for name, t in tensors.items()}
+        made, _ = self.device.stages(("update",), layer, arrays, rates)
+        parameter.copy_(from_ohwi(torch.from_numpy(made["w"]), parameter))
+        state["momentum_buffer"] = from_ohwi(torch.from_numpy(made["v"]), parameter).clone()
+        return True
+
+
 class Trainer:
     """Trains a classifier; the same arguments give the same bits.
 
@@ -224,13 +297,14 @@ class Trainer:
         self.total_steps = epochs * per_epoch if steps is None else min(steps, epochs * per_epoch)
         self._generator = torch.Generator().manual_seed(seed)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(
+        self.optimizer = DeviceSgd(
             [
                 {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
                 {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
             ],
             lr=rate,
             momentum=momentum,
+            model=self.model,
         )
         self._rate = rate
         self._batches = self._plan()
@@ -255,6 +329,7 @@ class Trainer:
         with use_device(self.device):
             loss = functional.cross_entropy(self.model(x), y)
             self.scaler.backward(loss)
+        self.optimizer.device = self.device
         self.scaler.step(self.optimizer)
         self.result.steps += 1
         self.result.skipped = self.scaler.skipped
@@ -271,7 +346,10 @@ class Trainer:
         """
         self.model.eval()
         right = 0
-        with use_device(default_device()), record_products():
+        device: Device = default_device()
+        if isinstance(self.device, StagedDevice):
+            device = StagedDevice(device)
+        with use_device(device), record_products():
             for x, y in zip(
                 self.data.test_x.split(_EVALUATION_BATCH),
                 self.data.test_y.split(_EVALUATION_BATCH),

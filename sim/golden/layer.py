@@ -150,6 +150,11 @@ def gradient(layer: Layer, x: np.ndarray, dy: np.ndarray) -> np.ndarray:
     return sums
 
 
+def kept(layer: Layer, w: np.ndarray) -> np.ndarray:
+    """Return which weights FF keeps: bool, of the shape of ``w``, (out, …, in) float16."""
+    return sore.mask(w, *layer.ff, axis=w.ndim - 1)
+
+
 @dataclass(frozen=True)
 class Step:
     """What a training step of a layer gives.
@@ -211,5 +216,5 @@ def step(
     g = gradient(layer, x, dy)
     bad = int(np.count_nonzero(~np.isfinite(g)))
     if not bad:
-        w, v = sgd(w, v, g, ~sore.mask(halves, *layer.ff, axis=3), rates)
+        w, v = sgd(w, v, g, ~kept(layer, halves), rates)
     return Step(y, mask, dx, g, w, v, bad)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, overload, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,8 +17,15 @@ from sat.rtl.config import SatConfig
 from sat.sparsity.pattern import DENSE, Pattern
 from sat.sparsity.tensor import NMTensor
 
+if TYPE_CHECKING:
+    from sat.dataflow.layers import Layer
+    from sat.dataflow.step import Sgd
+
 DATAFLOWS = ("auto", "os", "ws")
 """Output stationary, weight stationary, or whichever the scheduler expects to be faster."""
+
+Tensors = dict[str, NDArray[Any]]
+"""Tensors of a layer by name: x, dy, y, dx (float16), w, v, g, bias (float32)."""
 
 Array = TypeVar("Array", torch.Tensor, NDArray[Any])
 
@@ -78,6 +85,17 @@ class Run:
             "wall_seconds": self.wall_seconds,
         }
         return f"Run({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+@runtime_checkable
+class StageRunner(Protocol):
+    """A device that runs whole stages of a layer's training step as one program."""
+
+    def run_stages(
+        self, names: tuple[str, ...], layer: Layer, tensors: Tensors, rates: Sgd | None
+    ) -> tuple[Tensors, Run]:
+        """Run stages (of `sat.dataflow.step.STAGES`); see `StagedDevice.stages`."""
+        ...
 
 
 def make_config(

@@ -9,10 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sat.dataflow.layers import Layer
 from sat.dataflow.products import Product, StartShape
-from sat.devices.base import Device, Run, make_config
+from sat.dataflow.step import Sgd
+from sat.devices.base import Device, Run, Tensors, make_config
+from sat.layers import stage_macs
 from sat.rtl.config import SatConfig
+from sat.sim.golden import layer as golden
 from sat.sim.golden import stce
+from sat.sim.golden.update import Rates, narrow, sgd
 from sat.sim.memory import MemoryTiming
 from sat.sparsity.pattern import Pattern
 
@@ -93,3 +98,29 @@ class GoldenDevice(Device):
             predicted_cycles=functools.partial(self.predict, product, dataflow),
             wall_seconds=seconds,
         )
+
+    def run_stages(
+        self, names: tuple[str, ...], layer: Layer, tensors: Tensors, rates: Sgd | None
+    ) -> tuple[Tensors, Run]:
+        """Compute what stages of a layer leave; no cycles are counted.
+
+        Parameters and returns are those of `sat.devices.staged.StagedDevice.stages`.
+        """
+        before = time.perf_counter()
+        results: Tensors = {}
+        halves = narrow(tensors["w"])
+        if "ff" in names:
+            bias = tensors["bias"] if layer.bias else None
+            results["y"] = narrow(golden.forward(layer, tensors["x"], halves, bias))
+        if "bp" in names:
+            results["dx"] = narrow(golden.backward(layer, tensors["dy"], halves))
+        if "wu" in names:
+            results["g"] = golden.gradient(layer, tensors["x"], tensors["dy"])
+        if "update" in names:
+            numbers = Rates(**(rates or Sgd()).fields())
+            pruned = ~golden.kept(layer, halves)
+            results["w"], results["v"] = sgd(
+                tensors["w"], tensors["v"], tensors["g"], pruned, numbers
+            )
+        seconds = time.perf_counter() - before
+        return results, Run(macs=stage_macs(layer, names), wall_seconds=seconds)

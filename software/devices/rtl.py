@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 
 from sat.dataflow.compile import CompiledProduct
+from sat.dataflow.cycles import predict
 from sat.dataflow.host import read_result, write_product
+from sat.dataflow.layers import Layer
 from sat.dataflow.products import Product, StartShape
 from sat.dataflow.search import best_mapping
-from sat.devices.base import Device, Run, make_config
+from sat.dataflow.step import CompiledStep, Sgd, compile_step
+from sat.devices.base import Device, Run, Tensors, make_config
 from sat.errors import DeviceError
+from sat.layers import RESULTS, stage_macs, write_step
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status
 from sat.sim.device_rtl import DeviceRtl
@@ -54,6 +58,7 @@ class RtlDevice(Device):
         self._waves = waves
         self._device: DeviceRtl | None = None
         self._compiled: dict[tuple[Product, str], tuple[CompiledProduct, int]] = {}
+        self._steps: dict[tuple[Layer, tuple[str, ...]], tuple[CompiledStep, int]] = {}
 
     def _simulator(self, need: int) -> DeviceRtl:
         if self._device is None or len(self._device.memory) < need:
@@ -105,6 +110,47 @@ class RtlDevice(Device):
             predicted_cycles=predicted,
             macs=product.macs,
             utilisation=product.macs / (outcome.cycles * self.config.rows * self.config.cols),
+            bytes_read=outcome.beats_read * beat,
+            bytes_written=outcome.beats_written * beat,
+            wall_seconds=wall,
+        )
+
+    def run_stages(
+        self, names: tuple[str, ...], layer: Layer, tensors: Tensors, rates: Sgd | None
+    ) -> tuple[Tensors, Run]:
+        """Run stages of a layer as one program.
+
+        Parameters and returns are those of `sat.devices.staged.StagedDevice.stages`.
+
+        Raises
+        ------
+        DeviceError
+            The program did not end well.
+        """
+        key = (layer, names)
+        # The rates of an update are in its program, and change from step to step.
+        if key not in self._steps or "update" in names:
+            step = compile_step(layer, self.config, self.memory_timing, names, rates)
+            cycles = predict(step.program, self.config, self.memory_timing, step.address).cycles
+            self._steps[key] = step, cycles
+        step, predicted = self._steps[key]
+        device = self._simulator(step.end)
+        on_device = write_step(device.memory, step, tensors)
+        began = time.perf_counter()
+        outcome = device.run(step.address, len(step.program))
+        wall = time.perf_counter() - began
+        if outcome.status is not Status.DONE:
+            raise DeviceError(
+                f"the program for {', '.join(names)} of {layer} stopped with "
+                f"{outcome.status.name} at instruction {outcome.error_pc}"
+            )
+        beat, macs = self.config.axi.beat_bytes, stage_macs(layer, names)
+        results = {name: on_device.read(name) for stage in names for name in RESULTS[stage]}
+        return results, Run(
+            cycles=outcome.cycles,
+            predicted_cycles=predicted,
+            macs=macs,
+            utilisation=macs / (outcome.cycles * self.config.rows * self.config.cols),
             bytes_read=outcome.beats_read * beat,
             bytes_written=outcome.beats_written * beat,
             wall_seconds=wall,

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from sat.dataflow.layers import Layer
 from sat.devices.base import Device
 from sat.devices.context import ProductLog, ProductRecord, current_device, current_log
+from sat.devices.staged import StagedDevice, stages_name
 from sat.sim.golden import sore
 from sat.sparsity.pattern import DENSE, Pattern
 from sat.sparsity.schemes import CONTRACTION, Scheme, get_scheme
@@ -246,6 +248,29 @@ class _Engine:
             return self._matmul(stage, right, left, start).t()
         return self._matmul(stage, left, right, start)
 
+    def stages(
+        self, layer: Layer, names: Sequence[str], tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Run stages of the layer as one program and note it; None of them is a product."""
+        device = self.device
+        assert isinstance(device, StagedDevice), "only such a device is given layers"
+        arrays = {name: t.detach().contiguous().numpy() for name, t in tensors.items()}
+        results, run = device.stages(names, layer, arrays)
+        if self.log is not None:
+            self.log.records.append(
+                ProductRecord(
+                    self.plan.name,
+                    stages_name(names),
+                    layer.out_positions,
+                    layer.out_channels,
+                    layer.taps * layer.in_per_group,
+                    self.plan.pattern,
+                    device.name,
+                    run,
+                )
+            )
+        return {name: torch.from_numpy(array) for name, array in results.items()}
+
     def _matmul(self, stage: str, left: _Operand, right: _Operand, start: Tensor | None) -> Tensor:
         a = left.values.contiguous()
         values = right.values.t().contiguous()
@@ -295,6 +320,12 @@ class _Products(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry, ctx.engine = g, engine
+        ctx.layer = layer = staged_layer(engine, g, x.shape, weight.shape, bias is not None)
+        if layer is not None:
+            tensors = {"x": x.half(), "w": weight}
+            if bias is not None:
+                tensors["bias"] = bias
+            return engine.stages(layer, ("ff",), tensors)["y"].float()
         batch, height, width, _ = x.shape
         v, h = _forward_taps(g, 0, height), _forward_taps(g, 1, width)
         outs, ins = len(weight) // g.groups, weight.shape[-1]
@@ -328,10 +359,72 @@ class _Products(torch.autograd.Function):
         g, engine = ctx.geometry, ctx.engine
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad = grad.float()
+        if ctx.layer is not None and (needs_x or needs_weight):
+            dx, dw = _staged_gradients(ctx.layer, engine, grad, x, weight, needs_x, needs_weight)
+            return dx, dw, grad.sum((0, 1, 2)) if needs_bias else None, None, None
         dx = _input_gradient(engine, g, grad, weight, x.shape) if needs_x else None
         dw = _weight_gradient(engine, g, grad, x, weight) if needs_weight else None
         db = grad.sum((0, 1, 2)) if needs_bias else None
         return dx, dw, db, None, None
+
+
+def staged_layer(
+    engine: _Engine, g: _Geometry, x: Sequence[int], weight: Sequence[int], bias: bool
+) -> Layer | None:
+    """Return the layer whose stages the device runs whole, or None if it is sent products.
+
+    Whole stages prune weights, along the contraction, by magnitude; padding is the same on
+    opposite sides.
+    """
+    device, plan = engine.device, engine.plan
+    if not isinstance(device, StagedDevice):
+        return None
+    patterns = {"FF": (1, 1), "BP": (1, 1)}
+    prunes = {} if plan.pattern.dense else plan.scheme.prunes
+    for stage, prune in prunes.items():
+        if prune.operand != "weight" or prune.axes != (CONTRACTION[stage],):
+            return None
+        patterns[stage] = (plan.pattern.n, plan.pattern.m)
+    channels = {"FF": weight[3], "BP": weight[0] // g.groups}
+    whole = all(channels[stage] % patterns[stage][1] == 0 for stage in patterns)
+    even = all(low == high for low, high in g.padding)
+    if not whole or not even or type(plan.scheme).select is not Scheme.select:
+        return None
+    layer = Layer(
+        batch=x[0],
+        lines=x[1],
+        pixels=x[2],
+        in_channels=x[3],
+        out_channels=weight[0],
+        kernel=g.kernel,
+        stride=g.stride,
+        padding=(g.padding[0][0], g.padding[1][0]),
+        dilation=g.dilation,
+        groups=g.groups,
+        ff=patterns["FF"],
+        bp=patterns["BP"],
+        bias=bias,
+    )
+    return layer if device.runs_layer(layer) else None
+
+
+def _staged_gradients(
+    layer: Layer,
+    engine: _Engine,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    needs_x: bool,
+    needs_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return BP and WU, and the scheme's decay, from one program."""
+    names = [name for name, needed in (("bp", needs_x), ("wu", needs_weight)) if needed]
+    tensors = {"x": x.half(), "dy": grad.half(), "w": weight}
+    made = engine.stages(layer, names, tensors)
+    dw = made.get("g")
+    if dw is not None:
+        dw = _decayed(engine.plan, dw, weight)
+    return made["dx"].float() if needs_x else None, dw
 
 
 def _lane_channels(engine: _Engine, stage: str, g: _Geometry, channels: int) -> int:
@@ -414,7 +507,11 @@ def _weight_gradient(
         right = _Operand(_windows(_pad(values, [v], [h]), v, h, low).t(), None, samples)
         parts.append(engine.product("WU", left, right).reshape(outs, *g.kernel, ins))
     dw = parts[0] if g.groups == 1 else torch.cat(parts)
-    plan = engine.plan
+    return _decayed(engine.plan, dw, weight)
+
+
+def _decayed(plan: LayerPlan, dw: Tensor, weight: Tensor) -> Tensor:
+    """Return WU with the scheme's decay of the weights that FF prunes (SR-STE)."""
     if plan.scheme.srste_lambda and not plan.pattern.dense:
         decay = plan.scheme.srste_lambda * _loss_scale.get()
         dw = dw + decay * (weight - _forward_pruned(plan, weight))
@@ -521,6 +618,37 @@ def _conv_geometry(layer: nn.Conv2d) -> _Geometry:
         cast(tuple[int, int], dilation),
         layer.groups,
     )
+
+
+def weight_layers(model: nn.Module) -> dict[Tensor, nn.Module]:
+    """Return the SAT layer of each weight of a model."""
+    return {
+        module.weight: module
+        for module in model.modules()
+        if isinstance(module, (SatLinear, SatConv2d)) and hasattr(module, _PLAN)
+    }
+
+
+def staged_update_layer(module: nn.Module, device: Device) -> Layer | None:
+    """Return what a weight update of a SAT layer needs to know of it, or None if it stays here."""
+    plan: LayerPlan = getattr(module, _PLAN)
+    assert isinstance(module, (SatLinear, SatConv2d))
+    g = _conv_geometry(module) if isinstance(module, SatConv2d) else _POINT
+    weight = to_ohwi(module.weight).shape
+    # The update does not depend on the pictures: any that the kernel fits will do.
+    spans = [d * (k - 1) + 1 for d, k in zip(g.dilation, g.kernel, strict=True)]
+    x = (1, *spans, weight[3] * g.groups)
+    return staged_layer(_Engine(plan, device, None), g, x, weight, False)
+
+
+def to_ohwi(weight: Tensor) -> Tensor:
+    """Return a weight of a SAT layer as (out, kernel rows, kernel columns, in): a view."""
+    return weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight[:, None, None, :]
+
+
+def from_ohwi(weight: Tensor, like: Tensor) -> Tensor:
+    """Return (out, kernel rows, kernel columns, in) in the order of ``like``: a view."""
+    return weight.permute(0, 3, 1, 2) if like.ndim == 4 else weight[:, 0, 0, :]
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,21 @@ class FakeRtl(GoldenDevice):
             wall_seconds=0.5,
         )
 
+    def run_stages(self, names, layer, tensors, rates):
+        results, run = super().run_stages(names, layer, tensors, rates)
+        if self.products == self.wrong_product:
+            first = next(iter(results.values()))
+            first.view(np.uint8).reshape(-1)[0] ^= 1
+        self.products += 1
+        # An update has no products: it takes a cycle a weight.
+        macs = run.macs or tensors["w"].size
+        return results, Run(
+            macs=run.macs,
+            cycles=macs + self.late,
+            predicted_cycles=macs,
+            wall_seconds=0.5,
+        )
+
 
 @pytest.fixture
 def fake_rtl():

@@ -1,0 +1,181 @@
+"""Whole stages of layers as device programs: convolution, epilogue and weight update included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sat.dataflow.layers import Layer
+from sat.dataflow.step import Sgd
+from sat.devices.base import Device, Run, StageRunner, Tensors
+from sat.devices.golden import GoldenDevice
+from sat.layers import count_different
+from sat.sparsity.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One program: stages of a layer on a device.
+
+    Attributes
+    ----------
+    stages : tuple of str
+        Of `sat.dataflow.step.STAGES`.
+    layer : Layer
+    run : Run
+    twin_cycles : int or None
+        Cycles of the same stages without pruning, if they were asked for.
+    """
+
+    stages: tuple[str, ...]
+    layer: Layer
+    run: Run
+    twin_cycles: int | None
+
+
+def stages_name(names: Sequence[str]) -> str:
+    """Return what reports call a program's stages: "FF", "BP+WU", "update"."""
+    return "+".join(name if name == "update" else name.upper() for name in names)
+
+
+class StagedDevice(Device):
+    """A device that is given layers, not products: FF, BP with WU, and update as one program each.
+
+    On the RTL the load engine reads the activations (no im2col on the host), BP and WU run in one
+    program, WUVE updates the FP32 weights and SORE prunes them. On a golden device the golden
+    layer computes the same bits. Outputs and input gradients are FP16, as the device stores them.
+    Single products go to the wrapped device. It is not closed with this one.
+
+    Parameters
+    ----------
+    device : Device
+        One that runs stages (`StageRunner`): golden or rtl.
+    compare : bool
+        Whether to compare every tensor with the golden layer, bit for bit.
+    dense_twins : bool
+        Whether to count the cycles of the same stages without pruning, too (on the RTL).
+    on_program : callable, optional
+        Called with no arguments after each program, twins included.
+
+    Attributes
+    ----------
+    runs : list of StageRun
+    compared, mismatches : int
+        Numbers compared, and how many differed.
+    first : str or None
+        Where the first difference was.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        compare: bool = False,
+        dense_twins: bool = False,
+        on_program: Callable[[], object] | None = None,
+    ) -> None:
+        if not isinstance(device, StageRunner):
+            raise TypeError(
+                f"device {device.name}: only golden and rtl devices run whole stages; "
+                "give one of these"
+            )
+        super().__init__(device.config)
+        self.name, self.any_pattern = device.name, device.any_pattern
+        self.device = device
+        self.compare, self.dense_twins, self.on_program = compare, dense_twins, on_program
+        self.runs: list[StageRun] = []
+        self.compared = self.mismatches = 0
+        self.first: str | None = None
+        self._golden = GoldenDevice(device.config)
+
+    @property
+    def mispredicted(self) -> int:
+        """Programs whose counted cycles are not those that the cycle model predicts."""
+        return sum(
+            entry.run.cycles is not None and entry.run.cycles != entry.run.predicted_cycles
+            for entry in self.runs
+        )
+
+    def _matmul(
+        self,
+        a: NDArray[np.float16],
+        values: NDArray[np.float16],
+        indices: NDArray[np.uint8] | None,
+        pattern: Pattern,
+        start: NDArray[np.float32] | None,
+        dataflow: str,
+    ) -> tuple[NDArray[np.float32], Run]:
+        return self.device._matmul(a, values, indices, pattern, start, dataflow)
+
+    def runs_layer(self, layer: Layer) -> bool:
+        """Return whether the device can run this layer's stages (else its products are sent)."""
+        if layer.ff[1] > self.config.max_m or layer.bp[1] > self.config.max_m:
+            return False
+        if layer.groups == 1 or layer.depthwise:
+            return True
+        word = self.config.max_m
+        return layer.in_per_group % word == layer.out_per_group % word == 0
+
+    def stages(
+        self, names: Sequence[str], layer: Layer, tensors: Tensors, rates: Sgd | None = None
+    ) -> tuple[Tensors, Run]:
+        """Run stages as one program.
+
+        Parameters
+        ----------
+        names : sequence of str
+        layer : Layer
+        tensors : dict
+            What the stages read: x, dy (float16), w, v, g, bias (float32).
+        rates : Sgd, optional
+            For the update.
+
+        Returns
+        -------
+        results : dict
+            y, dx (float16), g, w, v (float32), of the stages that ran.
+        run : Run
+
+        Raises
+        ------
+        DeviceError
+            The program did not end well.
+        """
+        key = tuple(names)
+        results, run = self.device.run_stages(key, layer, tensors, rates)
+        if self.compare:
+            self._compare(key, layer, tensors, rates, results)
+        twin = run.cycles
+        dense = replace(layer, ff=(1, 1), bp=(1, 1))
+        if self.dense_twins and layer != dense:
+            self._called()
+            unpruned, twin_run = self.device.run_stages(key, dense, tensors, rates)
+            twin = twin_run.cycles
+            if self.compare:
+                self._compare(key, dense, tensors, rates, unpruned)
+        self.runs.append(StageRun(key, layer, run, twin))
+        self.last_run = run
+        self._called()
+        return results, run
+
+    def _compare(
+        self,
+        names: tuple[str, ...],
+        layer: Layer,
+        tensors: Tensors,
+        rates: Sgd | None,
+        results: Tensors,
+    ) -> None:
+        for name, want in self._golden.run_stages(names, layer, tensors, rates)[0].items():
+            different = count_different(results[name], want)
+            self.compared += want.size
+            self.mismatches += different
+            if different and self.first is None:
+                self.first = f"{name} of {layer}: {different} of {want.size} differ"
+
+    def _called(self) -> None:
+        if self.on_program is not None:
+            self.on_program()

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long cosim bench check lint format typecheck docs figures wheel clean
+.PHONY: help setup demo test test-long cosim formal bench check lint format typecheck docs figures wheel clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ test-long: $(STAMP) ## the sweeps that take hours
 
 cosim: $(STAMP) ## the cocotb benches over the real AXI ports
 	$(BIN)/python -m pytest tests/cosim
+
+formal: $(STAMP) ## prove blocks of the RTL with SymbiYosys and Z3
+	$(BIN)/python tests/formal/proofs.py
 
 bench: $(STAMP) ## speed of the golden model and of the simulated RTL, as ratios within one run
 	$(BIN)/python benchmarks/bench_golden.py

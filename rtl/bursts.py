@@ -176,6 +176,7 @@ class BurstCutter(wiring.Component):
         with m.Elif(room <= axi.burst_beats):
             m.d.comb += beats.eq(room)
         end = beats == left
+        self.state = (active, at, left)  # what proofs speak of (tests/formal)
         m.d.comb += [
             self.o.valid.eq(active),
             self.o.p.address.eq(at << shift),

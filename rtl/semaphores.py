@@ -51,8 +51,10 @@ class Semaphores(wiring.Component):
             m.d.comb += self.open[gate].eq((want & (~raised | claimed)) == 0)
             through = self.offered[gate] & self.open[gate]
             claimed = claimed | (want & through.replicate(SEMAPHORES))
+        self.state = []  # the counts: what proofs speak of (tests/formal)
         for number in range(SEMAPHORES):
             count = Signal(SEMAPHORE_BITS, name=f"count_{number}")
+            self.state.append(count)
             raises = sum(self.raise_mask[r][number] for r in range(self.raisers))
             takes = sum(self.take[g] & self.want[g][number] for g in range(self.gates))
             after = Signal(SEMAPHORE_BITS + 2, name=f"after_{number}")

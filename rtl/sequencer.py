@@ -165,6 +165,7 @@ class Sequencer(wiring.Component):
         # The watchdog.
         still = Signal(range(config.watchdog_cycles + 1))
         moves = self.moving | dispatched | Cat(accepts).any()
+        self.state = (still, moves)  # what proofs speak of (tests/formal)
         m.d.comb += self.stuck.eq(still == config.watchdog_cycles)
         with m.If(moves):
             m.d.sync += still.eq(0)

@@ -48,6 +48,7 @@ class Queue(wiring.Component):
         )
         first = Signal(range(depth))
         free = Signal(range(depth))
+        self.state = (items, first, free)  # what proofs speak of (tests/formal)
         put = self.i.valid & self.i.ready
         take = self.o.valid & self.o.ready
         m.d.comb += [

@@ -31,9 +31,12 @@ class FaultyRead(AxiRamRead):
 
     fail_at: int | None = None
     """Number of the read that fails, counted from 0."""
+    accesses: int = 0
+    """Reads until now."""
 
     async def _read(self, address, length):
         failing, self.fail_at = self.fail_at == 0, _less(self.fail_at)
+        self.accesses += 1
         if failing or address + length > self.size:
             raise OSError(f"read of {length} bytes at {address:#x} fails by plan")
         return await super()._read(address, length)
@@ -43,9 +46,11 @@ class FaultyWrite(AxiRamWrite):
     """A memory write port that answers chosen writes with an error."""
 
     fail_at: int | None = None
+    accesses: int = 0
 
     async def _write(self, address, data):
         failing, self.fail_at = self.fail_at == 0, _less(self.fail_at)
+        self.accesses += 1
         if failing or address + len(data) > self.size:
             raise OSError(f"write of {len(data)} bytes at {address:#x} fails by plan")
         await super()._write(address, data)

@@ -1,4 +1,4 @@
-"""The cocotb bench of the device: compiled products over paused and failing AXI ports."""
+"""The cocotb bench of the device: products and training steps over paused and failing AXI ports."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import numpy as np
 
 from sat.dataflow.compile import compile_product
 from sat.dataflow.host import write_product
+from sat.dataflow.layers import Layer
 from sat.dataflow.mapping import legal_mappings
 from sat.dataflow.products import Product, StartShape
+from sat.dataflow.step import STAGES, Sgd, compile_step
+from sat.layers import write_step
 from sat.rtl.config import SatConfig
 from sat.rtl.device import Device
 from sat.rtl.isa import Status
 from sat.rtl.verilog import emit
 from sat.sim.benches.runner import run_bench
 from sat.sim.golden.device import GoldenDevice
+from sat.sim.memory import MemoryTiming
 
 sys.path.insert(0, str(Path(__file__).parent))
+from layers import random_tensors
 from products import CANARY, make_case
 
 CONFIG = SatConfig(rows=4, cols=4, a_words=64, b_words=64, sum_words=128)
@@ -28,25 +33,46 @@ PRODUCTS = [
     (Product(9, 7, 40, 2, 4, StartShape.ROW), "ws"),
     (Product(8, 12, 17), "ws"),
 ]
+LAYERS = [
+    Layer(
+        lines=4, pixels=3, in_channels=8, out_channels=8, kernel=(3, 3), padding=(1, 1),
+        ff=(2, 4), bp=(2, 4), bias=True, relu=True, masked=True,
+    ),
+    Layer(batch=3, in_channels=16, out_channels=8, ff=(2, 8), bp=(2, 8), bias=True),
+]  # fmt: skip
+SGD = Sgd(learning_rate=0.05, momentum=0.9, weight_decay=5e-4, loss_scale=8)
+
+
+def product_image(number: int) -> tuple[np.ndarray, int, int]:
+    """Return memory with a product in it, the program's address and its length."""
+    product, dataflow = PRODUCTS[number]
+    case = make_case(product, number, 0.05)
+    compiled = compile_product(product, CONFIG, legal_mappings(product, CONFIG, dataflow)[0])
+    where = compiled.memory
+    image = np.full(where.end + 256, CANARY, np.uint8)
+    write_product(image, where, compiled.program, case.a, case.values, case.indices, case.start)
+    return image, where.program.address, len(compiled.program)
+
+
+def layer_image(number: int) -> tuple[np.ndarray, int, int]:
+    """Return memory with a whole training step in it, the program's address and its length."""
+    step = compile_step(LAYERS[number], CONFIG, MemoryTiming(), STAGES, SGD)
+    image = np.full(step.end + 256, CANARY, np.uint8)
+    write_step(image, step, random_tensors(number, LAYERS[number]))
+    return image, step.address, len(step.program)
 
 
 def test_device_on_axi_ports(tmp_path):
+    made = {f"product {n}": product_image(n) for n in range(len(PRODUCTS))}
+    made |= {f"layer {n}": layer_image(n) for n in range(len(LAYERS))}
     scenarios = {}
-    for number, (product, dataflow) in enumerate(PRODUCTS):
-        case = make_case(product, number, 0.05)
-        compiled = compile_product(product, CONFIG, legal_mappings(product, CONFIG, dataflow)[0])
-        where = compiled.memory
-        image = np.full(where.end + 256, CANARY, np.uint8)
-        write_product(image, where, compiled.program, case.a, case.values, case.indices, case.start)
+    for name, (image, address, length) in made.items():
         expected = image.copy()
-        outcome = GoldenDevice(CONFIG, expected).run(where.program.address, len(compiled.program))
-        assert outcome.status is Status.DONE
-        name = f"s{number}"
+        assert GoldenDevice(CONFIG, expected).run(address, length).status is Status.DONE
         scenarios[f"{name}_image"], scenarios[f"{name}_expected"] = image, expected
-        scenarios[f"{name}_program"] = np.array([where.program.address, len(compiled.program)])
-    names = np.array([f"s{n}" for n in range(len(PRODUCTS))])
+        scenarios[f"{name}_program"] = np.array([address, length])
     file = tmp_path / "scenarios.npz"
-    np.savez(file, names=names, **scenarios)
+    np.savez(file, names=np.array(list(made)), **scenarios)
     tests, failures = run_bench(
         emit(Device(CONFIG)), "sat.sim.benches.device", tmp_path, {"SAT_SCENARIOS": str(file)}
     )

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from math import gcd
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -18,6 +18,18 @@ from sat.dataflow.layers import Layer
 from sat.devices.base import Device
 from sat.devices.context import ProductLog, ProductRecord, current_device, current_log
 from sat.devices.staged import StagedDevice, stages_name
+from sat.lowering import (
+    POINT,
+    Geometry,
+    at_positions,
+    backward_phases,
+    every_phase,
+    forward_taps,
+    front,
+    pad,
+    place,
+    windows,
+)
 from sat.sim.golden import sore
 from sat.sparsity.pattern import DENSE, Pattern
 from sat.sparsity.schemes import CONTRACTION, Scheme, get_scheme
@@ -60,120 +72,6 @@ class LayerPlan:
     scheme: Scheme
     pattern: Pattern
     device: Device | None
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    """A convolution's shape; a linear layer is one with a single position.
-
-    Pairs are (vertical, horizontal); ``padding`` is ((top, bottom), (left, right)).
-    """
-
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-
-    @property
-    def taps(self) -> int:
-        """Positions of the kernel."""
-        return self.kernel[0] * self.kernel[1]
-
-    def outputs(self, axis: int, size: int) -> int:
-        """Return the size of the output along an axis of the picture."""
-        span = self.dilation[axis] * (self.kernel[axis] - 1) + 1
-        return (size + sum(self.padding[axis]) - span) // self.stride[axis] + 1
-
-
-_POINT = _Geometry()
-
-
-@dataclass(frozen=True)
-class _Taps:
-    """Reads along one axis: output i, tap j reads position ``first + i * stride + j * step``."""
-
-    first: int
-    step: int
-    count: int
-    stride: int
-    outputs: int
-
-    @property
-    def last(self) -> int:
-        """Greatest position read."""
-        return self.first + (self.outputs - 1) * self.stride + (self.count - 1) * self.step
-
-
-@dataclass(frozen=True)
-class _Phase:
-    """Rows (or columns) of the input's gradient that the same taps of the kernel reach."""
-
-    start: int
-    taps: _Taps
-    positions: list[int]  # of the kernel, one for each tap
-
-
-def _forward_taps(g: _Geometry, axis: int, size: int) -> _Taps:
-    return _Taps(
-        -g.padding[axis][0],
-        g.dilation[axis],
-        g.kernel[axis],
-        g.stride[axis],
-        g.outputs(axis, size),
-    )
-
-
-def _backward_phases(g: _Geometry, axis: int, size: int) -> list[_Phase]:
-    """Split the input's gradient into convolutions of the output's gradient.
-
-    Input position h takes from output o through kernel position r exactly if
-    ``o * stride + r * dilation - padding == h``. All h with the same remainder modulo the stride
-    share their r, and along them o moves by 1: no zeros are inserted, no product is wasted.
-    """
-    stride, dilation, low = g.stride[axis], g.dilation[axis], g.padding[axis][0]
-    step = dilation // gcd(stride, dilation)
-    phases = []
-    for start in range(min(stride, size)):
-        reach = [r for r in range(g.kernel[axis]) if (start + low - r * dilation) % stride == 0]
-        positions = reach[::-1]  # descending, so that o ascends
-        first = (start + low - positions[0] * dilation) // stride if positions else 0
-        outputs = (size - start + stride - 1) // stride
-        phases.append(_Phase(start, _Taps(first, step, len(positions), 1, outputs), positions))
-    return phases
-
-
-def _pad(x: Tensor, vertical: Sequence[_Taps], horizontal: Sequence[_Taps]) -> Tensor:
-    """Return (batch, height, width, channels) with zeros wherever taps read outside.
-
-    The new first position stands for the least one read, or for 0 if that is less.
-    """
-    sides = []
-    for taps, size in ((horizontal, x.shape[2]), (vertical, x.shape[1])):
-        sides += [_low(taps), max([0, *(t.last - size + 1 for t in taps if t.count)])]
-    return functional.pad(x, (0, 0, *sides)) if any(sides) else x
-
-
-def _low(taps: Sequence[_Taps]) -> int:
-    return max([0, *(-t.first for t in taps if t.count)])
-
-
-def _windows(x: Tensor, v: _Taps, h: _Taps, low: tuple[int, int]) -> Tensor:
-    """Return what the taps read, channels fastest: (batch * outputs, taps * channels).
-
-    Parameters
-    ----------
-    x : (batch, height, width, channels), from `_pad`
-    low : positions that `_pad` put in front, vertical and horizontal
-    """
-    batch, _, _, channels = x.shape
-    sb, sv, sh, sc = x.stride()
-    view = x.as_strided(
-        (batch, v.outputs, h.outputs, v.count, h.count, channels),
-        (sb, v.stride * sv, h.stride * sh, v.step * sv, h.step * sh, sc),
-        x.storage_offset() + (v.first + low[0]) * sv + (h.first + low[1]) * sh,
-    )
-    return view.reshape(batch * v.outputs * h.outputs, v.count * h.count * channels)
 
 
 @dataclass(frozen=True)
@@ -316,7 +214,7 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, g: _Geometry, engine: _Engine
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, engine: _Engine
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry, ctx.engine = g, engine
@@ -326,19 +224,19 @@ class _Products(torch.autograd.Function):
             if bias is not None:
                 tensors["bias"] = bias
             return engine.stages(layer, ("ff",), tensors)["y"].float()
-        batch, height, width, _ = x.shape
-        v, h = _forward_taps(g, 0, height), _forward_taps(g, 1, width)
+        taps = forward_taps(g, x.shape[1:-1])
+        reads = [[t] for t in taps]
         outs, ins = len(weight) // g.groups, weight.shape[-1]
         channels = _lane_channels(engine, "FF", g, ins)
-        low = _low([v]), _low([h])
+        low = front(reads)
         parts = []
         for group in range(g.groups):
             x_part = _widen(x[..., group * ins : (group + 1) * ins], channels)
             w_part = _widen(weight[group * outs : (group + 1) * outs], channels)
-            values, indices = engine.operand("FF", "input", _pad(x_part, [v], [h]), {"in": -1})
+            values, indices = engine.operand("FF", "input", pad(x_part, reads), {"in": -1})
             left = _Operand(
-                _windows(values, v, h, low),
-                None if indices is None else _windows(indices, v, h, low),
+                windows(values, taps, low),
+                None if indices is None else windows(indices, taps, low),
                 g.taps * channels,
             )
             values, indices = engine.operand("FF", "weight", w_part, {"out": 0, "in": -1})
@@ -350,7 +248,7 @@ class _Products(torch.autograd.Function):
             start = None if bias is None else bias[group * outs : (group + 1) * outs]
             parts.append(engine.product("FF", left, right, start))
         y = parts[0] if g.groups == 1 else torch.cat(parts, 1)
-        return y.reshape(batch, v.outputs, h.outputs, len(weight))
+        return y.reshape(len(x), *(t.outputs for t in taps), len(weight))
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
@@ -369,7 +267,7 @@ class _Products(torch.autograd.Function):
 
 
 def staged_layer(
-    engine: _Engine, g: _Geometry, x: Sequence[int], weight: Sequence[int], bias: bool
+    engine: _Engine, g: Geometry, x: Sequence[int], weight: Sequence[int], bias: bool
 ) -> Layer | None:
     """Return the layer whose stages the device runs whole, or None if it is sent products.
 
@@ -427,76 +325,61 @@ def _staged_gradients(
     return made["dx"].float() if needs_x else None, dw
 
 
-def _lane_channels(engine: _Engine, stage: str, g: _Geometry, channels: int) -> int:
+def _lane_channels(engine: _Engine, stage: str, g: Geometry, channels: int) -> int:
     """Return the channels at one position of a lane, filled up where groups would cross."""
     m = engine.plan.pattern.m
     return -(-channels // m) * m if engine.compact(stage) and g.taps > 1 else channels
 
 
 def _input_gradient(
-    engine: _Engine, g: _Geometry, grad: Tensor, weight: Tensor, shape: torch.Size
+    engine: _Engine, g: Geometry, grad: Tensor, weight: Tensor, shape: torch.Size
 ) -> Tensor:
     """Return BP: (batch, height, width, in) float32."""
-    batch, height, width, _ = shape
-    vertical, horizontal = _backward_phases(g, 0, height), _backward_phases(g, 1, width)
+    phases = backward_phases(g, shape[1:-1])
+    reads = [[phase.taps for phase in axis] for axis in phases]
     outs, ins = len(weight) // g.groups, weight.shape[-1]
     channels = _lane_channels(engine, "BP", g, outs)
-    v_taps, h_taps = [p.taps for p in vertical], [p.taps for p in horizontal]
-    low = _low(v_taps), _low(h_taps)
+    low = front(reads)
     dx = grad.new_zeros(shape)
     for group in range(g.groups):
         grad_part = _widen(grad[..., group * outs : (group + 1) * outs], channels)
         w_part = weight[group * outs : (group + 1) * outs].permute(3, 1, 2, 0)
         grad_values, grad_indices = engine.operand(
-            "BP", "output_gradient", _pad(grad_part, v_taps, h_taps), {"out": -1}
+            "BP", "output_gradient", pad(grad_part, reads), {"out": -1}
         )
         w_values, w_indices = engine.operand(
             "BP", "weight", _widen(w_part, channels), {"in": 0, "out": -1}
         )
-        for v in vertical:
-            for h in horizontal:
-                if not (v.positions and h.positions):
-                    continue  # no output depends on these inputs: their gradient is zero
-                depth = len(v.positions) * len(h.positions) * channels
-                left, right = (
-                    _Operand(
-                        _windows(grad_values, v.taps, h.taps, low),
-                        None
-                        if grad_indices is None
-                        else _windows(grad_indices, v.taps, h.taps, low),
-                        depth,
-                    ),
-                    _Operand(
-                        _positions(w_values, v, h),
-                        None if w_indices is None else _positions(w_indices, v, h),
-                        depth,
-                    ),
-                )
-                part = engine.product("BP", left, right)
-                dx[
-                    :,
-                    v.start :: g.stride[0],
-                    h.start :: g.stride[1],
-                    group * ins : (group + 1) * ins,
-                ] = part.reshape(batch, v.taps.outputs, h.taps.outputs, ins)
+        dx_part = dx[..., group * ins : (group + 1) * ins]
+        # Inputs that no phase reaches feed no output: their gradient is zero.
+        for chosen in every_phase(phases):
+            taps = [phase.taps for phase in chosen]
+            depth = prod(t.count for t in taps) * channels
+            left, right = (
+                _Operand(
+                    windows(grad_values, taps, low),
+                    None if grad_indices is None else windows(grad_indices, taps, low),
+                    depth,
+                ),
+                _Operand(
+                    at_positions(w_values, chosen).reshape(ins, -1),
+                    None if w_indices is None else at_positions(w_indices, chosen).reshape(ins, -1),
+                    depth,
+                ),
+            )
+            target = place(dx_part, chosen, g.stride)
+            target.copy_(engine.product("BP", left, right).reshape(target.shape))
     return dx
 
 
-def _positions(x: Tensor, v: _Phase, h: _Phase) -> Tensor:
-    """Return the kernel positions of two phases: (lanes, positions * channels)."""
-    rows = torch.tensor(v.positions)
-    columns = torch.tensor(h.positions)
-    return x[:, rows[:, None], columns[None, :]].reshape(len(x), -1)
-
-
 def _weight_gradient(
-    engine: _Engine, g: _Geometry, grad: Tensor, x: Tensor, weight: Tensor
+    engine: _Engine, g: Geometry, grad: Tensor, x: Tensor, weight: Tensor
 ) -> Tensor:
     """Return WU, and the scheme's decay: (out, kernel rows, kernel columns, in) float32."""
-    v, h = _forward_taps(g, 0, x.shape[1]), _forward_taps(g, 1, x.shape[2])
+    taps = forward_taps(g, x.shape[1:-1])
+    reads = [[t] for t in taps]
     outs, ins = len(weight) // g.groups, weight.shape[-1]
-    low = _low([v]), _low([h])
-    samples = grad.shape[0] * grad.shape[1] * grad.shape[2]
+    samples = prod(grad.shape[:-1])
     parts = []
     for group in range(g.groups):
         grad_part = grad[..., group * outs : (group + 1) * outs].reshape(samples, outs)
@@ -504,7 +387,7 @@ def _weight_gradient(
         left = _Operand(values.t(), None, samples)
         x_part = x[..., group * ins : (group + 1) * ins]
         values, _ = engine.operand("WU", "input", x_part, {"in": -1})
-        right = _Operand(_windows(_pad(values, [v], [h]), v, h, low).t(), None, samples)
+        right = _Operand(windows(pad(values, reads), taps, front(reads)).t(), None, samples)
         parts.append(engine.product("WU", left, right).reshape(outs, *g.kernel, ins))
     dw = parts[0] if g.groups == 1 else torch.cat(parts)
     return _decayed(engine.plan, dw, weight)
@@ -569,7 +452,7 @@ class SatLinear(nn.Linear):
             )
         x = input.float().reshape(-1, 1, 1, self.in_features)
         weight = self.weight[:, None, None, :]
-        y = cast(Tensor, _Products.apply(x, weight, self.bias, _POINT, engine))
+        y = cast(Tensor, _Products.apply(x, weight, self.bias, POINT, engine))
         return y.reshape(*input.shape[:-1], self.out_features)
 
 
@@ -602,7 +485,7 @@ class SatConv2d(nn.Conv2d):
         return y if input.ndim == 4 else y[0]
 
 
-def _conv_geometry(layer: nn.Conv2d) -> _Geometry:
+def _conv_geometry(layer: nn.Conv2d) -> Geometry:
     kernel, dilation = layer.kernel_size, layer.dilation
     if layer.padding == "valid":
         sides = [(0, 0), (0, 0)]
@@ -611,7 +494,7 @@ def _conv_geometry(layer: nn.Conv2d) -> _Geometry:
         sides = [(total // 2, total - total // 2) for total in totals]
     else:
         sides = [(int(p), int(p)) for p in layer.padding]
-    return _Geometry(
+    return Geometry(
         cast(tuple[int, int], kernel),
         cast(tuple[int, int], layer.stride),
         (sides[0], sides[1]),
@@ -633,7 +516,7 @@ def staged_update_layer(module: nn.Module, device: Device) -> Layer | None:
     """Return what a weight update of a SAT layer needs to know of it, or None if it stays here."""
     plan: LayerPlan = getattr(module, _PLAN)
     assert isinstance(module, (SatLinear, SatConv2d))
-    g = _conv_geometry(module) if isinstance(module, SatConv2d) else _POINT
+    g = _conv_geometry(module) if isinstance(module, SatConv2d) else POINT
     weight = to_ohwi(module.weight).shape
     # The update does not depend on the pictures: any that the kernel fits will do.
     spans = [d * (k - 1) + 1 for d, k in zip(g.dilation, g.kernel, strict=True)]

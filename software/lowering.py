@@ -1,0 +1,180 @@
+"""Convolutions as matrix products: what a kernel's taps read, for any number of axes.
+
+Pictures here are channels-last, ``(batch, *sizes, channels)``, weights ``(out, *kernel, in)``: the
+depth of a product then runs over the kernel's positions, row by row, and over the channels inside
+each. Everything that is computed from a convolution (SAT layers, `sat.offload`) uses these.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import gcd, prod
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A convolution's shape, one entry an axis; a linear layer is one with a single position.
+
+    Parameters
+    ----------
+    kernel, stride, dilation : tuple of int
+    padding : tuple of (int, int)
+        Zeros before and after, an axis each.
+    groups : int
+    """
+
+    kernel: tuple[int, ...] = (1, 1)
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[tuple[int, int], ...] = ((0, 0), (0, 0))
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int = 1
+
+    @property
+    def taps(self) -> int:
+        """Positions of the kernel."""
+        return prod(self.kernel)
+
+    def outputs(self, axis: int, size: int) -> int:
+        """Return the size of the output along an axis of the picture."""
+        span = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+        return (size + sum(self.padding[axis]) - span) // self.stride[axis] + 1
+
+
+POINT = Geometry()
+"""A linear layer."""
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Reads along one axis: output i, tap j reads position ``first + i * stride + j * step``."""
+
+    first: int
+    step: int
+    count: int
+    stride: int
+    outputs: int
+
+    @property
+    def last(self) -> int:
+        """Greatest position read."""
+        return self.first + (self.outputs - 1) * self.stride + (self.count - 1) * self.step
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Positions of the input's gradient, along one axis, that the same taps reach.
+
+    Parameters
+    ----------
+    start : int
+        The first; the next ones follow at the distance of the stride.
+    taps : Taps
+        What they read of the output's gradient.
+    positions : list of int
+        Of the kernel, one for each tap.
+    """
+
+    start: int
+    taps: Taps
+    positions: list[int]
+
+
+def forward_taps(g: Geometry, sizes: Sequence[int]) -> list[Taps]:
+    """Return what each axis of a convolution reads of an input of these sizes."""
+    return [
+        Taps(-g.padding[i][0], g.dilation[i], g.kernel[i], g.stride[i], g.outputs(i, size))
+        for i, size in enumerate(sizes)
+    ]
+
+
+def backward_phases(g: Geometry, sizes: Sequence[int]) -> list[list[Phase]]:
+    """Split the input's gradient, axis by axis, into convolutions of the output's gradient.
+
+    Input position h takes from output o through kernel position r exactly if
+    ``o * stride + r * dilation - padding == h``. All h with the same remainder modulo the stride
+    share their r, and along them o moves by 1: no zeros are inserted, no product is wasted.
+    """
+    return [_axis_phases(g, axis, size) for axis, size in enumerate(sizes)]
+
+
+def _axis_phases(g: Geometry, axis: int, size: int) -> list[Phase]:
+    stride, dilation, low = g.stride[axis], g.dilation[axis], g.padding[axis][0]
+    step = dilation // gcd(stride, dilation)
+    phases = []
+    for start in range(min(stride, size)):
+        reach = [r for r in range(g.kernel[axis]) if (start + low - r * dilation) % stride == 0]
+        positions = reach[::-1]  # descending, so that o ascends
+        first = (start + low - positions[0] * dilation) // stride if positions else 0
+        outputs = (size - start + stride - 1) // stride
+        phases.append(Phase(start, Taps(first, step, len(positions), 1, outputs), positions))
+    return phases
+
+
+def every_phase(phases: Sequence[Sequence[Phase]]) -> Iterator[tuple[Phase, ...]]:
+    """Yield the combinations of all axes' phases that any tap reaches."""
+    for combined in itertools.product(*phases):
+        if all(phase.taps.count for phase in combined):
+            yield combined
+
+
+def front(taps: Sequence[Sequence[Taps]]) -> tuple[int, ...]:
+    """Return the zeros that must stand in front of a picture, by axis."""
+    return tuple(max([0, *(-t.first for t in axis if t.count)]) for axis in taps)
+
+
+def pad(x: Tensor, taps: Sequence[Sequence[Taps]]) -> Tensor:
+    """Return a picture with zeros wherever any of the taps (by axis) read outside of it.
+
+    `front` says where the old first position is now.
+    """
+    sides: list[int] = []
+    for low, axis, size in reversed(list(zip(front(taps), taps, x.shape[1:-1], strict=True))):
+        sides += [low, max([0, *(t.last - size + 1 for t in axis if t.count)])]
+    return functional.pad(x, (0, 0, *sides)) if any(sides) else x
+
+
+def windows(x: Tensor, taps: Sequence[Taps], front: Sequence[int]) -> Tensor:
+    """Return what the taps read, channels fastest: (batch * outputs, taps * channels).
+
+    Parameters
+    ----------
+    x : (batch, *sizes, channels), from `pad`
+    taps : one for each axis
+    front : zeros that `pad` put in front of each axis
+    """
+    strides = x.stride()
+    inner = strides[1:-1]
+    offset = x.storage_offset() + sum(
+        (t.first + low) * stride for t, low, stride in zip(taps, front, inner, strict=True)
+    )
+    view = x.as_strided(
+        (len(x), *(t.outputs for t in taps), *(t.count for t in taps), x.shape[-1]),
+        (
+            strides[0],
+            *(t.stride * s for t, s in zip(taps, inner, strict=True)),
+            *(t.step * s for t, s in zip(taps, inner, strict=True)),
+            strides[-1],
+        ),
+        offset,
+    )
+    outputs, count = prod(t.outputs for t in taps), prod(t.count for t in taps)
+    return view.reshape(len(x) * outputs, count * x.shape[-1])
+
+
+def at_positions(w: Tensor, phases: Sequence[Phase]) -> Tensor:
+    """Return what phases take of (lanes, *kernel, channels): their kernel positions."""
+    for axis, phase in enumerate(phases, start=1):
+        w = w.index_select(axis, torch.tensor(phase.positions))
+    return w
+
+
+def place(dx: Tensor, phases: Sequence[Phase], stride: Sequence[int]) -> Tensor:
+    """Return the view of (batch, *sizes, channels) that the phases compute."""
+    where = tuple(slice(p.start, None, s) for p, s in zip(phases, stride, strict=True))
+    return dx[(slice(None), *where)]

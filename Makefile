@@ -35,6 +35,7 @@ bench: $(STAMP) ## speed of the golden model and of the simulated RTL, as ratios
 	$(BIN)/python benchmarks/bench_golden.py
 	$(BIN)/python benchmarks/bench_rtl.py
 	$(BIN)/python benchmarks/bench_layer.py
+	$(BIN)/python benchmarks/bench_offload.py
 
 check: lint typecheck ## lint, formatting and types
 

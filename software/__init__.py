@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sat.devices import Device, ProductLog, Run, device, record_products, use_device
-    from sat.errors import DeviceClosedError, DeviceError, SatError
+    from sat.dispatch import offload
+    from sat.errors import CycleBudgetError, DeviceClosedError, DeviceError, SatError
+    from sat.report import OffloadReport
     from sat.sparsity.modules import SatConv2d, SatLinear, desparsify_, sparsify_
     from sat.sparsity.pattern import DENSE, Pattern
     from sat.sparsity.schemes import Prune, Scheme, register_scheme
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOME = {
+    "CycleBudgetError": "sat.errors",
+    "OffloadReport": "sat.report",
+    "offload": "sat.dispatch",
     "DENSE": "sat.sparsity.pattern",
     "Device": "sat.devices",
     "DeviceClosedError": "sat.errors",
@@ -43,10 +48,12 @@ _HOME = {
 
 __all__ = [
     "DENSE",
+    "CycleBudgetError",
     "Device",
     "DeviceClosedError",
     "DeviceError",
     "NMTensor",
+    "OffloadReport",
     "Pattern",
     "ProductLog",
     "Prune",
@@ -58,6 +65,7 @@ __all__ = [
     "__version__",
     "desparsify_",
     "device",
+    "offload",
     "prune",
     "record_products",
     "register_scheme",

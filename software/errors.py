@@ -13,3 +13,7 @@ class DeviceError(SatError, RuntimeError):
 
 class DeviceClosedError(DeviceError):
     """A device was used after `Device.close`."""
+
+
+class CycleBudgetError(SatError, RuntimeError):
+    """A product would take more cycles than `sat.offload` was allowed."""

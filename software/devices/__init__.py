@@ -18,6 +18,7 @@ from sat.devices.context import (
     use_device,
 )
 from sat.devices.golden import GoldenDevice
+from sat.devices.pool import FirstDevice, PoolDevice, parse_pool
 from sat.errors import DeviceError
 
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "ComparingDevice",
     "Device",
     "DeviceInfo",
+    "FirstDevice",
     "GoldenDevice",
     "Mismatch",
+    "PoolDevice",
     "ProductLog",
     "ProductRecord",
     "Run",
@@ -83,7 +86,8 @@ def device(spec: str, **options: Any) -> Device:
     Parameters
     ----------
     spec : str
-        ``"golden"`` or ``"rtl"``.
+        ``"golden"`` or ``"rtl"``; ``"rtl*2"`` or ``"golden,rtl"`` for a pool that shares the
+        rows of each product.
     **options
         ``array="RxC"``, fields of `sat.rtl.config.SatConfig`, and what the device's class takes.
 
@@ -110,13 +114,23 @@ def device(spec: str, **options: Any) -> Device:
     names = " and ".join(repr(info.spec) for info in available())
     if not isinstance(spec, str):
         raise TypeError(f"device {spec!r} is a {type(spec).__name__}: must be text; choose {names}")
+    if "," in spec or "*" in spec:
+        made: list[Device] = []
+        try:
+            for name in parse_pool(spec):
+                made.append(device(name, **options))
+            return PoolDevice(made)
+        except BaseException:
+            for part in made:
+                part.close()
+            raise
     if spec == "golden":
         return GoldenDevice(**options)
     if spec == "rtl":
         from sat.devices.rtl import RtlDevice
 
-        made: Device = RtlDevice(**options)
-        return made
+        simulated: Device = RtlDevice(**options)
+        return simulated
     if spec.partition(":")[0] in ("uart", "xdma"):
         raise DeviceError(
             f"device {spec!r}: hardware is not part of this version, which has {names}; "

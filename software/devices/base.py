@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sat.errors import DeviceClosedError
+from sat.errors import DeviceClosedError, DeviceError
 from sat.rtl.config import SatConfig
 from sat.sparsity.pattern import DENSE, Pattern
 from sat.sparsity.tensor import NMTensor
 
 if TYPE_CHECKING:
     from sat.dataflow.layers import Layer
+    from sat.dataflow.products import Product
     from sat.dataflow.step import Sgd
 
 DATAFLOWS = ("auto", "os", "ws")
@@ -47,6 +48,8 @@ class Run:
         Bytes that crossed the device's memory port; None if it has none.
     wall_seconds : float, optional
         Time that the host waited, in seconds.
+    device : str, optional
+        Which one ran, where a device is made of several.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Run:
         bytes_read: int | None = None,
         bytes_written: int | None = None,
         wall_seconds: float | None = None,
+        device: str | None = None,
     ) -> None:
         self.macs = macs
         self.cycles = cycles
@@ -66,6 +70,7 @@ class Run:
         self.bytes_read = bytes_read
         self.bytes_written = bytes_written
         self.wall_seconds = wall_seconds
+        self.device = device
         self._predicted_cycles = predicted_cycles
 
     @property
@@ -199,6 +204,21 @@ class Device(ABC):
             A new array; every NaN is 0x7fc00000.
         run : Run
         """
+
+    def predict(self, product: Product, dataflow: str = "auto") -> int:
+        """Return the cycles that a product takes, by the cycle model.
+
+        Raises
+        ------
+        DeviceError
+            If the device has no cycle model.
+        ValueError
+            If its array has no mapping for the product.
+        """
+        raise DeviceError(
+            f"device {self.name} predicts no cycles of {product}: it has no cycle model; "
+            "use 'golden' or 'rtl'"
+        )
 
     @overload
     def matmul(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sat.dataflow.products import Product
 from sat.devices.base import Device, Run
 from sat.devices.golden import GoldenDevice
 from sat.errors import DeviceClosedError
@@ -102,6 +103,10 @@ class ComparingDevice(Device):
             and run.cycles != run.predicted_cycles
             for run in all_runs.values()
         )
+
+    def predict(self, product: Product, dataflow: str = "auto") -> int:
+        """Return what the device predicts."""
+        return self.device.predict(product, dataflow)
 
     def _matmul(
         self,

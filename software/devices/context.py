@@ -13,6 +13,7 @@ from sat.devices.golden import GoldenDevice
 from sat.sparsity.pattern import Pattern
 
 _device: ContextVar[Device | None] = ContextVar("sat_device", default=None)
+_label: ContextVar[str | None] = ContextVar("sat_product_label", default=None)
 _log: ContextVar[ProductLog | None] = ContextVar("sat_product_log", default=None)
 
 
@@ -85,6 +86,21 @@ def current_device(default: Device | None = None) -> Device:
 def current_log() -> ProductLog | None:
     """Return the log of the innermost `record_products`, if there is one."""
     return _log.get()
+
+
+def current_label() -> str | None:
+    """Return what the product that is being computed is for: a layer's name and stage."""
+    return _label.get()
+
+
+@contextlib.contextmanager
+def product_label(label: str) -> Iterator[None]:
+    """Say what products inside this context are for."""
+    token = _label.set(label)
+    try:
+        yield
+    finally:
+        _label.reset(token)
 
 
 @contextlib.contextmanager

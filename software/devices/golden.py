@@ -56,6 +56,7 @@ class GoldenDevice(Device):
         super().__init__(make_config(config, **options))
         self.memory_timing = memory or MemoryTiming()
         self.threads = threads
+        self._predicted: dict[tuple[Product, str], int] = {}
 
     def predict(self, product: Product, dataflow: str = "auto") -> int:
         """Return the cycles that the array of ``config`` takes for a product, by the cycle model.
@@ -68,7 +69,11 @@ class GoldenDevice(Device):
         # The scheduler is needed only here: a product's bits do not depend on it.
         from sat.dataflow.search import best_mapping
 
-        return best_mapping(product, self.config, self.memory_timing, dataflow)[1]
+        key = (product, dataflow)
+        if key not in self._predicted:
+            found = best_mapping(product, self.config, self.memory_timing, dataflow)
+            self._predicted[key] = found[1]
+        return self._predicted[key]
 
     def _matmul(
         self,

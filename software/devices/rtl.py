@@ -77,6 +77,10 @@ class RtlDevice(Device):
             self._compiled[key] = best_mapping(product, self.config, self.memory_timing, dataflow)
         return self._compiled[key]
 
+    def predict(self, product: Product, dataflow: str = "auto") -> int:
+        """Return the cycles that the program for a product takes."""
+        return self.compile(product, dataflow)[1]
+
     def _matmul(
         self,
         a: np.ndarray,

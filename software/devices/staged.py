@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sat.dataflow.layers import Layer
+from sat.dataflow.products import Product
 from sat.dataflow.step import Sgd
 from sat.devices.base import Device, Run, StageRunner, Tensors
 from sat.devices.golden import GoldenDevice
@@ -98,6 +99,10 @@ class StagedDevice(Device):
             entry.run.cycles is not None and entry.run.cycles != entry.run.predicted_cycles
             for entry in self.runs
         )
+
+    def predict(self, product: Product, dataflow: str = "auto") -> int:
+        """Return what the device predicts."""
+        return self.device.predict(product, dataflow)
 
     def _matmul(
         self,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,13 @@ from torch.nn import functional
 
 from sat.dataflow.layers import Layer
 from sat.devices.base import Device
-from sat.devices.context import ProductLog, ProductRecord, current_device, current_log
+from sat.devices.context import (
+    ProductLog,
+    ProductRecord,
+    current_device,
+    current_log,
+    product_label,
+)
 from sat.devices.staged import StagedDevice, stages_name
 from sat.lowering import (
     POINT,
@@ -87,12 +94,50 @@ class _Operand:
 
 
 @dataclass(frozen=True)
+class _Copy:
+    """FP16 copy of a weight, compact or dense, and the FP32 weight and plan that it is of."""
+
+    plan: LayerPlan
+    source: Tensor
+    values: Tensor
+    indices: Tensor | None
+
+
+Copies = dict[tuple[str, int], _Copy]
+"""By stage and group."""
+
+# Apart from the modules, so that copying, pickling and saving one does not take them along.
+_copies: WeakKeyDictionary[nn.Module, Copies] = WeakKeyDictionary()
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.view(torch.int32), b.view(torch.int32))
+
+
+@dataclass(frozen=True)
 class _Engine:
     """Takes the products of one layer: its plan, and the device and log of its forward pass."""
 
     plan: LayerPlan
     device: Device
     log: ProductLog | None
+    copies: Copies = field(default_factory=dict)
+
+    def weight(
+        self, stage: str, group: int, w: Tensor, axes: dict[str, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return a group's weight as `operand` does; its copy, as long as the weight is the same.
+
+        So a weight is pruned once after each update, however often it is used. Bits are compared,
+        not version counters, which ``weight.data`` gets around.
+        """
+        held = self.copies.get((stage, group))
+        now = w.detach()
+        if held is not None and held.plan == self.plan and _same_bits(held.source, now):
+            return held.values, held.indices
+        values, indices = self.operand(stage, "weight", w, axes)
+        self.copies[stage, group] = _Copy(self.plan, now.clone(), values, indices)
+        return values, indices
 
     def compact(self, stage: str) -> bool:
         """Whether an operand of the stage is stored in N:M form."""
@@ -178,7 +223,8 @@ class _Engine:
             pattern = self.plan.pattern
             shape = torch.Size((right.depth, len(right.values)))
             b = NMTensor(values, right.indices.t().contiguous(), pattern, 0, shape)
-        result = self.device.matmul(a, b, start)
+        with product_label(f"{self.plan.name or 'layer'} {stage}"):
+            result = self.device.matmul(a, b, start)
         if self.log is not None:
             run = self.device.last_run
             assert run is not None, "a product that succeeded leaves its account"
@@ -239,7 +285,7 @@ class _Products(torch.autograd.Function):
                 None if indices is None else windows(indices, taps, low),
                 g.taps * channels,
             )
-            values, indices = engine.operand("FF", "weight", w_part, {"out": 0, "in": -1})
+            values, indices = engine.weight("FF", group, w_part, {"out": 0, "in": -1})
             right = _Operand(
                 values.reshape(outs, -1),
                 None if indices is None else indices.reshape(outs, -1),
@@ -294,10 +340,10 @@ def staged_layer(
         pixels=x[2],
         in_channels=x[3],
         out_channels=weight[0],
-        kernel=g.kernel,
-        stride=g.stride,
+        kernel=cast(tuple[int, int], g.kernel),
+        stride=cast(tuple[int, int], g.stride),
         padding=(g.padding[0][0], g.padding[1][0]),
-        dilation=g.dilation,
+        dilation=cast(tuple[int, int], g.dilation),
         groups=g.groups,
         ff=patterns["FF"],
         bp=patterns["BP"],
@@ -347,8 +393,8 @@ def _input_gradient(
         grad_values, grad_indices = engine.operand(
             "BP", "output_gradient", pad(grad_part, reads), {"out": -1}
         )
-        w_values, w_indices = engine.operand(
-            "BP", "weight", _widen(w_part, channels), {"in": 0, "out": -1}
+        w_values, w_indices = engine.weight(
+            "BP", group, _widen(w_part, channels), {"in": 0, "out": -1}
         )
         dx_part = dx[..., group * ins : (group + 1) * ins]
         # Inputs that no phase reaches feed no output: their gradient is zero.
@@ -431,7 +477,8 @@ def _engine(layer: nn.Module, x: Tensor, weight: Tensor) -> _Engine:
             raise ValueError(
                 f"{where}{name} is on {tensor.device}: must be in host memory; use .cpu()"
             )
-    return _Engine(plan, current_device(plan.device), current_log())
+    copies = _copies.setdefault(layer, {})
+    return _Engine(plan, current_device(plan.device), current_log(), copies)
 
 
 class SatLinear(nn.Linear):
@@ -727,5 +774,6 @@ def desparsify_(module: nn.Module) -> nn.Module:
     for layer in module.modules():
         if type(layer) in _ORIGINALS:
             layer.__class__ = _ORIGINALS[type(layer)]
+            _copies.pop(layer, None)
             delattr(layer, _PLAN)
     return module

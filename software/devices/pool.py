@@ -1,0 +1,197 @@
+"""Devices made of others: a pool that shares each product, and one that changes after a while."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sat.dataflow.products import Product
+from sat.devices.base import Device, Run
+from sat.errors import DeviceClosedError
+from sat.sparsity.pattern import Pattern
+
+
+def _require_open(devices: Sequence[Device]) -> None:
+    for device in devices:
+        if device.closed:
+            raise DeviceClosedError(
+                f"device {device.name} is closed: a part of another device must be open; "
+                "make both anew"
+            )
+
+
+class PoolDevice(Device):
+    """Several devices that share the rows of each product, side by side in threads.
+
+    A row of a result does not depend on the others, so a pool has the bits of one device. Its
+    devices are closed with it.
+
+    Parameters
+    ----------
+    devices : sequence of Device
+        At least one, with equal configurations.
+
+    Raises
+    ------
+    ValueError
+        If there is none, one is there twice, or configurations differ.
+    """
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        if not devices:
+            raise ValueError("devices is empty: a pool has at least one; give some")
+        if len({id(device) for device in devices}) != len(devices):
+            raise ValueError("devices holds one twice: each part of a pool is a device of its own")
+        for device in devices[1:]:
+            if device.config != devices[0].config:
+                raise ValueError(
+                    f"devices have arrays {devices[0].config.array} and {device.config.array}, or "
+                    "other differences: a pool's have one configuration; make them with the same "
+                    "options"
+                )
+        super().__init__(devices[0].config)
+        self.devices = tuple(devices)
+        self.name = ",".join(device.name for device in devices)
+        self.any_pattern = all(device.any_pattern for device in devices)
+        self._threads = ThreadPoolExecutor(len(devices), "sat-pool")
+
+    def _shares(self, rows: int) -> list[tuple[Device, slice]]:
+        """Return each device's rows: as even as multiples of the array's rows allow."""
+        step = self.config.rows
+        blocks, count = -(-rows // step), len(self.devices)
+        ends = [min(rows, blocks * (i + 1) // count * step) for i in range(count)]
+        starts = [0, *ends[:-1]]
+        pairs = zip(self.devices, starts, ends, strict=True)
+        return [(device, slice(start, end)) for device, start, end in pairs if start < end]
+
+    def predict(self, product: Product, dataflow: str = "auto") -> int:
+        """Return the cycles until the slowest share is done."""
+        return max(
+            device.predict(replace(product, rows=part.stop - part.start), dataflow)
+            for device, part in self._shares(product.rows)
+        )
+
+    def _matmul(
+        self,
+        a: NDArray[np.float16],
+        values: NDArray[np.float16],
+        indices: NDArray[np.uint8] | None,
+        pattern: Pattern,
+        start: NDArray[np.float32] | None,
+        dataflow: str,
+    ) -> tuple[NDArray[np.float32], Run]:
+        _require_open(self.devices)
+        shares = self._shares(len(a))
+        waiting = [
+            self._threads.submit(
+                device._matmul,
+                a[part],
+                values,
+                indices,
+                pattern,
+                None if start is None else start[part],
+                dataflow,
+            )
+            for device, part in shares
+        ]
+        # All of them end before an error of one is told: no device is left at work.
+        errors = [error for job in waiting if (error := job.exception()) is not None]
+        if errors:
+            raise errors[0]
+        made = [job.result() for job in waiting]
+        runs = [run for _, run in made]
+        cycles = [run.cycles for run in runs]
+        counted = None if None in cycles else max(c for c in cycles if c is not None)
+        macs = sum(run.macs for run in runs)
+        size = self.config.rows * self.config.cols * len(self.devices)
+        return np.concatenate([result for result, _ in made]), Run(
+            macs=macs,
+            cycles=counted,
+            predicted_cycles=lambda: max(run.predicted_cycles or 0 for run in runs),
+            utilisation=None if counted is None else macs / (counted * size),
+            bytes_read=_sum([run.bytes_read for run in runs]),
+            bytes_written=_sum([run.bytes_written for run in runs]),
+            wall_seconds=max(run.wall_seconds or 0.0 for run in runs),
+        )
+
+    def close(self) -> None:
+        """Close all devices."""
+        self._threads.shutdown()
+        for device in self.devices:
+            device.close()
+        super().close()
+
+
+def _sum(counts: Sequence[int | None]) -> int | None:
+    return None if None in counts else sum(c for c in counts if c is not None)
+
+
+class FirstDevice(Device):
+    """Compute the first products on one device and all others on a second.
+
+    What a slow simulator is to show of a long program: its first products. Each `Run` names the
+    device that ran. Neither is closed with this one.
+
+    Parameters
+    ----------
+    first, then : Device
+    count : int
+        Products for the first device, at least 1.
+
+    Attributes
+    ----------
+    left : int
+        Products that are still for the first device.
+    """
+
+    def __init__(self, first: Device, then: Device, count: int) -> None:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"count={count!r}: must be an int of at least 1")
+        super().__init__(first.config)
+        self.name = f"{first.name}, then {then.name}"
+        self.any_pattern = first.any_pattern and then.any_pattern
+        self.first, self.then, self.left = first, then, count
+
+    def predict(self, product: Product, dataflow: str = "auto") -> int:
+        """Return what the device that is next predicts."""
+        return (self.first if self.left else self.then).predict(product, dataflow)
+
+    def _matmul(
+        self,
+        a: NDArray[np.float16],
+        values: NDArray[np.float16],
+        indices: NDArray[np.uint8] | None,
+        pattern: Pattern,
+        start: NDArray[np.float32] | None,
+        dataflow: str,
+    ) -> tuple[NDArray[np.float32], Run]:
+        device = self.first if self.left else self.then
+        _require_open([device])
+        result, run = device._matmul(a, values, indices, pattern, start, dataflow)
+        self.left = max(0, self.left - 1)
+        run.device = device.name
+        return result, run
+
+
+def parse_pool(spec: str) -> list[str]:
+    """Return the single devices of ``"rtl*2"`` or ``"golden,rtl*3"``, in order.
+
+    Raises
+    ------
+    ValueError
+        If a part is empty or a count is no number of at least 1.
+    """
+    found: list[str] = []
+    for part in spec.split(","):
+        name, star, count = part.strip().partition("*")
+        if not name or (star and not (count.isdecimal() and int(count) >= 1)):
+            raise ValueError(
+                f"device {spec!r}: {part!r} is no device; write a name, or name*count, such as "
+                "'rtl*2', and commas between"
+            )
+        found += [name] * (int(count) if star else 1)
+    return found

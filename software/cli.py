@@ -256,14 +256,14 @@ def _use_one_thread() -> None:
 
 def _train(args: argparse.Namespace) -> int:
     """Train a model on a data set with a sparse scheme, its products on a device."""
-    import math
-
     import sat
     from sat.data import load_data
     from sat.devices.staged import StagedDevice
     from sat.train import Trainer
 
     _use_one_thread()
+    if args.ranks > 1:
+        return _train_ranks(args)
     with _usage():
         data = load_data(args.data)
         options = {} if args.array is None else {"array": args.array}
@@ -285,6 +285,24 @@ def _train(args: argparse.Namespace) -> int:
             print(trainer.result.report)
         with sat.record_products() as log:
             result = trainer.fit(progress=not args.json, title=f"{args.model} on {device.name}")
+    more = {
+        "array": device.config.array,
+        "products": len(log),
+        "macs": log.macs,
+        "cycles": log.cycles,
+        "layers": [vars(layer) for layer in result.report.layers],
+    }
+    return _print_training(args, device.name, result, more)
+
+
+def _print_training(
+    args: argparse.Namespace, device: str, result: Any, more: dict[str, Any]
+) -> int:
+    """Print what a training did; return the exit code."""
+    import math
+
+    import sat
+
     loss = result.losses[-1]
     good = math.isfinite(loss) and result.skipped < result.steps
     values = {
@@ -292,22 +310,48 @@ def _train(args: argparse.Namespace) -> int:
         "data": args.data,
         "scheme": args.scheme,
         "pattern": str(sat.Pattern.parse(args.pattern)),
-        "device": device.name,
-        "array": device.config.array,
+        "device": device,
+        "ranks": args.ranks,
         "seed": args.seed,
         "steps": result.steps,
         "skipped_steps": result.skipped,
         "loss": loss if math.isfinite(loss) else None,
         "test_accuracy": result.accuracy,
-        "products": len(log),
-        "macs": log.macs,
-        "cycles": log.cycles,
         "seconds": result.seconds,
+        "losses": result.losses,
         "accuracies": result.accuracies,
-        "layers": [vars(layer) for layer in result.report.layers],
+        **more,
     }
     _print(values, args.json, () if good else ["FAILED: the training went out of bounds"])
     return DONE if good else FAILED
+
+
+def _train_ranks(args: argparse.Namespace) -> int:
+    """Train with several ranks, each a process with its own device."""
+    import sat
+    from sat.data import load_data
+    from sat.distributed import train_ranks
+
+    options = {} if args.array is None else {"array": args.array}
+    with _usage():
+        load_data(args.data)
+        sat.Pattern.parse(args.pattern)
+        sat.device(args.device, **options).close()
+        result, _ = train_ranks(
+            args.ranks,
+            args.device,
+            data=args.data,
+            progress=not args.json,
+            options=options,
+            model=args.model,
+            scheme=args.scheme,
+            pattern=args.pattern,
+            epochs=args.epochs,
+            steps=args.steps,
+            batch=args.batch,
+            seed=args.seed,
+        )
+    return _print_training(args, args.device, result, {})
 
 
 def _devices(args: argparse.Namespace) -> int:
@@ -322,6 +366,85 @@ def _devices(args: argparse.Namespace) -> int:
             state = "ready" if info.missing is None else info.missing
             print(f"{info.spec:<8}  {info.summary:<48}  {state}")
     return DONE
+
+
+def _methods(args: argparse.Namespace) -> int:
+    """List the methods."""
+    from sat.methods import METHODS
+
+    if args.json:
+        print(json.dumps({"methods": [vars(method) for method in METHODS.values()]}))
+    else:
+        for method in METHODS.values():
+            print(f"{method.slug:<10}  {method.title}: {method.summary} ({method.paper})")
+    return DONE
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run a method's demo, its matrix work on a device, and judge its acceptance figures."""
+    from pathlib import Path
+
+    import sat
+    from sat.devices import ComparingDevice, FirstDevice
+    from sat.methods import get_method
+
+    _use_one_thread()
+    options = {} if args.array is None else {"array": args.array}
+    with contextlib.ExitStack() as stack:
+        with _usage():
+            method = get_method(args.method)
+            precision = args.precision or method.precision
+            report = checked = None
+            if args.device == "host":
+                if args.first is not None or args.max_cycles is not None or options:
+                    raise ValueError(
+                        "--device host: --array, --first and --max-cycles need a device"
+                    )
+            else:
+                device = stack.enter_context(sat.device(args.device, **options))
+                if args.first is not None:
+                    golden = stack.enter_context(sat.device("golden", config=device.config))
+                    checked = ComparingDevice(device, golden)
+                    device = FirstDevice(checked, golden, args.first)
+                block = sat.offload(
+                    device,
+                    precision=precision,
+                    min_size=args.min_size,
+                    max_cycles=args.max_cycles,
+                    trace=args.trace is not None,
+                )
+                report = stack.enter_context(block)
+        if not args.json:
+            print(f"running {method.title} on {args.device}", file=sys.stderr, flush=True)
+        began = time.perf_counter()
+        result = method.run(seed=args.seed)
+    values = {
+        "method": method.slug,
+        "device": args.device,
+        "seed": args.seed,
+        "seconds": time.perf_counter() - began,
+        **result.to_json(),
+    }
+    notes = [str(check) for check in result.checks]
+    if report is not None:
+        # Cycles of a long program's many sizes take a while to predict: on request.
+        cycles = args.cycles
+        values["offload"] = report.to_json(cycles=cycles)
+        notes.append(report.table(cycles=cycles))
+    good = result.passed
+    if checked is not None:
+        values["compared"], values["mismatches"] = checked.compared, checked.mismatches
+        good &= checked.mismatches == 0
+    if args.trace is not None and report is not None:
+        report.to_perfetto(args.trace)
+    if args.figures is not None:
+        folder = Path(args.figures)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in result.figures.items():
+            figure.savefig(folder / f"{method.slug}-{name}.png", dpi=150)
+    lines = [f"{name}: {_text(value)}" for name, value in result.metrics.items()]
+    _print(values, args.json, [*lines, *notes])
+    return DONE if good else FAILED
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -394,10 +517,35 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--array", help="rows x columns (default 8x8)")
     sub.add_argument("--epochs", type=_count, default=12, help="default 12")
     sub.add_argument("--steps", type=_count, help="stop after so many steps")
-    sub.add_argument("--batch", type=_count, default=32, help="default 32")
+    sub.add_argument("--batch", type=_count, default=32, help="of all ranks (default 32)")
+    sub.add_argument(
+        "--ranks", type=_count, default=1, help="processes, each with its own device (default 1)"
+    )
     sub.add_argument("--seed", type=_seed, default=0)
 
     command("devices", _devices, "list the devices")
+
+    command("methods", _methods, "list the research methods")
+
+    sub = command("run", _run, "run a method's demo on a device")
+    sub.add_argument("method", metavar="METHOD", help="one of `sat methods`")
+    sub.add_argument(
+        "--device", default="golden", help="golden (default), rtl, …; host: without offload"
+    )
+    sub.add_argument("--array", help="rows x columns (default 8x8)")
+    sub.add_argument("--precision", choices=("fp16", "fp32"), help="the method's own if not given")
+    sub.add_argument(
+        "--first", type=_count, metavar="K",
+        help="only the first K products on the device, compared with golden, which does the rest",
+    )  # fmt: skip
+    sub.add_argument(
+        "--min-size", type=_natural, default=0, help="smaller products (in MACs) stay on the host"
+    )
+    sub.add_argument("--max-cycles", type=_count, help="stop before products take more")
+    sub.add_argument("--cycles", action="store_true", help="predict cycles that are not counted")
+    sub.add_argument("--figures", metavar="FOLDER", help="write the figures as PNG")
+    sub.add_argument("--trace", metavar="FILE.json", help="write a Perfetto trace")
+    sub.add_argument("--seed", type=_seed, default=0)
 
     sub = command("demo", _demo, "train digits, first steps on the simulated RTL, beside dense")
     sub.add_argument("--epochs", type=_count, default=12, help="default 12")

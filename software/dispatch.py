@@ -213,7 +213,7 @@ class _Mode(TorchDispatchMode):
             flat = self.matmul(a.reshape(1, count * rows, -1), b[:1], wide, start)
             return flat.view(count, rows, -1)
         if self.precision == "fp32":
-            left, right = (x.double().numpy() for x in (a, b))
+            left, right = (_exact(x).numpy() for x in (a, b))
             result = torch.from_numpy(fp32.matmul(left, right, self._product))
             return (result if start is None else result + start.double()).to(wide)
         left16, right16 = (x.half().contiguous().numpy() for x in (a, b))
@@ -279,6 +279,11 @@ class _Mode(TorchDispatchMode):
         if not pattern.dense:
             b, indices = sore.select(b, pattern.n, pattern.m, 0)
         return self.meter._matmul(a, b, indices, pattern, start, "auto")[0]
+
+
+def _exact(x: Tensor) -> Tensor:
+    """Return a tensor in the narrowest type that numpy knows and that holds it exactly."""
+    return x if x.dtype is torch.float64 else x.float()
 
 
 def _zeroed(a: Array16, pattern: Pattern) -> Array16:

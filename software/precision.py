@@ -21,8 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
@@ -34,6 +36,9 @@ PASSES = ((2, 0), (0, 2), (1, 1), (1, 0), (0, 1), (0, 0))
 
 TOP = 15
 """The largest element of a row or column is scaled to [2**(TOP - 1), 2**TOP)."""
+
+SAFE = 100
+"""Powers of two up to this, either way, are float32 numbers with room for a band."""
 
 BAND = 15
 """Binades in a band: its least element's 24th bit is float16's least subnormal, 2**-24."""
@@ -74,27 +79,52 @@ def split(x: Floats, depth_axis: int) -> list[Band]:
         Largest elements first; empty if all are zero. The sum of all is ``x``: exactly for
         float32, to 2**-33 of each element for float64.
     """
-    rest = np.asarray(x, np.float64)
+    rest: Floats = np.asarray(x)
     bands: list[Band] = []
     others = tuple(axis for axis in range(rest.ndim) if axis != rest.ndim + depth_axis)
     while True:
-        largest = np.abs(rest).max(axis=depth_axis, keepdims=True)
+        sizes = np.abs(rest)
+        largest = sizes.max(axis=depth_axis, keepdims=True)
         if not largest.any():
             return bands
         # frexp's mantissas are in [0.5, 1): the largest becomes one in [2**(TOP - 1), 2**TOP).
         exponents = np.where(largest > 0, np.frexp(largest)[1], 0).astype(np.int64) - TOP
-        scaled = np.ldexp(rest, -exponents)
-        inside = np.abs(scaled) >= 2.0 ** (TOP - BAND - 1)
-        if inside.all() or not (rest[~inside] != 0).any():
-            now, rest = scaled, np.zeros_like(rest)
-        else:
-            now, rest = np.where(inside, scaled, 0.0), np.where(inside, 0.0, rest)
-        parts = []
+        if rest.dtype == np.float32 and np.abs(exponents).max() > SAFE:
+            # Scales near the ends of float32 are no float32 numbers.
+            rest, sizes = rest.astype(np.float64), sizes.astype(np.float64)
+        outside = sizes < _power(exponents + TOP - BAND - 1, rest.dtype)
+        outside &= sizes != 0
+        last = not outside.any()
+        now = _scaled(rest if last else np.where(outside, 0, rest), -exponents)
+        # torch rounds much faster than numpy (float64 by way of float32: the next part takes what
+        # that leaves).
+        left, parts = torch.from_numpy(np.ascontiguousarray(now)), []
         for _ in range(3):
-            part = now.astype(np.float16)
-            now = now - part
-            parts.append(part)
-        bands.append(Band(parts, (parts[0] != 0).any(axis=others), exponents))
+            part = left.half()
+            left = left - part.to(left.dtype)
+            parts.append(part.numpy())
+        depths = np.asarray(_magnitudes(parts[0]).any(axis=others))
+        bands.append(Band(parts, depths, exponents))
+        if last:
+            return bands
+        rest = np.where(outside, rest, 0)
+
+
+def _magnitudes(part: NDArray[np.float16]) -> NDArray[np.uint16]:
+    """Return bits without signs: numpy finds non-zero integers faster than float16s."""
+    return part.view(np.uint16) & np.uint16(0x7FFF)
+
+
+def _power(exponents: NDArray[np.int64], dtype: np.dtype[Any]) -> Floats:
+    """Return powers of two."""
+    return np.ldexp(np.ones((), dtype), exponents)
+
+
+def _scaled(x: Floats, exponents: NDArray[np.int64]) -> Floats:
+    """Return ``x * 2**exponents``; by a product where the power is a number of x's type."""
+    if np.abs(exponents).max() > (SAFE if x.dtype == np.float32 else 8 * SAFE):
+        return np.ldexp(x, exponents)
+    return x * _power(exponents, x.dtype)
 
 
 def _finite_matmul(a: Floats, b: Floats, product: Product16) -> NDArray[np.float64]:
@@ -108,13 +138,15 @@ def _finite_matmul(a: Floats, b: Floats, product: Product16) -> NDArray[np.float
             every = both.all()
             lefts = [p if every else p[..., both] for p in left_band.parts]
             rights = [p if every else p[..., both, :] for p in right_band.parts]
+            used = [[_magnitudes(p).any() for p in parts] for parts in (lefts, rights)]
             # A part that is zero throughout (small integers, say) adds nothing.
-            passes = [(i, j) for i, j in PASSES if lefts[i].any() and rights[j].any()]
+            passes = [(i, j) for i, j in PASSES if used[0][i] and used[1][j]]
             sums = product(
                 np.concatenate([lefts[i] for i, _ in passes], axis=-1),
                 np.concatenate([rights[j] for _, j in passes], axis=-2),
             )
-            total += np.ldexp(sums.astype(np.float64), left_band.exponents + right_band.exponents)
+            scaled = _scaled(sums.astype(np.float64), left_band.exponents)
+            total += _scaled(scaled, right_band.exponents)
     return total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import sys
@@ -25,6 +26,7 @@ from sat.devices.context import (
     use_device,
 )
 from sat.devices.staged import StagedDevice
+from sat.distributed import globalise_, mean_over_ranks, share
 from sat.models import build_model
 from sat.sparsity.modules import (
     SparsityReport,
@@ -39,6 +41,7 @@ from sat.sparsity.pattern import Pattern
 from sat.sparsity.schemes import Scheme
 
 _EVALUATION_BATCH = 512
+CONTIGUOUS = torch.contiguous_format
 
 
 class LossScaler:
@@ -252,6 +255,8 @@ class Trainer:
     seed : int
         Of initial weights (if built here) and order of samples.
     scaler : LossScaler, optional
+    distributed : bool
+        Whether this is one rank of a process group (`sat.distributed`); ``batch`` is that of all.
 
     Raises
     ------
@@ -275,6 +280,7 @@ class Trainer:
         decay: float = 5e-4,
         seed: int = 0,
         scaler: LossScaler | None = None,
+        distributed: bool = False,
     ) -> None:
         for name, value in (("epochs", epochs), ("steps", steps), ("batch", batch)):
             if value is not None and value < 1:
@@ -306,6 +312,13 @@ class Trainer:
             momentum=momentum,
             model=self.model,
         )
+        self._distributed = distributed
+        self._forward: nn.Module = self.model
+        if distributed:
+            self._forward = nn.parallel.DistributedDataParallel(globalise_(self.model))
+            for parameter in parameters:
+                # SAT convolutions give gradients channels-last; buckets hold them as weights lie.
+                parameter.register_hook(functools.partial(torch.clone, memory_format=CONTIGUOUS))
         self._rate = rate
         self._batches = self._plan()
 
@@ -326,14 +339,19 @@ class Trainer:
             group["lr"] = self._rate * 0.5 * (1 + math.cos(math.pi * done / self.total_steps))
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
+        if self._distributed:
+            x, y = share(x), share(y)
         with use_device(self.device):
-            loss = functional.cross_entropy(self.model(x), y)
+            loss = functional.cross_entropy(self._forward(x), y)
             self.scaler.backward(loss)
+        mean = float(loss.detach())
+        if self._distributed:
+            mean = mean_over_ranks(mean)
         self.optimizer.device = self.device
         self.scaler.step(self.optimizer)
         self.result.steps += 1
         self.result.skipped = self.scaler.skipped
-        self.result.losses.append(float(loss.detach()))
+        self.result.losses.append(mean)
         self.result.seconds += time.perf_counter() - began
         return self.result.losses[-1]
 

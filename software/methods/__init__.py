@@ -1,1 +1,147 @@
+"""Research methods: ordinary PyTorch programs, each with a demo that judges itself.
 
+A method is a package ``software/methods/<slug>/``. Its ``__init__.py`` is its public API; its
+``demo.py`` has one function ``run(*, seed=0) -> Result``. A method never names a device: its
+matrix work runs wherever the `sat.offload` around it sends it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Check:
+    """One acceptance figure of a method.
+
+    Parameters
+    ----------
+    name : str
+        What was measured, with its unit.
+    value : float
+    bound : float
+    at_least : bool
+        Whether ``value`` must reach the bound; else it must not exceed it.
+    """
+
+    name: str
+    value: float
+    bound: float
+    at_least: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bound is kept; never by a NaN."""
+        if math.isnan(self.value):
+            return False
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+    def __str__(self) -> str:
+        sign = ">=" if self.at_least else "<="
+        word = "ok" if self.passed else "FAILED"
+        return f"{word:<6} {self.name}: {self.value:.6g} ({sign} {self.bound:.6g})"
+
+
+@dataclass
+class Result:
+    """What a method's demo found.
+
+    Parameters
+    ----------
+    metrics : dict
+        Numbers worth knowing, by name.
+    checks : list of Check
+    figures : dict
+        Matplotlib figures by name (without suffix).
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether there are checks and all are kept."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    def check(self, name: str, value: float, bound: float, *, at_least: bool = False) -> None:
+        """Add an acceptance check."""
+        self.checks.append(Check(name, float(value), float(bound), at_least))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return metrics and checks as plain values."""
+        checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
+        return {"metrics": self.metrics, "checks": checks, "passed": self.passed}
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of the registry.
+
+    Parameters
+    ----------
+    slug : str
+        Folder under ``software/methods``, and name on the command line.
+    title : str
+    paper : str
+        Authors, year, identifier.
+    summary : str
+        What its demo shows, in one line.
+    precision : str
+        Precision of the offload that its numbers call for, ``"fp16"`` or ``"fp32"``.
+    """
+
+    slug: str
+    title: str
+    paper: str
+    summary: str
+    precision: str
+
+    @property
+    def run(self) -> Callable[..., Result]:
+        """The demo: ``run(*, seed=0) -> Result``."""
+        demo = importlib.import_module(f"sat.methods.{self.slug}.demo")
+        run: Callable[..., Result] = demo.run
+        return run
+
+
+_METHODS = (
+    Method(
+        "s4d",
+        "S4D: diagonal state space models",
+        "Gu, Gupta, Goel, Ré 2022, arXiv 2206.11893",
+        "kernels against scipy, HiPPO-LegS limit, digits as sequences against a GRU",
+        "fp32",
+    ),
+    Method(
+        "lightsb",
+        "LightSB: light Schrödinger bridge",
+        "Korotin, Gushchin, Burnaev 2023, arXiv 2310.01174",
+        "Gaussian bridges against the closed form, Gaussian to Swiss roll",
+        "fp32",
+    ),
+)
+
+METHODS = {method.slug: method for method in _METHODS}
+"""All methods, by slug."""
+
+
+def get_method(slug: str) -> Method:
+    """Return a method.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    if slug not in METHODS:
+        known = ", ".join(METHODS)
+        raise ValueError(f"method {slug!r}: there is no such method; choose one of {known}")
+    return METHODS[slug]

@@ -1,0 +1,127 @@
+"""The registry, and methods as offload clients."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import sat
+from sat.cli import main
+from sat.devices import ComparingDevice, FirstDevice
+from sat.methods import METHODS, Check, Method, Result, get_method
+from sat.methods.lightsb.demo import train_swiss_roll
+from sat.methods.s4d import S4DModel
+from sat.methods.s4d.demo import accuracy
+
+FOLDER = Path(importlib.import_module("sat.methods").__file__).parent
+
+
+def test_every_folder_is_registered_and_has_a_demo():
+    folders = {p.parent.name for p in FOLDER.glob("*/__init__.py")} - {"template"}
+    assert folders == set(METHODS)
+    for method in METHODS.values():
+        assert callable(method.run)
+        assert method.precision in ("fp16", "fp32")
+    with pytest.raises(ValueError, match="there is no such method; choose one of"):
+        get_method("s5d")
+
+
+def test_methods_know_no_device():
+    for file in FOLDER.glob("*/*.py"):
+        text = file.read_text()
+        for name in ("sat.dispatch", "sat.devices", "sat.offload", "sat.device"):
+            assert name not in text, f"{file.name} names {name}"
+
+
+def test_checks_judge():
+    result = Result()
+    assert not result.passed
+    result.check("error", 0.5, 1.0)
+    result.check("accuracy", 0.9, 0.8, at_least=True)
+    assert result.passed
+    result.check("nothing", float("nan"), 1.0)
+    assert not result.passed
+    assert not Check("a", 2, 1).passed and not Check("a", 0, 1, at_least=True).passed
+    assert str(result.checks[2]).startswith("FAILED nothing: nan")
+    assert json.loads(json.dumps(result.to_json()))["passed"] is False
+
+
+def test_template_runs_under_offload():
+    demo = importlib.import_module("sat.methods.template.demo")
+    plain = demo.run(seed=1)
+    with sat.offload("golden", precision="fp32") as report:
+        offloaded = demo.run(seed=1)
+    assert plain.passed and offloaded.passed and plain.figures
+    assert report.coverage > 0.5 and report.calls > 10
+
+
+def test_s4d_under_offload_keeps_its_accuracy():
+    host = accuracy(0, epochs=6)
+    with sat.offload("golden") as report:
+        offloaded = accuracy(0, epochs=6)
+    assert report.coverage >= 0.9
+    assert host > 0.7 and abs(host - offloaded) <= 0.02  # of 450 samples, early in training
+
+
+def test_lightsb_under_offload_has_its_losses():
+    _, host = train_swiss_roll(0, 30, n_potentials=40)
+    with sat.offload("golden", precision="fp32") as report:
+        _, offloaded = train_swiss_roll(0, 30, n_potentials=40)
+    assert report.coverage >= 0.9
+    assert max(abs(a - b) / abs(a) for a, b in zip(host, offloaded, strict=True)) < 1e-4
+
+
+@pytest.mark.xdist_group("4x4")
+@pytest.mark.parametrize("slug", ["s4d", "lightsb"])
+def test_first_products_on_rtl(slug):
+    """A training step's first products on the simulated RTL, every bit compared with golden."""
+
+    def step():
+        torch.manual_seed(0)
+        if slug == "lightsb":
+            train_swiss_roll(0, 1, n_potentials=20, batch=16)
+        else:
+            S4DModel(1, 10, 1, d_model=4, d_state=8)(torch.randn(2, 1, 16)).sum().backward()
+
+    rtl, golden = (sat.device(name, array="4x4") for name in ("rtl", "golden"))
+    with rtl, golden:
+        checked = ComparingDevice(rtl, golden)
+        with sat.offload(FirstDevice(checked, golden, 5), precision="fp32") as report:
+            step()
+    assert report.devices["rtl"].products == 5 and checked.compared > 0
+    assert (checked.mismatches, checked.mispredicted) == (0, 0)
+    assert report.coverage >= 0.9
+
+
+def test_command_lists_and_runs(capsys, monkeypatch, tmp_path):
+    assert main(["methods", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["methods"]
+    assert [method["slug"] for method in listed] == list(METHODS)
+    template = importlib.import_module("sat.methods.template.demo")
+    monkeypatch.setattr(Method, "run", property(lambda self: template.run))
+    out, trace = tmp_path / "figures", tmp_path / "trace.json"
+    arguments = ["--json", "--cycles", "--figures", str(out), "--trace", str(trace)]
+    assert main(["run", "s4d", *arguments]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["passed"] and values["offload"]["coverage"] > 0.5
+    assert values["offload"]["devices"]["golden"]["cycles"] > 0
+    assert list(out.glob("s4d-*.png"))
+    assert json.loads(trace.read_text())["traceEvents"]
+    assert main(["run", "s4d", "--device", "host"]) == 0
+    assert "ok" in capsys.readouterr().out
+    assert main(["run", "s4d", "--first", "3", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["mismatches"] == 0 and values["compared"] > 0
+    assert main(["run", "s4d", "--max-cycles", "10"]) == 1
+    assert "max_cycles=10" in capsys.readouterr().err
+    for bad in (
+        ["nothing"],
+        ["s4d", "--device", "tpu"],
+        ["s4d", "--device", "host", "--first", "1"],
+    ):
+        assert main(["run", *bad]) == 2
+        assert "error" in capsys.readouterr().err

@@ -99,8 +99,8 @@ class LightSB(nn.Module):
 
         Parameters
         ----------
-        alpha : (K,), positive
-        r : (K, dim)
+        alpha : (K,), positive, finite
+        r : (K, dim), finite
         s : (K, dim, dim), symmetric, positive definite; of a diagonal bridge, diagonal
 
         Raises
@@ -114,10 +114,17 @@ class LightSB(nn.Module):
             raise ValueError(f"alpha, r, S are {given}: must be {shape[:1]}, {shape[:2]}, {shape}")
         if not bool((alpha > 0).all()):
             raise ValueError(f"alpha has a weight of {float(alpha.min())}: all must be positive")
-        if not torch.allclose(s, s.mT, rtol=1e-5, atol=0):
-            worst = float((s - s.mT).abs().max())
+        for name, value in (("alpha", alpha), ("r", r), ("S", s)):
+            if not bool(torch.isfinite(value).all()):
+                k = int((~torch.isfinite(value)).nonzero()[0, 0])
+                raise ValueError(f"{name}[{k}] is {value[k].tolist()}: components must be finite")
+        # Of each matrix by itself: a wide one must not hide what is wrong with a narrow one.
+        size = s.abs().amax((1, 2))
+        skew = (s - s.mT).abs().amax((1, 2))
+        if bool((skew > 1e-5 * size).any()):
             raise ValueError(
-                f"S is not symmetric, by {worst:.3g}: a covariance is; use (S + S.mT) / 2"
+                f"S is not symmetric, by {float(skew.max()):.3g}: a covariance is; "
+                "use (S + S.mT) / 2"
             )
         factor, failed = torch.linalg.cholesky_ex(s)
         if bool(failed.any()):
@@ -130,7 +137,7 @@ class LightSB(nn.Module):
         self.r.copy_(r)
         if self.covariance == "full":
             self.factor.copy_(factor.tril(-1) + torch.diag_embed(diagonal.log()))
-        elif bool((s - torch.diag_embed(diagonal.square())).abs().max() > 1e-6 * s.abs().max()):
+        elif bool((s.tril(-1).abs().amax((1, 2)) > 1e-6 * size).any()):
             raise ValueError("S is not diagonal: make the bridge with covariance='full'")
         else:
             self.factor.copy_(2 * diagonal.log())
@@ -138,11 +145,12 @@ class LightSB(nn.Module):
     @torch.no_grad()
     def initialise(self, x1: Tensor, generator: torch.Generator | None = None) -> None:
         """Put the potentials on random samples of p1: S = 0.1 I, equal weights."""
+        x1 = x1.to(self.r.dtype)
         self._check(x1, "x1")
         count = len(self.r)
         # Without repeats as long as there are samples.
         picks = [torch.randperm(len(x1), generator=generator) for _ in range(-(-count // len(x1)))]
-        r = x1[torch.cat(picks)[:count]].to(self.r.dtype)
+        r = x1[torch.cat(picks)[:count]]
         s = 0.1 * torch.eye(self.dim, dtype=r.dtype).expand(count, -1, -1)
         self.set_components(torch.full((count,), 1 / count, dtype=r.dtype), r, s)
 
@@ -176,6 +184,11 @@ class LightSB(nn.Module):
     def _check(self, x: Tensor, name: str) -> None:
         if x.ndim != 2 or x.shape[1] != self.dim or not len(x):
             raise ValueError(f"{name} has shape {tuple(x.shape)}: must be (samples, {self.dim})")
+        if x.dtype != self.r.dtype:
+            raise ValueError(
+                f"{name} is {x.dtype}: must be {self.r.dtype} like the parameters; convert it with "
+                ".to(), or the bridge with .double()"
+            )
         if not bool(torch.isfinite(x).all()):
             bad = int((~torch.isfinite(x)).any(1).nonzero()[0, 0])
             raise ValueError(f"{name}[{bad}] is {x[bad].tolist()}: samples must be finite")

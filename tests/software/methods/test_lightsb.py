@@ -83,6 +83,96 @@ def test_drift_is_doobs_transform(epsilon, t):
     assert torch.allclose(got, epsilon * gradient, rtol=1e-6, atol=1e-8)
 
 
+def plane(reach, count):
+    """Return a grid of the plane, and the logarithm of a cell's area."""
+    axis = torch.linspace(-reach, reach, count, dtype=torch.float64)
+    return torch.cartesian_prod(axis, axis), 2 * math.log(2 * reach / (count - 1))
+
+
+@BOTH
+@pytest.mark.parametrize("epsilon", [0.3, 1.0])
+def test_in_the_plane_c_and_v_integrate_and_the_plan_is_a_law(covariance, epsilon):
+    bridge, alpha, r, s = random_bridge(2, 3, epsilon, covariance, seed=6)
+    grid, log_cell = plane(30, 1201)
+    x0 = randn(3, 2, seed=7)
+    with torch.no_grad():
+        log_v = bridge.log_v(grid)
+        assert float(torch.logsumexp(log_v, 0) + log_cell) == pytest.approx(
+            math.log(float(alpha.sum())), abs=1e-9
+        )
+        log_plan = (x0 @ grid.mT) / epsilon + log_v
+        log_c = bridge.log_c(x0)
+        assert torch.allclose(torch.logsumexp(log_plan, 1) + log_cell, log_c, atol=1e-8)
+        weights = (log_plan + log_cell - log_c[:, None]).exp()
+        assert torch.allclose(weights @ grid, bridge.conditional_mean(x0), atol=1e-8)
+        # The plan's x1 given x0 is the mixture of N(r + S x0, ε S).
+        means = r + torch.einsum("kij,bj->bki", s, x0)
+        parts = MultivariateNormal(means[0], epsilon * s).log_prob(grid[:, None])
+        mixture = torch.logsumexp(parts + torch.log_softmax(bridge._log_weights(x0[:1]), 1), 1)
+        some = mixture > -40  # beyond, the plan is a difference of large numbers
+        expected = (log_plan[0] - log_c[0])[some]
+        assert torch.allclose(mixture[some], expected, atol=1e-8)
+
+
+def log_process(x, t, epsilon, alpha, r, s):
+    """Return the logarithm of which ε times the gradient is the drift (section 3.3).
+
+    Its last factor is 1 / N(A⁻¹ h | 0, A⁻¹): the integral of exp(h·y - yᵀ A y / 2), to a constant.
+    """
+    eye, zero = torch.eye(len(r[0])).double(), torch.zeros(len(r[0])).double()
+    inverse = torch.linalg.inv(s)
+    spread = torch.linalg.inv(t / (epsilon * (1 - t)) * eye + inverse / epsilon)
+    h = x[:, None] / (epsilon * (1 - t)) + torch.einsum("kij,kj->ki", inverse, r) / epsilon
+    peak = torch.einsum("kij,bkj->bki", spread, h)
+    parts = alpha.log() + MultivariateNormal(zero, epsilon * s).log_prob(r)
+    parts = parts - MultivariateNormal(zero, spread).log_prob(peak)
+    rest = MultivariateNormal(zero, epsilon * (1 - t) * eye).log_prob(x)
+    return rest + torch.logsumexp(parts, 1)
+
+
+@BOTH
+@settings(max_examples=15)
+@given(
+    dim=st.integers(1, 4),
+    k=st.integers(1, 5),
+    epsilon=st.sampled_from([0.1, 1.0, 10.0]),
+    t=st.floats(0, 0.99),
+    seed=st.integers(0, 99),
+)
+def test_drift_is_the_gradient_of_its_logarithm(covariance, dim, k, epsilon, t, seed):
+    bridge, alpha, r, s = random_bridge(dim, k, epsilon, covariance, seed)
+    x = randn(4, dim, seed=seed).requires_grad_()
+    value = log_process(x, t, epsilon, alpha, r, s).sum()
+    (gradient,) = torch.autograd.grad(value, x)
+    assert torch.allclose(bridge.drift(x.detach(), t), epsilon * gradient, rtol=1e-6, atol=1e-7)
+
+
+def test_a_full_drift_is_doobs_transform_in_the_plane():
+    epsilon = 0.5
+    bridge, *_ = random_bridge(2, 3, epsilon, "full", seed=0)
+    grid, _ = plane(30, 801)
+    log_phi = (grid.square().sum(1) / (2 * epsilon) + bridge.log_v(grid)).detach()
+    for t in (0.3, 0.7):
+        x = randn(3, 2, seed=1).requires_grad_()
+        kernel = -(x[:, None] - grid).square().sum(2) / (2 * epsilon * (1 - t))
+        (gradient,) = torch.autograd.grad(torch.logsumexp(kernel + log_phi, 1).sum(), x)
+        got = bridge.drift(x.detach(), t)
+        assert torch.allclose(got, epsilon * gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_both_samplers_end_where_the_plan_does():
+    """Energy distances of end points, over that of two draws of the plan."""
+    bridge, *_ = random_bridge(2, 4, 0.5, "full", seed=8)
+    generator = torch.Generator().manual_seed(3)
+    x0 = randn(1000, 2, seed=9)
+    first, second = bridge.sample(x0, 2, generator)
+    apart = demo.energy_distance(first, second)
+    for method, steps in (("euler", 200), ("bridge", 20)):
+        end = bridge.trajectory(x0, steps, method, generator)[-1]
+        assert demo.energy_distance(end, first) <= 2 * apart
+    assert demo.energy_distance(x0, first) > 10 * apart
+
+
 def test_full_and_diagonal_bridges_agree_where_both_can():
     diagonal, alpha, r, s = random_bridge(3, 4, 0.5, "diagonal")
     full = LightSB(3, 4, 0.5, "full").double()
@@ -164,6 +254,24 @@ def test_energy_distance_tells_laws_apart():
     assert demo.energy_distance(a, b) == pytest.approx(2 * exact - sum(inner), abs=1e-6)
 
 
+def test_sinkhorn_means_are_the_barycentric_projection():
+    x0, x1 = randn(60, 2), randn(80, 2, seed=1)
+    cost = ot.dist(x0.numpy(), x1.numpy()) / 2
+    plan = torch.from_numpy(ot.sinkhorn(ot.unif(60), ot.unif(80), cost, 0.5, stopThr=1e-12))
+    expected = plan @ x1 / plan.sum(1, keepdim=True)
+    got = demo.sinkhorn_means(x0, x0, x1, 0.5)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_end_points_of_an_untrained_bridge_are_far_from_the_data(monkeypatch):
+    monkeypatch.setattr(demo, "DRAWS", {"process": 2, "data": 4})
+    bridge = LightSB(2, 5, demo.EPSILON)
+    generator = torch.Generator().manual_seed(0)
+    ratios = demo.end_point_ratios(bridge, 0, generator, count=300)
+    assert ratios["data"] > 5
+    assert ratios["bridge"] < 3 and ratios["euler"] < 3
+
+
 def test_swiss_roll_training_lowers_the_loss():
     bridge, losses = demo.train_swiss_roll(0, 300, n_potentials=50)
     assert np.mean(losses[-50:]) < np.mean(losses[:20]) - 0.1
@@ -217,6 +325,45 @@ def test_bad_samples_and_components_are_refused():
         bridge.set_components(0 * alpha, r, s)
     with pytest.raises(ValueError, match=r"must be \(3,\), \(3, 2\), \(3, 2, 2\)"):
         bridge.set_components(alpha, r[:2], s)
+    for name, arguments in (
+        ("alpha", (math.inf * alpha, r, s)),
+        ("r", (alpha, r + math.nan, s)),
+        ("S", (alpha, r, s * math.inf)),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}\[0\] is .*: components must be finite"):
+            bridge.set_components(*arguments)
+    with pytest.raises(ValueError, match=r"x0 is torch.float64: must be torch.float32"):
+        bridge.log_c(good.double())
     tilted = s + 0.3 * torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     with pytest.raises(ValueError, match="S is not diagonal"):
         LightSB(2, 3, 1.0).set_components(alpha, r, tilted)
+    tilted[0] = 1e6 * torch.eye(2)
+    with pytest.raises(ValueError, match="S is not diagonal"):
+        LightSB(2, 3, 1.0).set_components(alpha, r, tilted)
+
+
+def test_rounding_is_no_asymmetry():
+    s = torch.tensor([[[1.0, 1e-9], [0.0, 1.0]]])
+    LightSB(2, 1, 1.0, "full").set_components(torch.ones(1), torch.zeros(1, 2), s)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"epsilon": -1.0}, "epsilon=-1.0: must be positive"),
+        ({"epsilon": math.nan}, "epsilon=nan"),
+        ({"mean1": torch.zeros(3)}, r"covariance0 has shape \(2, 2\): must be \(3, 3\)"),
+        ({"covariance1": torch.tensor([[1.0, 0.5], [0.0, 1.0]])}, "not symmetric, by 0.5"),
+        ({"covariance1": torch.full((2, 2), math.nan)}, "covariance1 is not symmetric, by nan"),
+        ({"covariance0": torch.zeros(2, 2)}, "covariance0 is not positive definite"),
+    ],
+)
+def test_closed_form_refuses_what_is_no_gaussian(change, message):
+    law = {
+        "covariance0": torch.eye(2),
+        "mean1": torch.zeros(2),
+        "covariance1": torch.eye(2),
+        "epsilon": 1.0,
+    }
+    with pytest.raises(ValueError, match=message):
+        gaussian_bridge(**law | change)

@@ -22,6 +22,7 @@ from sat.dataflow.mapping import (
 from sat.dataflow.products import Product, StartShape
 from sat.dataflow.program import Program
 from sat.rtl import isa
+from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Buffer, Dataflow, Instruction, Opcode, Start
 
@@ -57,7 +58,8 @@ class MemoryMap:
     """Where a product's matrices lie.
 
     Rows of A and of the result are rows of the product; rows of B (values, indices) are its
-    columns. ``start`` has one row when it is the same for all rows of the product.
+    columns. ``start`` has one row when it is the same for all rows of the product. B comes last,
+    on a 4 KiB boundary, so that it may lie elsewhere (`CompiledProduct.with_b_at`).
     """
 
     program: Region
@@ -66,6 +68,11 @@ class MemoryMap:
     indices: Region | None
     start: Region | None
     result: Region
+
+    @property
+    def held(self) -> range:
+        """Byte addresses of B and its indices."""
+        return range(self.b.address, (self.indices or self.b).end)
 
     @property
     def end(self) -> int:
@@ -82,6 +89,20 @@ class CompiledProduct:
     mapping: Mapping
     program: Program
     memory: MemoryMap
+
+    def with_b_at(self, address: int) -> CompiledProduct:
+        """Return the same for a B that lies elsewhere; it takes as many cycles.
+
+        Parameters
+        ----------
+        address : int
+            On a 4 KiB boundary: bursts are cut at those.
+        """
+        memory = self.memory
+        by = address - memory.b.address
+        indices = memory.indices and memory.indices.moved(by)
+        where = replace(memory, b=memory.b.moved(by), indices=indices)
+        return replace(self, program=self.program.moved(memory.held, by), memory=where)
 
 
 Load = tuple[Opcode, dict[str, Any]]
@@ -161,23 +182,23 @@ def memory_map(product: Product, config: SatConfig, program_bytes: int, base: in
     beat = config.axi.beat_bytes
     at = base
 
-    def region(rows: int, row_bytes: int, pitch: int | None = None) -> Region:
+    def region(rows: int, row_bytes: int) -> Region:
         nonlocal at
-        pitch = round_up(row_bytes, beat) if pitch is None else pitch
-        made = Region(round_up(at, max(64, beat)), pitch, rows, row_bytes)
+        made = Region(round_up(at, max(64, beat)), round_up(row_bytes, beat), rows, row_bytes)
         at = made.end
         return made
 
     program = region(1, program_bytes)
     a = region(product.rows, 2 * product.depth)
-    b = region(product.cols, 2 * product.kept)
-    indices = None if product.dense else region(product.cols, ceil_div(product.kept, 2))
     start = None
     if product.start is StartShape.ROW:
         start = replace(region(1, 4 * product.cols), pitch=0)
     elif product.start is StartShape.MATRIX:
         start = region(product.rows, 4 * product.cols)
     result = region(product.rows, 4 * product.cols)
+    at = round_up(at, BOUNDARY_BYTES)
+    b = region(product.cols, 2 * product.kept)
+    indices = None if product.dense else region(product.cols, ceil_div(product.kept, 2))
     return MemoryMap(program, a, b, indices, start, result)
 
 

@@ -57,16 +57,34 @@ def write_product(
     indices : (kept, cols) uint8, or None for a dense B
     start : (rows, cols) or (cols,) float32, or None, as the memory map has it
     """
+    write_left(memory, where, program, a, start)
+    write_right(memory, where, values, indices)
+
+
+def write_left(
+    memory: np.ndarray,
+    where: MemoryMap,
+    program: Program,
+    a: np.ndarray,
+    start: np.ndarray | None,
+) -> None:
+    """Put all but the right operand into device memory; parameters as for `write_product`."""
     raw = np.frombuffer(program.encode(), np.uint8)
     memory[where.program.address : where.program.address + len(raw)] = raw
     _put(memory, where.a, a)
+    if where.start is not None:
+        assert start is not None
+        _put(memory, where.start, np.atleast_2d(start))
+
+
+def write_right(
+    memory: np.ndarray, where: MemoryMap, values: np.ndarray, indices: np.ndarray | None
+) -> None:
+    """Put a product's right operand into device memory; parameters as for `write_product`."""
     _put(memory, where.b, values.T)
     if where.indices is not None:
         assert indices is not None
         _put(memory, where.indices, pack_indices(np.ascontiguousarray(indices.T)))
-    if where.start is not None:
-        assert start is not None
-        _put(memory, where.start, np.atleast_2d(start))
 
 
 def read_result(memory: np.ndarray, where: MemoryMap) -> np.ndarray:
@@ -113,22 +131,27 @@ class LayerTensors:
         self.memory, self.where, self.layer = memory, where, where.layer
 
     def clear(self) -> None:
-        """Set activations, gradients and masks to 0, padding included, and constants up."""
-        where = self.where
-        for name in ("x", "dx", "y", "dy", "v", "g", "in_mask", "out_mask", "bias"):
-            if name in where.regions:
-                region = where[name]
+        """Set what one program reads and writes to 0, padding included, and constants up.
+
+        Weights, momenta and pruned copies, which may stay for many, are left alone.
+        """
+        for region in self.where.regions.values():
+            if region.address not in self.where.held:
                 self.memory[region.address : region.end] = 0
-        for name in ("ff", "bp", "ff_index", "bp_index"):
-            if name in where.regions:
-                region = where[name]
-                self.memory[region.address : region.end] = 0
+        self._put_lanes("lane_index")
+
+    def clear_held(self) -> None:
+        """Set weights, momenta and pruned copies to 0, padding included, and constants up."""
+        held = self.where.held
+        self.memory[held.start : held.stop] = 0
+        self._put_lanes("ff_index")
+
+    def _put_lanes(self, name: str) -> None:
+        """Let every channel of a depthwise layer pick its own lane of a word."""
         if self.layer.depthwise:
-            # Every channel picks its own lane of a word.
-            for name in ("lane_index", "ff_index"):
-                lanes = np.arange(where[name].rows) % where.config.max_m
-                packed = (lanes | lanes << 4).astype(np.uint8)
-                _rows(self.memory, where[name])[:] = packed[:, None]
+            lanes = np.arange(self.where[name].rows) % self.where.config.max_m
+            packed = (lanes | lanes << 4).astype(np.uint8)
+            _rows(self.memory, self.where[name])[:] = packed[:, None]
 
     def _activation(self, name: str) -> np.ndarray:
         layer = self.layer

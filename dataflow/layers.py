@@ -24,9 +24,11 @@ changes no sum, so padding changes no bit of a result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 from sat.dataflow.mapping import ceil_div, round_up
+from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import M_CHOICES, SatConfig
 
 Pair = tuple[int, int]
@@ -228,6 +230,10 @@ class Region:
         """First byte address behind the matrix."""
         return self.address + (self.rows - 1) * self.pitch + max(self.pitch, self.row_bytes)
 
+    def moved(self, by: int) -> Region:
+        """Return the region ``by`` bytes further on."""
+        return replace(self, address=self.address + by)
+
 
 class LayerMemory:
     """Where a layer's tensors lie.
@@ -243,11 +249,14 @@ class LayerMemory:
     ----------
     regions : dict of str to Region
         By the names above, and ``in_mask``, ``out_mask``; those that the layer has.
+    held : range
+        Byte addresses of w, v and the pruned copies: what stays from step to step. They begin
+        on a 4 KiB boundary, so that they may lie elsewhere (`moved`).
     ff, bp : Packing
     padded_in, padded_out : int
         Channels of a pixel, padded.
     end : int
-        First byte address behind everything.
+        First byte address behind all that was placed from ``base`` on.
 
     Raises
     ------
@@ -290,6 +299,29 @@ class LayerMemory:
             self.regions[name] = made
             self.at = made.end
 
+        if layer.depthwise:
+            self.ff = self.bp = Packing(word, 1, word)
+            # UPDATE prunes both ways; whole tiles of it need whole beats.
+            weights = layer.taps, 4 * self.padded_out
+        else:
+            self.ff = Packing.of(layer.in_per_group, layer.ff, config)
+            self.bp = Packing.of(layer.out_per_group, layer.bp, config)
+            rows = self.bp.channels * layer.groups
+            columns = self.ff.channels * layer.groups
+            weights = rows, 4 * layer.taps * self.ff.channels
+        self.at = start = round_up(base, BOUNDARY_BYTES)
+        place("w", *weights)
+        place("v", *weights)
+        if layer.depthwise:
+            place("ff", self.padded_out, 2 * layer.taps)
+            place("ff_index", self.padded_out, ceil_div(layer.taps, 2))
+        else:
+            for name, packing, lines in (("ff", self.ff, rows), ("bp", self.bp, columns)):
+                place(name, lines, 2 * layer.taps * packing.segment)
+                if not packing.dense:
+                    place(f"{name}_index", lines, layer.taps * packing.segment // 2)
+        self.held = range(start, self.at)
+        place("g", *weights)
         place("x", layer.in_positions, 2 * self.padded_in)
         place("dx", layer.in_positions, 2 * self.padded_in)
         place("y", layer.out_positions, 2 * self.padded_out)
@@ -301,26 +333,19 @@ class LayerMemory:
         if layer.bias:
             place("bias", 1, 4 * layer.out_channels)
         if layer.depthwise:
-            self.ff = self.bp = Packing(word, 1, word)
-            # UPDATE prunes both ways; whole tiles of it need whole beats.
-            for name in ("w", "v", "g"):
-                place(name, layer.taps, 4 * self.padded_out)
-            place("ff", self.padded_out, 2 * layer.taps)
-            place("ff_index", self.padded_out, ceil_div(layer.taps, 2))
             # WU's constant indices: lane x for column x, for the longest chunk of positions.
             place("lane_index", word, config.a_words * word // 2)
-        else:
-            self.ff = Packing.of(layer.in_per_group, layer.ff, config)
-            self.bp = Packing.of(layer.out_per_group, layer.bp, config)
-            rows = self.bp.channels * layer.groups
-            for name in ("w", "v", "g"):
-                place(name, rows, 4 * layer.taps * self.ff.channels)
-            columns = self.ff.channels * layer.groups
-            for name, packing, lines in (("ff", self.ff, rows), ("bp", self.bp, columns)):
-                place(name, lines, 2 * layer.taps * packing.segment)
-                if not packing.dense:
-                    place(f"{name}_index", lines, layer.taps * packing.segment // 2)
         self.end = self.at
+
+    def moved(self, by: int) -> LayerMemory:
+        """Return the same with what is `held` lying ``by`` bytes further on."""
+        made = copy.copy(self)
+        made.regions = {
+            name: region.moved(by) if region.address in self.held else region
+            for name, region in self.regions.items()
+        }
+        made.held = range(self.held.start + by, self.held.stop + by)
+        return made
 
     def _mask(self, name: str, positions: int, channels: int) -> None:
         config = self.config

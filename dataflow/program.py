@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import overload
 
 from sat.rtl import isa
@@ -58,6 +59,21 @@ class Program(Sequence[Instruction]):
 
     def __hash__(self) -> int:
         return hash(self.encode())
+
+    def moved(self, block: range, by: int) -> Program:
+        """Return the program for data that lie ``by`` bytes further on.
+
+        Parameters
+        ----------
+        block : range
+            Byte addresses of the data; instructions with an address in it are changed.
+        """
+        return Program(
+            replace(i, body={**i.body, "address": i.body["address"] + by})
+            if i.body.get("address") in block
+            else i
+            for i in self
+        )
 
     def encode(self) -> bytes:
         """Return the program as the device reads it, 32 bytes an instruction."""

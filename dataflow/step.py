@@ -7,7 +7,7 @@ program is stages with a FENCE between them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -98,6 +98,21 @@ class CompiledStep:
     stages: tuple[tuple[str, int, int], ...]
     address: int
     end: int
+
+    def with_weights_at(self, address: int) -> CompiledStep:
+        """Return the same for weights that lie elsewhere; it takes as many cycles.
+
+        Parameters
+        ----------
+        address : int
+            Of what `LayerMemory` says is held, on a 4 KiB boundary.
+        """
+        by = address - self.memory.held.start
+        return replace(
+            self,
+            memory=self.memory.moved(by),
+            program=self.program.moved(self.memory.held, by),
+        )
 
 
 def compile_step(

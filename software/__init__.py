@@ -9,7 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sat.devices import Device, ProductLog, Run, device, record_products, use_device
+    from sat.devices import (
+        Device,
+        ProductLog,
+        Run,
+        device,
+        record_products,
+        resident,
+        use_device,
+    )
     from sat.dispatch import offload
     from sat.errors import CycleBudgetError, DeviceClosedError, DeviceError, SatError
     from sat.report import OffloadReport
@@ -42,6 +50,7 @@ _HOME = {
     "prune": "sat.sparsity.tensor",
     "record_products": "sat.devices",
     "register_scheme": "sat.sparsity.schemes",
+    "resident": "sat.devices",
     "sparsify_": "sat.sparsity.modules",
     "use_device": "sat.devices",
 }
@@ -69,6 +78,7 @@ __all__ = [
     "prune",
     "record_products",
     "register_scheme",
+    "resident",
     "sparsify_",
     "use_device",
 ]

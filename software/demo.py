@@ -43,6 +43,9 @@ class DemoResult:
     first_mismatch : str or None
     mispredicted : int
         Programs whose cycles were not those of the cycle model.
+    bytes_host, bytes_kept : int
+        Tensors that the host sent and fetched (dense twins left out); weights and momenta that it
+        need not send, since the device had kept them.
     stages : dict of str to StageCycles
         What one program does: FF, BP and WU (WU alone in the first layer), update.
     dense_accuracy, sparse_accuracy : float
@@ -59,6 +62,8 @@ class DemoResult:
     mismatches: int
     first_mismatch: str | None
     mispredicted: int
+    bytes_host: int
+    bytes_kept: int
     dense_accuracy: float
     sparse_accuracy: float
     skipped_steps: int
@@ -106,6 +111,8 @@ class DemoResult:
             f"  numbers compared           {self.compared:>14,}",
             f"  numbers that differ        {self.mismatches:>14,}",
             f"  cycle counts mispredicted  {self.mispredicted:>14,}",
+            f"  bytes to and from the host {self.bytes_host:>14,}",
+            f"  … not sent, as weights stay{self.bytes_kept:>14,}",
             "",
             "  stage   programs  cycles, dense  cycles, as trained  speed-up",
         ]
@@ -232,6 +239,8 @@ def demo(
         mismatches=checked.mismatches,
         first_mismatch=checked.first,
         mispredicted=checked.mispredicted,
+        bytes_host=sum(entry.run.bytes_host for entry in checked.runs),
+        bytes_kept=sum(entry.run.bytes_kept for entry in checked.runs),
         stages={stage: StageCycles(*tallies[stage]) for stage in tallies},
         dense_accuracy=dense_result.accuracies[-1],
         sparse_accuracy=sparse_result.accuracies[-1],

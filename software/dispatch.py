@@ -23,10 +23,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sat import precision as fp32
-from sat.dataflow.products import Product, StartShape
+from sat.dataflow.products import Product
 from sat.devices import device as make_device
 from sat.devices.base import Device, Run
 from sat.devices.context import current_label, use_device
+from sat.devices.operand import RightOperand, product_of
 from sat.errors import CycleBudgetError
 from sat.lowering import (
     Geometry,
@@ -70,41 +71,32 @@ class _Meter(Device):
     def _matmul(
         self,
         a: Array16,
-        values: Array16,
-        indices: NDArray[np.uint8] | None,
-        pattern: Pattern,
+        b: RightOperand,
         start: NDArray[np.float32] | None,
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
-        (rows, depth), cols = a.shape, values.shape[1]
-        shape = StartShape.ZERO
-        if start is not None:
-            shape = StartShape.ROW if start.strides[0] == 0 else StartShape.MATRIX
-        product = Product(rows, cols, depth, pattern.n, pattern.m, shape)
+        product = product_of(a, b, start)
         if self.max_cycles is not None:
             self._spend(product, dataflow)
         if self.inner.closed:
-            self.inner.matmul(a, values)  # says so
+            self.inner.matmul(a, b)  # says so
         began = time.perf_counter()
-        result, run = self.inner._matmul(a, values, indices, pattern, start, dataflow)
+        result, run = self.inner._matmul(a, b, start, dataflow)
         seconds = time.perf_counter() - began
         self.inner.last_run = run
+        size = f"{product.rows} x {product.depth} x {product.cols}"
         work = self.work
         if work is None:
             # A SAT layer's own product.
-            size = f"{rows} x {depth} x {cols}" + ("" if pattern.dense else f" {pattern}")
+            size += "" if b.pattern.dense else f" {b.pattern}"
             work = self.report.work(current_label() or "product", size, None)
             work.calls += 1
             work.flops += 2 * run.macs
             work.seconds += seconds
         self.report.device_seconds += seconds
-        moved = a.nbytes + values.nbytes + result.nbytes
-        moved += 0 if indices is None else indices.nbytes
-        if shape is not StartShape.ZERO:
-            moved += result.nbytes if shape is StartShape.MATRIX else result.nbytes // rows
         name = run.device or self.name
-        work.devices.setdefault(name, DeviceWork()).add(product, run, moved)
-        self.report.event(Event(work.op, f"{rows} x {depth} x {cols}", name, run, seconds))
+        work.devices.setdefault(name, DeviceWork()).add(product, run)
+        self.report.event(Event(work.op, size, name, run, seconds))
         return result, run
 
     def _spend(self, product: Product, dataflow: str) -> None:
@@ -274,11 +266,11 @@ class _Mode(TorchDispatchMode):
     def _compact(
         self, a: Array16, b: Array16, pattern: Pattern, start: NDArray[np.float32] | None
     ) -> NDArray[np.float32]:
-        indices = None
         a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+        right = RightOperand.dense(b)
         if not pattern.dense:
-            b, indices = sore.select(b, pattern.n, pattern.m, 0)
-        return self.meter._matmul(a, b, indices, pattern, start, "auto")[0]
+            right = RightOperand(*sore.select(b, pattern.n, pattern.m, 0), pattern, len(b))
+        return self.meter._matmul(a, right, start, "auto")[0]
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,18 +98,32 @@ def stage_macs(layer: Layer, stages: Sequence[str]) -> int:
 
 
 def write_step(
-    memory: np.ndarray, step: CompiledStep, tensors: dict[str, np.ndarray]
+    memory: np.ndarray, step: CompiledStep, tensors: Mapping[str, np.ndarray], *, held: bool = False
 ) -> LayerTensors:
-    """Put a step's program and tensors into device memory; prune the weights the first time."""
+    """Put a step's program and tensors into device memory; prune weights that are new there.
+
+    Parameters
+    ----------
+    memory : flat uint8
+    step : CompiledStep
+    tensors : mapping
+        What the program reads, by name.
+    held : bool
+        Whether weights, momenta and both pruned copies are in the memory already, but for those
+        among ``tensors``.
+    """
     device = LayerTensors(memory, step.memory)
     device.clear()
+    if not held:
+        device.clear_held()
     for name, values in tensors.items():
         if name == "in_mask":
             if step.layer.masked:
                 device.write_mask(name, values)
         elif name != "bias" or step.layer.bias:
             device.write(name, values)
-    device.prune()
+    if "w" in tensors:
+        device.prune()
     raw = np.frombuffer(step.program.encode(), np.uint8)
     memory[step.address : step.address + len(raw)] = raw
     return device

@@ -28,6 +28,8 @@ class DeviceWork:
         At the device's memory port.
     bytes_host : int
         Operands sent and results fetched.
+    bytes_kept : int
+        Operands that were not sent again, since the device had kept them.
     shapes : dict
         How often each `Product` was computed, and an account of it to ask for its prediction.
     """
@@ -38,13 +40,15 @@ class DeviceWork:
     bytes_read: int | None = None
     bytes_written: int | None = None
     bytes_host: int = 0
+    bytes_kept: int = 0
     shapes: dict[Product, tuple[int, Run]] = field(default_factory=dict)
 
-    def add(self, product: Product, run: Run, bytes_host: int) -> None:
+    def add(self, product: Product, run: Run) -> None:
         """Account for one product."""
         self.products += 1
         self.macs += run.macs
-        self.bytes_host += bytes_host
+        self.bytes_host += run.bytes_host
+        self.bytes_kept += run.bytes_kept
         for name in ("bytes_read", "bytes_written"):
             value = getattr(run, name)
             if value is not None:
@@ -174,6 +178,7 @@ class OffloadReport:
                 into.products += part.products
                 into.macs += part.macs
                 into.bytes_host += part.bytes_host
+                into.bytes_kept += part.bytes_kept
                 for what in ("counted", "bytes_read", "bytes_written"):
                     value = getattr(part, what)
                     if value is not None:
@@ -222,6 +227,7 @@ class OffloadReport:
                 "bytes_read": part.bytes_read,
                 "bytes_written": part.bytes_written,
                 "bytes_host": part.bytes_host,
+                "bytes_kept": part.bytes_kept,
             }
 
         return {
@@ -282,7 +288,8 @@ class OffloadReport:
                 text += f"{self.clock_hz / 1e6:g} MHz"
             if part.bytes_read is not None:
                 text += f", {part.bytes_read:,} bytes read, {part.bytes_written:,} written"
-            lines.append(f"{text}, {part.bytes_host:,} bytes to and from the host")
+            text += f", {part.bytes_host:,} bytes to and from the host"
+            lines.append(text + (f", {part.bytes_kept:,} kept" if part.bytes_kept else ""))
         for reason, (calls, flops) in self.host_reasons().items():
             lines.append(f"  on the host: {calls:,} calls, {flops:,} FLOPs: {reason}")
         return "\n".join(lines)

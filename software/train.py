@@ -207,7 +207,8 @@ class DeviceSgd(torch.optim.SGD):
         assert isinstance(self.device, StagedDevice)
         if parameter not in self._layers:
             return False
-        layer = staged_update_layer(self._layers[parameter], self.device)
+        module = self._layers[parameter]
+        layer = staged_update_layer(module, self.device)
         if layer is None:
             return False
         state = self.state[parameter]
@@ -221,7 +222,7 @@ class DeviceSgd(torch.optim.SGD):
         )
         tensors = {"w": parameter.data, "v": momentum, "g": grad}
         arrays = {name: to_ohwi(t).contiguous().numpy() for name, t in tensors.items()}
-        made, _ = self.device.stages(("update",), layer, arrays, rates)
+        made, _ = self.device.stages(("update",), layer, arrays, rates, module)
         parameter.copy_(from_ohwi(torch.from_numpy(made["w"]), parameter))
         state["momentum_buffer"] = from_ohwi(torch.from_numpy(made["v"]), parameter).clone()
         return True

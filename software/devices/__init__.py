@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
-from sat.devices.base import DATAFLOWS, Device, Run, make_config
+from sat.devices.base import DATAFLOWS, Device, Run, make_config, resident
 from sat.devices.compare import ComparingDevice, Mismatch
 from sat.devices.context import (
     ProductLog,
@@ -38,6 +38,7 @@ __all__ = [
     "device",
     "make_config",
     "record_products",
+    "resident",
     "use_device",
 ]
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sat.devices.operand import RightOperand
 from sat.errors import DeviceClosedError, DeviceError
 from sat.rtl.config import SatConfig
-from sat.sparsity.pattern import DENSE, Pattern
 from sat.sparsity.tensor import NMTensor
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ class Run:
         ``macs`` over what the array could have done in ``cycles``, 0 to 1.
     bytes_read, bytes_written : int, optional
         Bytes that crossed the device's memory port; None if it has none.
+    bytes_host : int
+        Bytes of operands that the host sent, and of results that it fetched.
+    bytes_kept : int
+        Bytes of operands that need not be sent, since the device had kept them.
     wall_seconds : float, optional
         Time that the host waited, in seconds.
     device : str, optional
@@ -61,6 +65,8 @@ class Run:
         utilisation: float | None = None,
         bytes_read: int | None = None,
         bytes_written: int | None = None,
+        bytes_host: int = 0,
+        bytes_kept: int = 0,
         wall_seconds: float | None = None,
         device: str | None = None,
     ) -> None:
@@ -69,6 +75,8 @@ class Run:
         self.utilisation = utilisation
         self.bytes_read = bytes_read
         self.bytes_written = bytes_written
+        self.bytes_host = bytes_host
+        self.bytes_kept = bytes_kept
         self.wall_seconds = wall_seconds
         self.device = device
         self._predicted_cycles = predicted_cycles
@@ -87,6 +95,8 @@ class Run:
             "utilisation": self.utilisation,
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
+            "bytes_host": self.bytes_host,
+            "bytes_kept": self.bytes_kept,
             "wall_seconds": self.wall_seconds,
         }
         return f"Run({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
@@ -97,7 +107,12 @@ class StageRunner(Protocol):
     """A device that runs whole stages of a layer's training step as one program."""
 
     def run_stages(
-        self, names: tuple[str, ...], layer: Layer, tensors: Tensors, rates: Sgd | None
+        self,
+        names: tuple[str, ...],
+        layer: Layer,
+        tensors: Tensors,
+        rates: Sgd | None,
+        owner: object = None,
     ) -> tuple[Tensors, Run]:
         """Run stages (of `sat.dataflow.step.STAGES`); see `StagedDevice.stages`."""
         ...
@@ -177,9 +192,7 @@ class Device(ABC):
     def _matmul(
         self,
         a: NDArray[np.float16],
-        values: NDArray[np.float16],
-        indices: NDArray[np.uint8] | None,
-        pattern: Pattern,
+        b: RightOperand,
         start: NDArray[np.float32] | None,
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
@@ -188,10 +201,7 @@ class Device(ABC):
         Parameters
         ----------
         a : (rows, depth) float16, C-contiguous
-        values : (kept, cols) float16, C-contiguous
-        indices : (kept, cols) uint8, C-contiguous; None for a dense operand
-        pattern : Pattern
-            ``DENSE`` exactly if ``indices`` is None.
+        b : RightOperand
         start : (rows, cols) float32 or None
             First value of each sum. One value per column comes as a view whose row stride is 0:
             ``start.strides[0] == 0``.
@@ -235,8 +245,9 @@ class Device(ABC):
         ----------
         a : torch.Tensor or numpy.ndarray
             (rows, depth) float16.
-        b : torch.Tensor, numpy.ndarray or NMTensor
-            (depth, cols) float16; an `NMTensor` has its groups along axis 0.
+        b : torch.Tensor, numpy.ndarray, NMTensor or RightOperand
+            (depth, cols) float16; an `NMTensor` has its groups along axis 0. What `resident`
+            returned stays in the device's memory.
         start : torch.Tensor or numpy.ndarray, optional
             (rows, cols) or (cols,) float32: first value of each sum; +0 if not given.
         dataflow : str
@@ -263,51 +274,31 @@ class Device(ABC):
                 f"device {self.name} is closed: a closed device computes nothing; "
                 "make another with sat.device"
             )
-        left, values, indices, pattern, first = self._check(a, b, start, dataflow)
-        result, run = self._matmul(left, values, indices, pattern, first, dataflow)
+        left, right, first = self._check(a, b, start, dataflow)
+        result, run = self._matmul(left, right, first, dataflow)
         self.last_run = run
         return torch.from_numpy(result) if isinstance(a, torch.Tensor) else result
 
     def _check(
         self, a: Any, b: Any, start: Any, dataflow: Any
-    ) -> tuple[
-        NDArray[np.float16],
-        NDArray[np.float16],
-        NDArray[np.uint8] | None,
-        Pattern,
-        NDArray[np.float32] | None,
-    ]:
-        """Return (a, values, indices, pattern, start) as `_matmul` takes them, or raise."""
+    ) -> tuple[NDArray[np.float16], RightOperand, NDArray[np.float32] | None]:
+        """Return (a, b, start) as `_matmul` takes them, or raise."""
         if not isinstance(dataflow, str) or dataflow not in DATAFLOWS:
             raise ValueError(f"dataflow={dataflow!r}: must be 'auto', 'os' or 'ws'; choose one")
         left = _matrix("a", a, np.float16)
         rows, depth = left.shape
-        pattern, indices = DENSE, None
-        if isinstance(b, NMTensor):
-            if b.ndim != 2 or b.axis != 0:
-                raise ValueError(
-                    f"b has shape {tuple(b.shape)} and groups along axis {b.axis}: must have two "
-                    "axes and groups along axis 0, its depth; prune with sat.prune(b, pattern, "
-                    "axis=0)"
-                )
-            values = _matrix("b", b.values, np.float16)
-            b_depth = b.shape[0]
-            if not b.pattern.dense:
-                pattern, indices = b.pattern, np.ascontiguousarray(b.indices.numpy())
-        else:
-            values = _matrix("b", b, np.float16)
-            b_depth = len(values)
-        if b_depth != depth:
+        right = b if isinstance(b, RightOperand) else _right(b)
+        if right.depth != depth:
             raise ValueError(
-                f"a is {left.shape} and b is ({b_depth}, {values.shape[1]}): a must have as many "
+                f"a is {left.shape} and b is ({right.depth}, {right.cols}): a must have as many "
                 "columns as b has rows; check which operand is transposed"
             )
-        if pattern.m > self.config.max_m and not self.any_pattern:
+        if right.pattern.m > self.config.max_m and not self.any_pattern:
             raise ValueError(
-                f"b has pattern {pattern}: device {self.name} has M up to {self.config.max_m}; "
-                f"make it with max_m={pattern.m}"
+                f"b has pattern {right.pattern}: device {self.name} has M up to "
+                f"{self.config.max_m}; make it with max_m={right.pattern.m}"
             )
-        cols = values.shape[1]
+        cols = right.cols
         first = None
         if start is not None:
             first = _array("start", start, np.float32)
@@ -320,7 +311,7 @@ class Device(ABC):
             first = np.ascontiguousarray(first)
             if one_row:
                 first = np.broadcast_to(first, (rows, cols))
-        return left, values, indices, pattern, first
+        return left, right, first
 
     @property
     def closed(self) -> bool:
@@ -355,6 +346,52 @@ class Device(ABC):
             f"device {self.name} cannot be pickled: it stands for hardware or for a simulator; "
             "sparsify the model without device= and compute inside `with sat.use_device(...)`"
         )
+
+
+def resident(b: Any) -> RightOperand:
+    """Return a right operand that devices keep: it is sent with its first product only.
+
+    A device holds it for as long as the returned object lives and there is room in its memory;
+    what was used least recently goes first, and is sent again when it is needed.
+
+    Parameters
+    ----------
+    b : torch.Tensor, numpy.ndarray or NMTensor
+        As for `Device.matmul`; copied.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `Device.matmul`.
+
+    Examples
+    --------
+    >>> import sat
+    >>> w = resident(np.eye(8, dtype=np.float16))
+    >>> with sat.device("golden") as dev:
+    ...     for _ in range(2):
+    ...         c = dev.matmul(np.ones((1, 8), np.float16), w)
+    >>> dev.last_run.bytes_kept
+    128
+    """
+    right = b if isinstance(b, RightOperand) else _right(b)
+    indices = None if right.indices is None else right.indices.copy()
+    return replace(right, values=right.values.copy(), indices=indices, resident=True)
+
+
+def _right(b: Any) -> RightOperand:
+    """Return a right operand that is checked but for its depth and the device's patterns."""
+    if not isinstance(b, NMTensor):
+        return RightOperand.dense(_matrix("b", b, np.float16))
+    if b.ndim != 2 or b.axis != 0:
+        raise ValueError(
+            f"b has shape {tuple(b.shape)} and groups along axis {b.axis}: must have two axes and "
+            "groups along axis 0, its depth; prune with sat.prune(b, pattern, axis=0)"
+        )
+    values = _matrix("b", b.values, np.float16)
+    if b.pattern.dense:
+        return RightOperand.dense(values)
+    return RightOperand(values, np.ascontiguousarray(b.indices.numpy()), b.pattern, b.shape[0])
 
 
 _FIXES: Mapping[Any, tuple[str, str]] = {

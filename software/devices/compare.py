@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from sat.dataflow.products import Product
 from sat.devices.base import Device, Run
 from sat.devices.golden import GoldenDevice
+from sat.devices.operand import RightOperand
 from sat.errors import DeviceClosedError
 from sat.sim.golden import sore
-from sat.sparsity.pattern import DENSE, Pattern
 
 
 @dataclass(frozen=True)
@@ -111,27 +111,22 @@ class ComparingDevice(Device):
     def _matmul(
         self,
         a: NDArray[np.float16],
-        values: NDArray[np.float16],
-        indices: NDArray[np.uint8] | None,
-        pattern: Pattern,
+        b: RightOperand,
         start: NDArray[np.float32] | None,
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
-        result, run = self._both(a, values, indices, pattern, start, dataflow)
-        twin: Run | None = run if indices is None else None
-        if indices is not None and self.dense_twins:
-            n, m, depth = pattern.n, pattern.m, a.shape[1]
-            dense = sore.expand(values, indices, n, m, depth, 0)
-            twin = self._both(a, dense, None, DENSE, start, dataflow)[1]
+        result, run = self._both(a, b, start, dataflow)
+        twin: Run | None = run if b.indices is None else None
+        if b.indices is not None and self.dense_twins:
+            dense = sore.expand(b.values, b.indices, b.pattern.n, b.pattern.m, b.depth, 0)
+            twin = self._both(a, RightOperand.dense(dense), start, dataflow)[1]
         self.runs.append((run, twin))
         return result, run
 
     def _both(
         self,
         a: NDArray[np.float16],
-        values: NDArray[np.float16],
-        indices: NDArray[np.uint8] | None,
-        pattern: Pattern,
+        b: RightOperand,
         start: NDArray[np.float32] | None,
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
@@ -140,8 +135,8 @@ class ComparingDevice(Device):
                 raise DeviceClosedError(
                     f"device {device.name} is closed: it cannot be compared; make another"
                 )
-        result, run = self.device._matmul(a, values, indices, pattern, start, dataflow)
-        expected, _ = self.reference._matmul(a, values, indices, pattern, start, dataflow)
+        result, run = self.device._matmul(a, b, start, dataflow)
+        expected, _ = self.reference._matmul(a, b, start, dataflow)
         differ = (result.view(np.uint32) != expected.view(np.uint32)) & ~(
             np.isnan(result) & np.isnan(expected)
         )

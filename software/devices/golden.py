@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +14,13 @@ from sat.dataflow.layers import Layer
 from sat.dataflow.products import Product, StartShape
 from sat.dataflow.step import Sgd
 from sat.devices.base import Device, Run, Tensors, make_config
+from sat.devices.operand import RightOperand, bytes_passing, product_of
 from sat.layers import stage_macs
 from sat.rtl.config import SatConfig
 from sat.sim.golden import layer as golden
 from sat.sim.golden import stce
 from sat.sim.golden.update import Rates, narrow, sgd
 from sat.sim.memory import MemoryTiming
-from sat.sparsity.pattern import Pattern
 
 
 class GoldenDevice(Device):
@@ -56,6 +57,7 @@ class GoldenDevice(Device):
         super().__init__(make_config(config, **options))
         self.memory_timing = memory or MemoryTiming()
         self.threads = threads
+        self._kept: WeakSet[RightOperand] = WeakSet()
         self._predicted: dict[tuple[Product, str], int] = {}
 
     def predict(self, product: Product, dataflow: str = "auto") -> int:
@@ -78,34 +80,37 @@ class GoldenDevice(Device):
     def _matmul(
         self,
         a: NDArray[np.float16],
-        values: NDArray[np.float16],
-        indices: NDArray[np.uint8] | None,
-        pattern: Pattern,
+        b: RightOperand,
         start: NDArray[np.float32] | None,
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
-        (rows, depth), cols = a.shape, values.shape[1]
-        b: NDArray[np.float16] | stce.NMOperand = values
-        if indices is not None:
-            b = stce.NMOperand(values, indices, (pattern.n, pattern.m), depth)
-        if start is not None and start.strides[0] == 0:
+        product = product_of(a, b, start)
+        right: NDArray[np.float16] | stce.NMOperand = b.values
+        if b.indices is not None:
+            right = stce.NMOperand(b.values, b.indices, (product.n, product.m), product.depth)
+        if start is not None and product.start is StartShape.ROW:
             start = start[0]
         before = time.perf_counter()
-        result = stce.matmul(a, b, start, self.threads)
+        result = stce.matmul(a, right, start, self.threads)
         seconds = time.perf_counter() - before
-        if start is None:
-            shape = StartShape.ZERO
-        else:
-            shape = StartShape.ROW if start.ndim == 1 else StartShape.MATRIX
-        product = Product(rows, cols, depth, pattern.n, pattern.m, shape)
+        kept = b in self._kept
+        if b.resident:
+            self._kept.add(b)
         return result, Run(
             macs=product.macs,
             predicted_cycles=functools.partial(self.predict, product, dataflow),
             wall_seconds=seconds,
+            bytes_host=bytes_passing(a, product) + (0 if kept else b.nbytes),
+            bytes_kept=b.nbytes if kept else 0,
         )
 
     def run_stages(
-        self, names: tuple[str, ...], layer: Layer, tensors: Tensors, rates: Sgd | None
+        self,
+        names: tuple[str, ...],
+        layer: Layer,
+        tensors: Tensors,
+        rates: Sgd | None,
+        owner: object = None,
     ) -> tuple[Tensors, Run]:
         """Compute what stages of a layer leave; no cycles are counted.
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from sat.dataflow.products import Product
 from sat.devices.base import Device, Run
+from sat.devices.operand import RightOperand
 from sat.errors import DeviceClosedError
-from sat.sparsity.pattern import Pattern
 
 
 def _require_open(devices: Sequence[Device]) -> None:
@@ -78,9 +78,7 @@ class PoolDevice(Device):
     def _matmul(
         self,
         a: NDArray[np.float16],
-        values: NDArray[np.float16],
-        indices: NDArray[np.uint8] | None,
-        pattern: Pattern,
+        b: RightOperand,
         start: NDArray[np.float32] | None,
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
@@ -90,9 +88,7 @@ class PoolDevice(Device):
             self._threads.submit(
                 device._matmul,
                 a[part],
-                values,
-                indices,
-                pattern,
+                b,
                 None if start is None else start[part],
                 dataflow,
             )
@@ -115,6 +111,8 @@ class PoolDevice(Device):
             utilisation=None if counted is None else macs / (counted * size),
             bytes_read=_sum([run.bytes_read for run in runs]),
             bytes_written=_sum([run.bytes_written for run in runs]),
+            bytes_host=sum(run.bytes_host for run in runs),
+            bytes_kept=sum(run.bytes_kept for run in runs),
             wall_seconds=max(run.wall_seconds or 0.0 for run in runs),
         )
 
@@ -163,15 +161,13 @@ class FirstDevice(Device):
     def _matmul(
         self,
         a: NDArray[np.float16],
-        values: NDArray[np.float16],
-        indices: NDArray[np.uint8] | None,
-        pattern: Pattern,
+        b: RightOperand,
         start: NDArray[np.float32] | None,
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
         device = self.first if self.left else self.then
         _require_open([device])
-        result, run = device._matmul(a, values, indices, pattern, start, dataflow)
+        result, run = device._matmul(a, b, start, dataflow)
         self.left = max(0, self.left - 1)
         run.device = device.name
         return result, run

@@ -3,32 +3,58 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sat.dataflow.compile import CompiledProduct
 from sat.dataflow.cycles import predict
-from sat.dataflow.host import read_result, write_product
+from sat.dataflow.host import read_result, write_left, write_right
 from sat.dataflow.layers import Layer
 from sat.dataflow.products import Product, StartShape
+from sat.dataflow.program import Program
 from sat.dataflow.search import best_mapping
 from sat.dataflow.step import CompiledStep, Sgd, compile_step
 from sat.devices.base import Device, Run, Tensors, make_config
+from sat.devices.operand import RightOperand, bytes_passing, product_of
+from sat.devices.residents import Residents
 from sat.errors import DeviceError
 from sat.layers import RESULTS, stage_macs, write_step
+from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status
-from sat.sim.device_rtl import DeviceRtl
+from sat.sim.device_rtl import DeviceRtl, Outcome
 from sat.sim.memory import MemoryTiming
-from sat.sparsity.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What is held of a layer's weights, as the host knows it: FP32 weights and momenta.
+
+    Both pruned copies are those of ``w``: the host writes them with weights that it sends, the
+    device with those that it updates.
+    """
+
+    layer: Layer
+    tensors: Tensors
+
+    def fits(self, layer: Layer) -> bool:
+        """Whether weights of the layer lie as these do."""
+        names = ("in_channels", "out_channels", "kernel", "groups", "ff", "bp")
+        return all(getattr(self.layer, n) == getattr(layer, n) for n in names)
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and np.array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
 class RtlDevice(Device):
     """Runs products on the Verilated RTL.
 
-    A product is mapped and compiled once for its sizes, pattern and dataflow; the program, its
-    matrices and nothing else cross into the simulated memory.
+    A product is mapped and compiled once for its sizes, pattern and dataflow. Resident operands
+    (`sat.resident`) and layers' weights stay in the simulated memory; all else is sent with each
+    program.
 
     Parameters
     ----------
@@ -36,6 +62,9 @@ class RtlDevice(Device):
         ``"RxC"``; the configuration's own (8x8) if not given.
     config : SatConfig, optional
     memory : MemoryTiming, optional
+    memory_bytes : int
+        Size of the simulated memory at first; it grows with what does not fit, and then forgets
+        what was resident.
     waves : str, optional
         File for a waveform (FST) of everything that runs.
     **options
@@ -50,21 +79,30 @@ class RtlDevice(Device):
         *,
         config: SatConfig | None = None,
         memory: MemoryTiming | None = None,
+        memory_bytes: int = 1 << 26,
         waves: str | None = None,
         **options: Any,
     ):
         super().__init__(make_config(config, array, **options))
         self.memory_timing = memory or MemoryTiming()
+        self._memory_bytes = memory_bytes
         self._waves = waves
         self._device: DeviceRtl | None = None
+        self._residents = Residents()
         self._compiled: dict[tuple[Product, str], tuple[CompiledProduct, int]] = {}
         self._steps: dict[tuple[Layer, tuple[str, ...]], tuple[CompiledStep, int]] = {}
 
-    def _simulator(self, need: int) -> DeviceRtl:
+    def _simulator(self, scratch: int, held: int) -> DeviceRtl:
+        """Return the simulator, with memory for a program and a block that is held."""
+        # A block begins on a boundary.
+        need = scratch + held + 2 * BOUNDARY_BYTES
         if self._device is None or len(self._device.memory) < need:
             if self._device is not None:
                 self._device.close()
-            size = max(1 << 24, 1 << (need - 1).bit_length())
+                self._residents.clear()
+            size = self._memory_bytes
+            if size < need:
+                size = 1 << (2 * need - 1).bit_length()
             self._device = DeviceRtl(
                 self.config, self.memory_timing, memory_bytes=size, waves=self._waves
             )
@@ -84,43 +122,73 @@ class RtlDevice(Device):
     def _matmul(
         self,
         a: np.ndarray,
-        values: np.ndarray,
-        indices: np.ndarray | None,
-        pattern: Pattern,
+        b: RightOperand,
         start: np.ndarray | None,
         dataflow: str,
     ) -> tuple[np.ndarray, Run]:
-        shape = StartShape.ZERO
-        if start is not None:
-            # A bias is one row of memory; numpy's broadcast of it has no step from row to row.
-            bias = start.shape[0] == 1 or start.strides[0] == 0
-            shape = StartShape.ROW if bias else StartShape.MATRIX
-            start = start[0] if bias else start
-        product = Product(a.shape[0], values.shape[1], a.shape[1], pattern.n, pattern.m, shape)
+        product = product_of(a, b, start)
+        if start is not None and product.start is StartShape.ROW:
+            start = start[0]
         compiled, predicted = self.compile(product, dataflow)
-        device = self._simulator(compiled.memory.end)
-        write_product(device.memory, compiled.memory, compiled.program, a, values, indices, start)
+        where = compiled.memory
+        # A resident operand lies apart; what is below it belongs to this product alone.
+        device = self._simulator(where.held.start, len(where.held))
+        place = None
+        if b.resident:
+            place = self._residents.place(b, len(where.held), where.held.start, len(device.memory))
+            compiled = compiled.with_b_at(place.block.start)
+            where = compiled.memory
+        else:
+            self._residents.evict_below(where.end)
+        kept = place is not None and place.contents is not None
+        if not kept:
+            write_right(device.memory, where, b.values, b.indices)
+        write_left(device.memory, where, compiled.program, a, start)
+        outcome, seconds = self._run(device, where.program.address, compiled.program, str(product))
+        if place is not None:
+            place.contents = "right operand"
+        return read_result(device.memory, where), self._account(
+            outcome,
+            macs=product.macs,
+            predicted_cycles=predicted,
+            wall_seconds=seconds,
+            bytes_host=bytes_passing(a, product) + (0 if kept else b.nbytes),
+            bytes_kept=b.nbytes if kept else 0,
+        )
+
+    def _run(
+        self, device: DeviceRtl, address: int, program: Program, purpose: str
+    ) -> tuple[Outcome, float]:
+        """Run a program; return how it ended and the host's seconds, or raise if it failed."""
         began = time.perf_counter()
-        outcome = device.run(compiled.memory.program.address, len(compiled.program))
-        wall = time.perf_counter() - began
+        outcome = device.run(address, len(program))
+        seconds = time.perf_counter() - began
         if outcome.status is not Status.DONE:
             raise DeviceError(
-                f"the program for {product} stopped with {outcome.status.name} at instruction "
+                f"the program for {purpose} stopped with {outcome.status.name} at instruction "
                 f"{outcome.error_pc}"
             )
+        return outcome, seconds
+
+    def _account(self, outcome: Outcome, *, macs: int, **known: Any) -> Run:
+        """Return a run with what the device itself counted."""
         beat = self.config.axi.beat_bytes
-        return read_result(device.memory, compiled.memory), Run(
+        return Run(
             cycles=outcome.cycles,
-            predicted_cycles=predicted,
-            macs=product.macs,
-            utilisation=product.macs / (outcome.cycles * self.config.rows * self.config.cols),
+            macs=macs,
+            utilisation=macs / (outcome.cycles * self.config.rows * self.config.cols),
             bytes_read=outcome.beats_read * beat,
             bytes_written=outcome.beats_written * beat,
-            wall_seconds=wall,
+            **known,
         )
 
     def run_stages(
-        self, names: tuple[str, ...], layer: Layer, tensors: Tensors, rates: Sgd | None
+        self,
+        names: tuple[str, ...],
+        layer: Layer,
+        tensors: Tensors,
+        rates: Sgd | None,
+        owner: object = None,
     ) -> tuple[Tensors, Run]:
         """Run stages of a layer as one program.
 
@@ -138,26 +206,38 @@ class RtlDevice(Device):
             cycles = predict(step.program, self.config, self.memory_timing, step.address).cycles
             self._steps[key] = step, cycles
         step, predicted = self._steps[key]
-        device = self._simulator(step.end)
-        on_device = write_step(device.memory, step, tensors)
-        began = time.perf_counter()
-        outcome = device.run(step.address, len(step.program))
-        wall = time.perf_counter() - began
-        if outcome.status is not Status.DONE:
-            raise DeviceError(
-                f"the program for {', '.join(names)} of {layer} stopped with "
-                f"{outcome.status.name} at instruction {outcome.error_pc}"
-            )
-        beat, macs = self.config.axi.beat_bytes, stage_macs(layer, names)
+        device = self._simulator(step.end, len(step.memory.held))
+        place, there = None, {}
+        if owner is None:
+            self._residents.evict_below(step.end)
+        else:
+            size = len(step.memory.held)
+            place = self._residents.place(owner, size, step.end, len(device.memory))
+            step = step.with_weights_at(place.block.start)
+            if place.contents is not None and place.contents.fits(layer):
+                there = place.contents.tensors
+            # Until the program has ended well, nothing is known to be there.
+            place.contents = None
+        kept = [
+            name for name in there if name in tensors and _same_bits(there[name], tensors[name])
+        ]
+        sent = {name: values for name, values in tensors.items() if name not in kept}
+        on_device = write_step(device.memory, step, sent, held=bool(there))
+        purpose = f"{', '.join(names)} of {layer}"
+        outcome, seconds = self._run(device, step.address, step.program, purpose)
         results = {name: on_device.read(name) for stage in names for name in RESULTS[stage]}
-        return results, Run(
-            cycles=outcome.cycles,
+        if place is not None:
+            known = {**sent, **results}
+            fresh = {name: known[name].copy() for name in ("w", "v") if name in known}
+            place.contents = _Weights(layer, there | fresh)
+        fetched = sum(values.nbytes for values in results.values())
+        return results, self._account(
+            outcome,
+            macs=stage_macs(layer, names),
             predicted_cycles=predicted,
-            macs=macs,
-            utilisation=macs / (outcome.cycles * self.config.rows * self.config.cols),
-            bytes_read=outcome.beats_read * beat,
-            bytes_written=outcome.beats_written * beat,
-            wall_seconds=wall,
+            wall_seconds=seconds,
+            bytes_host=sum(values.nbytes for values in sent.values()) + fetched,
+            bytes_kept=sum(tensors[name].nbytes for name in kept),
         )
 
     def close(self) -> None:
@@ -165,4 +245,5 @@ class RtlDevice(Device):
         if self._device is not None:
             self._device.close()
             self._device = None
+        self._residents.clear()
         super().close()

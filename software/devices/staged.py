@@ -13,8 +13,8 @@ from sat.dataflow.products import Product
 from sat.dataflow.step import Sgd
 from sat.devices.base import Device, Run, StageRunner, Tensors
 from sat.devices.golden import GoldenDevice
+from sat.devices.operand import RightOperand
 from sat.layers import count_different
-from sat.sparsity.pattern import Pattern
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,11 @@ class StagedDevice(Device):
     def _matmul(
         self,
         a: NDArray[np.float16],
-        values: NDArray[np.float16],
-        indices: NDArray[np.uint8] | None,
-        pattern: Pattern,
+        b: RightOperand,
         start: NDArray[np.float32] | None,
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
-        return self.device._matmul(a, values, indices, pattern, start, dataflow)
+        return self.device._matmul(a, b, start, dataflow)
 
     def runs_layer(self, layer: Layer) -> bool:
         """Return whether the device can run this layer's stages (else its products are sent)."""
@@ -125,7 +123,12 @@ class StagedDevice(Device):
         return layer.in_per_group % word == layer.out_per_group % word == 0
 
     def stages(
-        self, names: Sequence[str], layer: Layer, tensors: Tensors, rates: Sgd | None = None
+        self,
+        names: Sequence[str],
+        layer: Layer,
+        tensors: Tensors,
+        rates: Sgd | None = None,
+        owner: object = None,
     ) -> tuple[Tensors, Run]:
         """Run stages as one program.
 
@@ -137,6 +140,10 @@ class StagedDevice(Device):
             What the stages read: x, dy (float16), w, v, g, bias (float32).
         rates : Sgd, optional
             For the update.
+        owner : object, optional
+            Whose weights these are, such as a module. Weights, momenta and both pruned copies stay
+            on the device while it lives: what the host has unchanged is not sent again, and what
+            the device updated and pruned itself is there for the next program.
 
         Returns
         -------
@@ -150,7 +157,7 @@ class StagedDevice(Device):
             The program did not end well.
         """
         key = tuple(names)
-        results, run = self.device.run_stages(key, layer, tensors, rates)
+        results, run = self.device.run_stages(key, layer, tensors, rates, owner)
         if self.compare:
             self._compare(key, layer, tensors, rates, results)
         twin = run.cycles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -24,10 +25,12 @@ from sat.devices.context import (
     current_log,
     product_label,
 )
+from sat.devices.operand import RightOperand
 from sat.devices.staged import StagedDevice, stages_name
 from sat.lowering import (
     POINT,
     Geometry,
+    Phase,
     at_positions,
     backward_phases,
     every_phase,
@@ -40,7 +43,6 @@ from sat.lowering import (
 from sat.sim.golden import sore
 from sat.sparsity.pattern import DENSE, Pattern
 from sat.sparsity.schemes import CONTRACTION, Scheme, get_scheme
-from sat.sparsity.tensor import NMTensor
 
 _PLAN = "_sat_plan"
 _loss_scale: ContextVar[float] = ContextVar("sat_loss_scale", default=1.0)
@@ -81,26 +83,61 @@ class LayerPlan:
     device: Device | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Operand:
     """An operand of a product by lanes, rows of A or columns of B: (lanes, kept) each.
 
-    ``indices`` is None for a dense one; ``depth`` is the length of a lane before pruning.
+    ``indices`` is None for a dense one; ``depth`` is the length of a lane before pruning. One that
+    is used again is ``resident``: devices keep it, where it is the right one.
     """
 
     values: Tensor
     indices: Tensor | None
     depth: int
+    pattern: Pattern
+    resident: bool = False
+
+    @functools.cached_property
+    def right(self) -> RightOperand:
+        """The operand as columns of B."""
+        values = self.values.t().contiguous().numpy()
+        if self.indices is None:
+            return RightOperand.dense(values, resident=self.resident)
+        indices = self.indices.t().contiguous().numpy()
+        return RightOperand(values, indices, self.pattern, self.depth, self.resident)
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """FP16 copy of a weight, compact or dense, and the FP32 weight and plan that it is of."""
+    """FP16 copy of a weight, compact or dense, and the FP32 weight and plan that it is of.
+
+    ``operands`` are those made of it so far, by what they take of the weight.
+    """
 
     plan: LayerPlan
     source: Tensor
     values: Tensor
     indices: Tensor | None
+    operands: dict[Any, _Operand] = field(default_factory=dict)
+
+    def operand(self, part: Any, lanes: Callable[[Tensor], Tensor], depth: int) -> _Operand:
+        """Return a part of the copy as an operand, the same one each time.
+
+        Parameters
+        ----------
+        part : hashable
+            Names the part.
+        lanes : callable
+            Takes values, and indices, to (lanes, kept).
+        depth : int
+            Length of a lane before pruning.
+        """
+        if part not in self.operands:
+            indices = None if self.indices is None else lanes(self.indices)
+            self.operands[part] = _Operand(
+                lanes(self.values), indices, depth, self.plan.pattern, resident=True
+            )
+        return self.operands[part]
 
 
 Copies = dict[tuple[str, int], _Copy]
@@ -122,22 +159,22 @@ class _Engine:
     device: Device
     log: ProductLog | None
     copies: Copies = field(default_factory=dict)
+    owner: nn.Module | None = None
 
-    def weight(
-        self, stage: str, group: int, w: Tensor, axes: dict[str, int]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return a group's weight as `operand` does; its copy, as long as the weight is the same.
+    def weight(self, stage: str, group: int, w: Tensor, axes: dict[str, int]) -> _Copy:
+        """Return a group's weight, pruned and rounded as by `operand`.
 
-        So a weight is pruned once after each update, however often it is used. Bits are compared,
-        not version counters, which ``weight.data`` gets around.
+        It is the same copy as long as the weight is the same. So a weight is pruned once after
+        each update and sent to a device once, however often it is used. Bits are compared, not
+        version counters, which ``weight.data`` gets around.
         """
         held = self.copies.get((stage, group))
         now = w.detach()
         if held is not None and held.plan == self.plan and _same_bits(held.source, now):
-            return held.values, held.indices
-        values, indices = self.operand(stage, "weight", w, axes)
-        self.copies[stage, group] = _Copy(self.plan, now.clone(), values, indices)
-        return values, indices
+            return held
+        made = _Copy(self.plan, now.clone(), *self.operand(stage, "weight", w, axes))
+        self.copies[stage, group] = made
+        return made
 
     def compact(self, stage: str) -> bool:
         """Whether an operand of the stage is stored in N:M form."""
@@ -198,7 +235,7 @@ class _Engine:
         device = self.device
         assert isinstance(device, StagedDevice), "only such a device is given layers"
         arrays = {name: t.detach().contiguous().numpy() for name, t in tensors.items()}
-        results, run = device.stages(names, layer, arrays)
+        results, run = device.stages(names, layer, arrays, owner=self.owner)
         if self.log is not None:
             self.log.records.append(
                 ProductRecord(
@@ -216,15 +253,8 @@ class _Engine:
 
     def _matmul(self, stage: str, left: _Operand, right: _Operand, start: Tensor | None) -> Tensor:
         a = left.values.contiguous()
-        values = right.values.t().contiguous()
-        b: Tensor | NMTensor = values
-        pattern = DENSE
-        if right.indices is not None:
-            pattern = self.plan.pattern
-            shape = torch.Size((right.depth, len(right.values)))
-            b = NMTensor(values, right.indices.t().contiguous(), pattern, 0, shape)
         with product_label(f"{self.plan.name or 'layer'} {stage}"):
-            result = self.device.matmul(a, b, start)
+            result = self.device.matmul(a, right.right, start)
         if self.log is not None:
             run = self.device.last_run
             assert run is not None, "a product that succeeded leaves its account"
@@ -235,7 +265,7 @@ class _Engine:
                     len(a),
                     len(right.values),
                     right.depth,
-                    pattern,
+                    right.right.pattern,
                     self.device.name,
                     run,
                 )
@@ -280,17 +310,15 @@ class _Products(torch.autograd.Function):
             x_part = _widen(x[..., group * ins : (group + 1) * ins], channels)
             w_part = _widen(weight[group * outs : (group + 1) * outs], channels)
             values, indices = engine.operand("FF", "input", pad(x_part, reads), {"in": -1})
+            depth = g.taps * channels
             left = _Operand(
                 windows(values, taps, low),
                 None if indices is None else windows(indices, taps, low),
-                g.taps * channels,
+                depth,
+                engine.plan.pattern,
             )
-            values, indices = engine.weight("FF", group, w_part, {"out": 0, "in": -1})
-            right = _Operand(
-                values.reshape(outs, -1),
-                None if indices is None else indices.reshape(outs, -1),
-                g.taps * channels,
-            )
+            copy = engine.weight("FF", group, w_part, {"out": 0, "in": -1})
+            right = copy.operand("all", lambda x: x.flatten(1), depth)
             start = None if bias is None else bias[group * outs : (group + 1) * outs]
             parts.append(engine.product("FF", left, right, start))
         y = parts[0] if g.groups == 1 else torch.cat(parts, 1)
@@ -371,6 +399,11 @@ def _staged_gradients(
     return made["dx"].float() if needs_x else None, dw
 
 
+def _lanes_at(phases: Sequence[Phase], w: Tensor) -> Tensor:
+    """Return what phases take of (lanes, *kernel, channels) as (lanes, kept)."""
+    return at_positions(w, phases).flatten(1)
+
+
 def _lane_channels(engine: _Engine, stage: str, g: Geometry, channels: int) -> int:
     """Return the channels at one position of a lane, filled up where groups would cross."""
     m = engine.plan.pattern.m
@@ -393,26 +426,20 @@ def _input_gradient(
         grad_values, grad_indices = engine.operand(
             "BP", "output_gradient", pad(grad_part, reads), {"out": -1}
         )
-        w_values, w_indices = engine.weight(
-            "BP", group, _widen(w_part, channels), {"in": 0, "out": -1}
-        )
+        copy = engine.weight("BP", group, _widen(w_part, channels), {"in": 0, "out": -1})
         dx_part = dx[..., group * ins : (group + 1) * ins]
         # Inputs that no phase reaches feed no output: their gradient is zero.
         for chosen in every_phase(phases):
             taps = [phase.taps for phase in chosen]
             depth = prod(t.count for t in taps) * channels
-            left, right = (
-                _Operand(
-                    windows(grad_values, taps, low),
-                    None if grad_indices is None else windows(grad_indices, taps, low),
-                    depth,
-                ),
-                _Operand(
-                    at_positions(w_values, chosen).reshape(ins, -1),
-                    None if w_indices is None else at_positions(w_indices, chosen).reshape(ins, -1),
-                    depth,
-                ),
+            left = _Operand(
+                windows(grad_values, taps, low),
+                None if grad_indices is None else windows(grad_indices, taps, low),
+                depth,
+                engine.plan.pattern,
             )
+            positions = tuple(tuple(phase.positions) for phase in chosen)
+            right = copy.operand(positions, functools.partial(_lanes_at, chosen), depth)
             target = place(dx_part, chosen, g.stride)
             target.copy_(engine.product("BP", left, right).reshape(target.shape))
     return dx
@@ -430,10 +457,10 @@ def _weight_gradient(
     for group in range(g.groups):
         grad_part = grad[..., group * outs : (group + 1) * outs].reshape(samples, outs)
         values, _ = engine.operand("WU", "output_gradient", grad_part, {"out": -1})
-        left = _Operand(values.t(), None, samples)
+        left = _Operand(values.t(), None, samples, DENSE)
         x_part = x[..., group * ins : (group + 1) * ins]
         values, _ = engine.operand("WU", "input", x_part, {"in": -1})
-        right = _Operand(windows(pad(values, reads), taps, front(reads)).t(), None, samples)
+        right = _Operand(windows(pad(values, reads), taps, front(reads)).t(), None, samples, DENSE)
         parts.append(engine.product("WU", left, right).reshape(outs, *g.kernel, ins))
     dw = parts[0] if g.groups == 1 else torch.cat(parts)
     return _decayed(engine.plan, dw, weight)
@@ -478,7 +505,7 @@ def _engine(layer: nn.Module, x: Tensor, weight: Tensor) -> _Engine:
                 f"{where}{name} is on {tensor.device}: must be in host memory; use .cpu()"
             )
     copies = _copies.setdefault(layer, {})
-    return _Engine(plan, current_device(plan.device), current_log(), copies)
+    return _Engine(plan, current_device(plan.device), current_log(), copies, layer)
 
 
 class SatLinear(nn.Linear):

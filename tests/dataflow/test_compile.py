@@ -14,6 +14,7 @@ from sat.dataflow.mapping import OsMapping, legal_mappings
 from sat.dataflow.products import Product, StartShape, kept_values
 from sat.dataflow.program import Program, ProgramError
 from sat.dataflow.search import best_mapping
+from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import AxiConfig, SatConfig
 from sat.rtl.isa import Instruction, Opcode, Status
 from sat.sim.golden import sore, stce
@@ -47,8 +48,8 @@ def mapped_products(draw):
     return config, product, draw(st.sampled_from(legal_mappings(product, config)))
 
 
-@given(mapped_products(), st.integers(0, 1 << 32))
-def test_every_mapping_gives_the_folds_bits(case, seed):
+@given(mapped_products(), st.integers(0, 1 << 32), st.none() | st.integers(0, 3))
+def test_every_mapping_gives_the_folds_bits_wherever_b_lies(case, seed, pages):
     config, product, mapping = case
     rng = np.random.default_rng(seed)
     a = rng.standard_normal((product.rows, product.depth)).astype(np.float16)
@@ -63,6 +64,12 @@ def test_every_mapping_gives_the_folds_bits(case, seed):
         values, indices = sore.select(b, product.n, product.m, axis=0)
         right = stce.NMOperand(values, indices, (product.n, product.m), product.depth)
     compiled = compile_product(product, config, mapping)
+    if pages is not None:
+        cycles = predict(compiled.program, config, MemoryTiming()).cycles
+        end = compiled.memory.held.stop
+        compiled = compiled.with_b_at((-(-end // BOUNDARY_BYTES) + pages) * BOUNDARY_BYTES)
+        assert compiled.memory.held.start >= end
+        assert predict(compiled.program, config, MemoryTiming()).cycles == cycles
     memory = np.full(compiled.memory.end, 0xA5, np.uint8)
     compiled.program.validate(config, window=(0, len(memory)))
     write_product(memory, compiled.memory, compiled.program, a, values, indices, start)

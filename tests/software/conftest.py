@@ -34,9 +34,9 @@ class FakeRtl(GoldenDevice):
         self.late = late
         self.products = 0
 
-    def _matmul(self, a, values, indices, pattern, start, dataflow):
-        result, _ = super()._matmul(a, values, indices, pattern, start, dataflow)
-        macs = a.shape[0] * values.shape[1] * len(values)
+    def _matmul(self, a, b, start, dataflow):
+        result, _ = super()._matmul(a, b, start, dataflow)
+        macs = len(a) * b.values.size
         if self.products == self.wrong_product:
             result.view(np.uint32)[0, 0] ^= 1
         self.products += 1
@@ -50,8 +50,8 @@ class FakeRtl(GoldenDevice):
             wall_seconds=0.5,
         )
 
-    def run_stages(self, names, layer, tensors, rates):
-        results, run = super().run_stages(names, layer, tensors, rates)
+    def run_stages(self, names, layer, tensors, rates, owner=None):
+        results, run = super().run_stages(names, layer, tensors, rates, owner)
         if self.products == self.wrong_product:
             first = next(iter(results.values()))
             first.view(np.uint8).reshape(-1)[0] ^= 1

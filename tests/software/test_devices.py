@@ -349,10 +349,11 @@ def test_kept_positions_reach_the_device(fake_rtl):
 
     with Spy() as device:
         device.matmul(A, sat.prune(B, "2:8"), start=S[0])
-    a, values, indices, pattern, start, dataflow = seen[0]
+    a, b, start, dataflow = seen[0]
+    values, indices = b.values, b.indices
     expected = sore.select(B.numpy(), 2, 8)
     np.testing.assert_array_equal(values, expected[0])
     np.testing.assert_array_equal(indices, expected[1])
-    assert (pattern, dataflow) == (sat.Pattern(2, 8), "auto")
+    assert (b.pattern, b.depth, dataflow) == (sat.Pattern(2, 8), 16, "auto")
     assert start.shape == (3, 5) and start.strides[0] == 0
     assert a.flags.c_contiguous and values.flags.c_contiguous and indices.flags.c_contiguous

@@ -51,7 +51,7 @@ def test_whole_curves_are_equal_and_within_the_bounds(model, ranks):
 
 
 def test_command_compares_ranks_of_the_perceptron(capsys):
-    assert main(["train", "--model", "mlp", "--ranks", "2", "--steps", "50", "--compare"]) == 0
+    assert main(["train", "--model", "mlp", "--ranks", "2", "--steps", "45", "--compare"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["epoch", "2", "ranks"]
     assert [line.split()[0] for line in lines[1:4]] == ["1", "2", "test"]
@@ -61,56 +61,41 @@ def test_command_compares_ranks_of_the_perceptron(capsys):
 # --- the comparison, ranks played by shards -------------------------------------------------------
 
 
-@pytest.fixture
-def played_ranks(monkeypatch):
-    """Let shards play the ranks; multiply losses of steps, or the accuracy (key None)."""
-    faults = {}
+@pytest.fixture(scope="module")
+def made():
+    """A comparison of 45 steps of the perceptron, an epoch and a bit."""
 
     def play(ranks, device="golden", *, shards=1, **arguments):
-        result, state = train_ranks(1, device, shards=max(ranks, shards), **arguments)
-        if ranks > 1:
-            losses = [x * faults.get(i, 1.0) for i, x in enumerate(result.losses)]
-            accuracies = [x * faults.get(None, 1.0) for x in result.accuracies]
-            result = replace(result, losses=losses, accuracies=accuracies)
-        return result, state
+        return train_ranks(1, device, shards=max(ranks, shards), **arguments)
 
-    monkeypatch.setattr(sat.distributed, "train_ranks", play)
-    return faults
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sat.distributed, "train_ranks", play)
+        return compare_ranks(2, model="mlp", steps=45)
 
 
-COMPARE = ["train", "--model", "mlp", "--ranks", "2", "--steps", "45", "--compare"]
-
-
-def test_comparison_passes(capsys, played_ranks):
-    assert main([*COMPARE, "--json"]) == 0
-    values = json.loads(capsys.readouterr().out)
+def test_comparison_passes(made):
+    values = json.loads(json.dumps(made.to_dict()))
     assert values["passed"] and values["bits_equal"] and values["steps"] == 45
     assert values["losses"]["ranks"] == values["losses"]["shards"] != values["losses"]["whole"]
     assert 0 < values["first_apart"] < 1e-6 and 0 < values["epochs_apart"] < 1e-4
 
 
-def test_command_reports_ranks(capsys, played_ranks):
-    arguments = ["--model", "mlp", "--ranks", "2", "--steps", "3", "--json"]
-    assert main(["train", *arguments]) == 0
-    values = json.loads(capsys.readouterr().out)
-    assert values["ranks"] == 2 and len(values["losses"]) == values["steps"] == 3
-
-
 @pytest.mark.parametrize(
-    "step, factor, apart",
+    "step, factor, accuracy, apart",
     [
-        (44, 1 + 1e-15, None),
-        (2, 1.002, "first_apart"),
-        (44, 1.5, "epochs_apart"),
-        (44, float("nan"), "epochs_apart"),
-        (None, 0.9, "accuracies_apart"),
+        (2, 1.002, 1.0, "first_apart"),
+        (44, 1.5, 1.0, "epochs_apart"),
+        (44, float("nan"), 1.0, "epochs_apart"),
+        (44, 1.0, 0.9, "accuracies_apart"),
     ],
 )
-def test_comparison_fails(capsys, played_ranks, step, factor, apart):
-    played_ranks[step] = factor
-    assert main([*COMPARE, "--json"]) == 1
-    values = json.loads(capsys.readouterr().out)
-    assert not values["passed"] and not values["bits_equal"]
+def test_comparison_fails_beyond_a_bound(made, step, factor, accuracy, apart):
+    ranked = made.ranked
+    losses = [x * (factor if i == step else 1) for i, x in enumerate(ranked.losses)]
+    accuracies = [x * accuracy for x in ranked.accuracies]
+    wrong = replace(made, ranked=replace(ranked, losses=losses, accuracies=accuracies))
+    values = wrong.to_dict()
+    assert values["bits_equal"] and not values["passed"] and str(wrong).endswith("FAILED")
     for name, bound in (
         ("first_apart", "first_bound"),
         ("epochs_apart", "epoch_bound"),
@@ -118,6 +103,39 @@ def test_comparison_fails(capsys, played_ranks, step, factor, apart):
     ):
         within = values[name] is not None and values[name] <= values[bound]
         assert within == (name != apart)
+
+
+@pytest.mark.parametrize("what", ["loss", "accuracy", "state"])
+def test_command_fails_on_one_wrong_bit(capsys, monkeypatch, what):
+    def play(ranks, device="golden", *, shards=1, **arguments):
+        result, state = train_ranks(1, device, shards=max(ranks, shards), **arguments)
+        if ranks > 1 and what == "loss":
+            result.losses[-1] *= 1 + 2**-52
+        elif ranks > 1 and what == "accuracy":
+            result.accuracies[-1] += 1 / 450
+        elif ranks > 1:
+            state["fc3.bias"][0] *= 1 + 2**-23
+        return result, state
+
+    monkeypatch.setattr(sat.distributed, "train_ranks", play)
+    arguments = ["train", "--model", "mlp", "--ranks", "2", "--steps", "2", "--compare"]
+    assert main([*arguments, "--json"]) == 1
+    values = json.loads(capsys.readouterr().out)
+    assert not values["passed"] and not values["bits_equal"]
+    assert main(arguments) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "bits of ranks and shards equal: NO" in lines and lines[-1] == "FAILED"
+
+
+def test_command_reports_ranks(capsys, monkeypatch):
+    def play(ranks, device, *, shards, **arguments):
+        return train_ranks(1, device, **arguments)
+
+    monkeypatch.setattr(sat.distributed, "train_ranks", play)
+    arguments = ["--model", "mlp", "--ranks", "2", "--steps", "3", "--json"]
+    assert main(["train", *arguments]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["ranks"] == 2 and len(values["losses"]) == values["steps"] == 3
 
 
 # --- parts ----------------------------------------------------------------------------------------

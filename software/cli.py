@@ -262,7 +262,7 @@ def _train(args: argparse.Namespace) -> int:
     from sat.train import Trainer
 
     _use_one_thread()
-    if args.ranks > 1:
+    if args.ranks > 1 or args.compare:
         return _train_ranks(args)
     with _usage():
         data = load_data(args.data)
@@ -280,6 +280,7 @@ def _train(args: argparse.Namespace) -> int:
                 steps=args.steps,
                 batch=args.batch,
                 seed=args.seed,
+                shards=args.shards,
             )
         if not args.json:
             print(trainer.result.report)
@@ -312,6 +313,7 @@ def _print_training(
         "pattern": str(sat.Pattern.parse(args.pattern)),
         "device": device,
         "ranks": args.ranks,
+        "shards": args.shards,
         "seed": args.seed,
         "steps": result.steps,
         "skipped_steps": result.skipped,
@@ -327,30 +329,35 @@ def _print_training(
 
 
 def _train_ranks(args: argparse.Namespace) -> int:
-    """Train with several ranks, each a process with its own device."""
+    """Train with several ranks, each a process with its own device; compare with one if asked."""
     import sat
     from sat.data import load_data
-    from sat.distributed import train_ranks
+    from sat.distributed import compare_ranks, train_ranks
 
     options = {} if args.array is None else {"array": args.array}
+    arguments = {
+        "data": args.data,
+        "progress": not args.json,
+        "options": options,
+        "model": args.model,
+        "scheme": args.scheme,
+        "pattern": args.pattern,
+        "epochs": args.epochs,
+        "steps": args.steps,
+        "batch": args.batch,
+        "seed": args.seed,
+    }
     with _usage():
         load_data(args.data)
         sat.Pattern.parse(args.pattern)
         sat.device(args.device, **options).close()
-        result, _ = train_ranks(
-            args.ranks,
-            args.device,
-            data=args.data,
-            progress=not args.json,
-            options=options,
-            model=args.model,
-            scheme=args.scheme,
-            pattern=args.pattern,
-            epochs=args.epochs,
-            steps=args.steps,
-            batch=args.batch,
-            seed=args.seed,
-        )
+        if args.compare and args.shards > 1:
+            raise ValueError("--compare: has as many shards as ranks; leave --shards out")
+        if args.compare:
+            comparison = compare_ranks(args.ranks, args.device, **arguments)
+            print(json.dumps(comparison.to_dict()) if args.json else comparison)
+            return DONE if comparison.passed else FAILED
+        result, _ = train_ranks(args.ranks, args.device, shards=args.shards, **arguments)
     return _print_training(args, args.device, result, {})
 
 
@@ -521,6 +528,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--ranks", type=_count, default=1, help="processes, each with its own device (default 1)"
     )
+    sub.add_argument(
+        "--shards", type=_count, default=1,
+        help="parts of a batch, one after the other: R have the bits of R ranks (default 1)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--compare", action="store_true",
+        help="train with the ranks, with as many shards, and whole: print how far apart they are",
+    )  # fmt: skip
     sub.add_argument("--seed", type=_seed, default=0)
 
     command("devices", _devices, "list the devices")

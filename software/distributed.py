@@ -1,139 +1,83 @@
 """Data-parallel training: ranks in processes of their own, each with its own device.
 
-``torch.distributed`` (gloo) adds the gradients up. A step is that of one rank with the whole
-batch but for the order of sums: each rank folds its samples' part of WU, and the parts are added;
-batch normalisation adds sums over ranks. Forward products and BP have the bits of one rank, up to
-what those sums changed before (docs/offload.md has figures).
+``torch.distributed`` (gloo) hands gradients and sums of batch normalisation around; every rank
+adds them up in the same order. So R ranks have the bits of one rank with R shards (`sat.parts`).
+One rank with the whole batch adds in another order; docs/offload.md bounds what comes of it.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sat.data import load_data
+from sat.parts import check_cut
+
+if TYPE_CHECKING:
+    from sat.train import TrainResult
+
+# docs/offload.md says what was measured for these.
+FIRST_STEPS = 4
+FIRST_BOUND = 1e-3
+EPOCH_BOUND = 0.03
+ACCURACY_BOUND = 0.02
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """Add a tensor up over all ranks; so does its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.clone()
-        dist.all_reduce(total)
-        return total
-
-
-class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the samples of all ranks (`nn.SyncBatchNorm` runs on GPUs only)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return (batch, channels, height, width) normalised; each rank has as many samples."""
-        if not self.training:
-            return super().forward(input)
-        axes = (0, 2, 3)
-        # In float64 a mean of squares less a squared mean loses nothing that float32 would keep.
-        wide = input.double()
-        sums = torch.stack([wide.sum(axes), wide.square().sum(axes)])
-        count = input.numel() // input.shape[1] * dist.get_world_size()
-        averages = cast(Tensor, _SumOverRanks.apply(sums)) / count
-        mean = averages[0].float()
-        variance = (averages[1] - averages[0].square()).float()
-        with torch.no_grad():
-            assert self.running_mean is not None and self.running_var is not None
-            assert self.momentum is not None
-            unbiased = variance * (count / (count - 1))
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(unbiased, self.momentum)
-        shape = (1, -1, 1, 1)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (input - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)
-
-
-def globalise_(model: nn.Module) -> nn.Module:
-    """Make batch normalisation of a model see all ranks' samples; return the model.
-
-    Raises
-    ------
-    ValueError
-        If it has a normalisation over batches that this cannot do.
-    """
-    for name, layer in model.named_modules():
-        if type(layer) is nn.BatchNorm2d and layer.affine and layer.momentum is not None:
-            layer.__class__ = GlobalBatchNorm2d
-        elif isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(
-            layer, GlobalBatchNorm2d
-        ):
-            raise ValueError(
-                f"layer {name!r} is a {type(layer).__name__}: over ranks only nn.BatchNorm2d with "
-                "weight, bias and momentum is normalised; use that, or a norm without batches"
-            )
-    return model
-
-
-def share(x: Tensor) -> Tensor:
-    """Return this rank's samples of a batch.
-
-    Raises
-    ------
-    ValueError
-        If the ranks cannot have as many each.
-    """
-    world, rank = dist.get_world_size(), dist.get_rank()
-    if len(x) % world:
-        raise ValueError(f"batch={len(x)}: must be a multiple of the {world} ranks; change either")
-    return x.chunk(world)[rank]
-
-
-def mean_over_ranks(value: float) -> float:
-    """Return the mean of a number over all ranks."""
-    total = torch.tensor(value, dtype=torch.float64)
-    dist.all_reduce(total)
-    return float(total) / dist.get_world_size()
-
-
-def _rank(
-    rank: int,
+def _train(
     ranks: int,
-    store: str,
     spec: str,
     options: Mapping[str, Any],
     arguments: Mapping[str, Any],
     data: str,
     progress: bool,
-    out: str,
-) -> None:
-    """Train as one of several ranks; rank 0 saves the result."""
-    # All ranks are on this machine, whose name need not resolve to an address.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
-    torch.set_num_threads(1)
+) -> tuple[TrainResult, dict[str, Tensor]]:
+    """Train in this process, as one of the ranks."""
     import sat
-    from sat.data import load_data
     from sat.devices.staged import StagedDevice
     from sat.train import Trainer
 
+    shards = arguments.get("shards", 1)
+    cut = f"{ranks} ranks" if ranks > 1 else f"{shards} shards" if shards > 1 else "whole batches"
+    with sat.device(spec, **options) as device:
+        trainer = Trainer(
+            data=load_data(data), device=StagedDevice(device), distributed=ranks > 1, **arguments
+        )
+        result = trainer.fit(progress=progress, title=f"{cut} on {spec}")
+    return result, trainer.model.state_dict()
+
+
+def _rank(
+    rank: int,
+    store: str,
+    out: str,
+    ranks: int,
+    spec: str,
+    options: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    data: str,
+    progress: bool,
+) -> None:
+    """Train as one of several ranks, in a process of its own; rank 0 saves the result."""
+    # All ranks are on this machine, whose name need not resolve to an address.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     try:
-        with sat.device(spec, **options) as device, sat.record_products() as log:
-            trainer = Trainer(
-                data=load_data(data), device=StagedDevice(device), distributed=True, **arguments
-            )
-            result = trainer.fit(progress=progress and rank == 0, title=f"{ranks} ranks on {spec}")
-            if rank == 0:
-                state = trainer.model.state_dict()
-                torch.save({"result": result, "state": state, "macs": log.macs}, out)
+        made = _train(ranks, spec, options, arguments, data, progress and rank == 0)
+        if rank == 0:
+            torch.save(made, out)
     finally:
         dist.destroy_process_group()
 
@@ -151,13 +95,13 @@ def train_ranks(
     progress: bool = False,
     options: Mapping[str, Any] | None = None,
     **arguments: Any,
-) -> tuple[Any, dict[str, Tensor]]:
+) -> tuple[TrainResult, dict[str, Tensor]]:
     """Train with several ranks on this machine.
 
     Parameters
     ----------
     ranks : int
-        Processes, at least 1; each makes its own device.
+        Processes, at least 1; each makes its own device. One rank is this process.
     device : str
         As for `sat.device`.
     data : str
@@ -167,7 +111,8 @@ def train_ranks(
     options : mapping, optional
         For `sat.device`.
     **arguments
-        For `sat.train.Trainer`; ``model`` by name. ``batch`` is that of all ranks together.
+        For `sat.train.Trainer`; ``model`` by name. ``batch`` is that of all ranks together;
+        ``shards`` are for one rank.
 
     Returns
     -------
@@ -179,30 +124,164 @@ def train_ranks(
     Raises
     ------
     ValueError
-        If ``ranks`` breaks its rule or does not divide the batch.
+        If ``ranks`` breaks its rule, does not divide the batch, or is joined by ``shards``.
     torch.multiprocessing.ProcessRaisedException
         If a rank fails; with its message.
     """
+    from sat.train import Trainer
+
     if not isinstance(ranks, int) or isinstance(ranks, bool) or ranks < 1:
         raise ValueError(f"ranks={ranks!r}: must be an int of at least 1")
-    batch = arguments.get("batch", 32)
-    if batch % ranks:
-        raise ValueError(f"batch={batch}: must be a multiple of the {ranks} ranks; change either")
+    if ranks > 1:
+        shards = arguments.get("shards", 1)
+        if shards != 1:
+            raise ValueError(f"shards={shards}: must be 1 with {ranks} ranks; leave either out")
+        check_cut(arguments.get("batch", 32), ranks, "ranks")
+    # What is wrong with the other arguments is better said here than by a rank.
+    Trainer(data=load_data(data), **{**arguments, "shards": max(ranks, arguments.get("shards", 1))})
+    job = (ranks, device, dict(options or {}), arguments, data, progress)
+    if ranks == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as a rank does: torch's sums depend on it
+        try:
+            return _train(*job)
+        finally:
+            torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "result.pt")
         torch.multiprocessing.spawn(  # type: ignore[attr-defined]
-            _rank,
-            (
-                ranks,
-                str(Path(folder) / "store"),
-                device,
-                dict(options or {}),
-                arguments,
-                data,
-                progress,
-                out,
-            ),
-            nprocs=ranks,
+            _rank, (str(Path(folder) / "store"), out, *job), nprocs=ranks
         )
-        made = torch.load(out, weights_only=False)
-    return made["result"], made["state"]
+        result, state = torch.load(out, weights_only=False)
+    return result, state
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Training by ranks beside training by one rank, with the same batches.
+
+    Parameters
+    ----------
+    ranks : int
+    steps_per_epoch : int
+    ranked, sharded, whole : TrainResult
+        Of the ranks; of one rank, with as many shards; of one rank with the whole batch.
+    bits_equal : bool
+        Whether ranks and shards had the same losses, accuracies and final state, bit for bit.
+    """
+
+    ranks: int
+    steps_per_epoch: int
+    ranked: TrainResult
+    sharded: TrainResult
+    whole: TrainResult
+    bits_equal: bool
+
+    @property
+    def first_apart(self) -> float:
+        """Largest |ranks - whole| / whole of the losses of the first `FIRST_STEPS` steps."""
+        ranked, whole = (np.array(r.losses[:FIRST_STEPS]) for r in (self.ranked, self.whole))
+        return float((np.abs(ranked - whole) / whole).max())
+
+    @property
+    def epochs_apart(self) -> float:
+        """Largest |ranks - whole| of an epoch's mean loss."""
+        ranked, whole = self._epochs(self.ranked), self._epochs(self.whole)
+        return float(np.abs(ranked - whole).max())
+
+    @property
+    def accuracies_apart(self) -> float:
+        """|ranks - whole| of the accuracy at the end."""
+        ranked, whole = self.ranked.accuracy, self.whole.accuracy
+        assert ranked is not None and whole is not None, "each training ends with a test"
+        return abs(ranked - whole)
+
+    @property
+    def passed(self) -> bool:
+        """Whether bits are equal and all differences within their bounds."""
+        # A NaN is within no bound.
+        return (
+            self.bits_equal
+            and self.first_apart <= FIRST_BOUND
+            and self.epochs_apart <= EPOCH_BOUND
+            and self.accuracies_apart <= ACCURACY_BOUND
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values; those that are not finite are None."""
+        runs = {"ranks": self.ranked, "shards": self.sharded, "whole": self.whole}
+        return {
+            "ranks": self.ranks,
+            "steps": self.whole.steps,
+            "bits_equal": self.bits_equal,
+            "first_steps": FIRST_STEPS,
+            "first_apart": _finite(self.first_apart),
+            "first_bound": FIRST_BOUND,
+            "epochs_apart": _finite(self.epochs_apart),
+            "epoch_bound": EPOCH_BOUND,
+            "accuracies_apart": self.accuracies_apart,
+            "accuracy_bound": ACCURACY_BOUND,
+            "passed": self.passed,
+            "losses": {name: [_finite(x) for x in run.losses] for name, run in runs.items()},
+            "accuracies": {name: run.accuracies for name, run in runs.items()},
+            "seconds": {name: run.seconds for name, run in runs.items()},
+        }
+
+    def __str__(self) -> str:
+        """Return a table of mean losses per epoch, and the verdict."""
+        ranked, sharded, whole = map(self._epochs, (self.ranked, self.sharded, self.whole))
+        heads = (f"{self.ranks} ranks", f"{self.ranks} shards", "whole", "ranks - whole")
+        lines = ["epoch" + "".join(f"{head:>15}" for head in heads)]
+        for i, (a, b, c) in enumerate(zip(ranked, sharded, whole, strict=True), 1):
+            lines.append(f"{i:>5}{a:>15.9f}{b:>15.9f}{c:>15.9f}{a - c:>15.1e}")
+        ends = (run.accuracy or 0.0 for run in (self.ranked, self.sharded, self.whole))
+        lines.append(" test" + "".join(f"{end:>15.2%}" for end in ends))
+        lines.append("bits of ranks and shards equal: " + ("yes" if self.bits_equal else "NO"))
+        for what, apart, bound in (
+            (f"first {FIRST_STEPS} losses, relative", self.first_apart, FIRST_BOUND),
+            ("mean losses of epochs", self.epochs_apart, EPOCH_BOUND),
+            ("accuracy at the end", self.accuracies_apart, ACCURACY_BOUND),
+        ):
+            lines.append(f"ranks - whole, {what}: at most {apart:.1e}, bound {bound:g}")
+        lines.append("passed" if self.passed else "FAILED")
+        return "\n".join(lines)
+
+    def _epochs(self, run: TrainResult) -> NDArray[np.float64]:
+        """Return the mean loss of each epoch; the last may be shorter."""
+        losses, length = run.losses, self.steps_per_epoch
+        return np.array([np.mean(losses[i : i + length]) for i in range(0, len(losses), length)])
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None
+
+
+def compare_ranks(ranks: int, device: str = "golden", **arguments: Any) -> Comparison:
+    """Train three times from one seed: with ranks, with as many shards, and whole on one rank.
+
+    Parameters
+    ----------
+    ranks : int
+        At least 2.
+    device : str
+    **arguments
+        For `train_ranks`; no ``shards``.
+
+    Raises
+    ------
+    ValueError
+        As `train_ranks` does, or for fewer than 2 ranks.
+    """
+    if ranks == 1:
+        raise ValueError("ranks=1: there is nothing to compare; give at least 2")
+    ranked, state = train_ranks(ranks, device, **arguments)
+    sharded, same = train_ranks(1, device, **arguments, shards=ranks)
+    whole, _ = train_ranks(1, device, **arguments)
+    bits_equal = (
+        np.array_equal(ranked.losses, sharded.losses)
+        and ranked.accuracies == sharded.accuracies
+        and all(torch.equal(x, same[name]) for name, x in state.items())
+    )
+    samples = len(load_data(arguments.get("data", "digits")).train_x)
+    per_epoch = samples // arguments.get("batch", 32)
+    return Comparison(ranks, per_epoch, ranked, sharded, whole, bits_equal)

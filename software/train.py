@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import sys
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from tqdm import tqdm
 
 from sat.data import DataSet
@@ -26,8 +24,8 @@ from sat.devices.context import (
     use_device,
 )
 from sat.devices.staged import StagedDevice
-from sat.distributed import globalise_, mean_over_ranks, share
 from sat.models import build_model
+from sat.parts import Parts, check_cut
 from sat.sparsity.modules import (
     SparsityReport,
     from_ohwi,
@@ -41,7 +39,6 @@ from sat.sparsity.pattern import Pattern
 from sat.sparsity.schemes import Scheme
 
 _EVALUATION_BATCH = 512
-CONTIGUOUS = torch.contiguous_format
 
 
 class LossScaler:
@@ -99,9 +96,17 @@ class LossScaler:
         self.skipped = 0
         self._good = 0
 
-    def backward(self, loss: Tensor) -> None:
-        """Compute the gradients of ``loss * scale``."""
-        with loss_scale(self.scale):
+    def backward(self, loss: Tensor, parts: int = 1) -> None:
+        """Compute the gradients of ``loss * scale``.
+
+        Parameters
+        ----------
+        loss : torch.Tensor
+        parts : int
+            Products whose gradients are added up for each weight, in this process and others:
+            shards or ranks. Each brings its part of SR-STE's decay.
+        """
+        with loss_scale(self.scale / parts):
             (loss * self.scale).backward()  # type: ignore[no-untyped-call]
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
@@ -256,13 +261,17 @@ class Trainer:
     seed : int
         Of initial weights (if built here) and order of samples.
     scaler : LossScaler, optional
+    shards : int
+        Parts of the batch that are computed one after the other; at least 1, and a divisor of
+        the batch. R shards have the bits of R ranks (`sat.parts`).
     distributed : bool
         Whether this is one rank of a process group (`sat.distributed`); ``batch`` is that of all.
 
     Raises
     ------
     ValueError
-        If a number breaks its rule, or the model or scheme is none.
+        If a number breaks its rule, the model or scheme is none, or the model cannot be trained
+        in parts.
     """
 
     def __init__(
@@ -281,6 +290,7 @@ class Trainer:
         decay: float = 5e-4,
         seed: int = 0,
         scaler: LossScaler | None = None,
+        shards: int = 1,
         distributed: bool = False,
     ) -> None:
         for name, value in (("epochs", epochs), ("steps", steps), ("batch", batch)):
@@ -313,13 +323,8 @@ class Trainer:
             momentum=momentum,
             model=self.model,
         )
-        self._distributed = distributed
-        self._forward: nn.Module = self.model
-        if distributed:
-            self._forward = nn.parallel.DistributedDataParallel(globalise_(self.model))
-            for parameter in parameters:
-                # SAT convolutions give gradients channels-last; buckets hold them as weights lie.
-                parameter.register_hook(functools.partial(torch.clone, memory_format=CONTIGUOUS))
+        self._parts = Parts(self.model, shards, distributed)
+        check_cut(batch, self._parts.count, "ranks" if distributed else "shards")
         self._rate = rate
         self._batches = self._plan()
 
@@ -333,21 +338,19 @@ class Trainer:
             yield x, y, (step + 1) % per_epoch == 0 or step + 1 == self.total_steps
 
     def step(self, x: Tensor, y: Tensor) -> float:
-        """Take one step on a batch; return its loss."""
+        """Take one step on a batch (of all ranks); return its loss."""
         began = time.perf_counter()
         done = self.result.steps
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate * 0.5 * (1 + math.cos(math.pi * done / self.total_steps))
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        if self._distributed:
-            x, y = share(x), share(y)
+        parts = self._parts
         with use_device(self.device):
-            loss = functional.cross_entropy(self._forward(x), y)
-            self.scaler.backward(loss)
-        mean = float(loss.detach())
-        if self._distributed:
-            mean = mean_over_ranks(mean)
+            losses = parts.losses(parts.share(x), parts.share(y))
+            self.scaler.backward(losses.sum(), parts.count)
+        parts.add_gradients()
+        mean = float(parts.total(losses.detach().double()))
         self.optimizer.device = self.device
         self.scaler.step(self.optimizer)
         self.result.steps += 1

@@ -13,6 +13,7 @@
 #include <exception>
 #include <limits>
 #include <memory>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -55,11 +56,25 @@ struct Operand {
 template <class T>
 using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
+// The same bits as another type.
+template <class To, class From>
+inline To as(From x) {
+    static_assert(sizeof(To) == sizeof(From));
+    To made;
+    std::memcpy(&made, &x, sizeof made);
+    return made;
+}
+
 template <class T>
 inline Int<T> magnitude(T x) {
-    Int<T> bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    return bits & std::numeric_limits<Int<T>>::max();
+    return as<Int<T>>(x) & std::numeric_limits<Int<T>>::max();
+}
+
+// 2**exponent, a normal number; many times faster than ldexp.
+template <class T>
+inline T power(int exponent) {
+    using Limits = std::numeric_limits<T>;
+    return as<T>(Int<T>(exponent + Limits::max_exponent - 1) << (Limits::digits - 1));
 }
 
 inline bool nonzero(uint16_t half) { return half & 0x7fff; }
@@ -77,20 +92,22 @@ struct Cut {
     // Makes line i a band of what is below a limit, its largest being `largest`. Moves the limit to
     // the band's lower end.
     void set(long i, Int<T> largest, Int<T>& limit, int32_t& exponent) {
-        T value;
-        std::memcpy(&value, &largest, sizeof value);
-        int top = 0;
-        std::frexp(value, &top);  // value in [2**(top - 1), 2**top)
+        using Limits = std::numeric_limits<T>;
+        int top = int(largest >> (Limits::digits - 1)) - (Limits::max_exponent - 2);
+        if (top < Limits::min_exponent) std::frexp(as<T>(largest), &top);  // subnormal
+        // The largest is in [2**(top - 1), 2**top).
         exponent = largest ? top - TOP : 0;
+        const int least = top - 1 - BAND;
         high[i] = limit;
-        low[i] = limit = largest ? magnitude(std::ldexp(T(1), top - 1 - BAND)) : 0;
+        limit = magnitude(least < Limits::min_exponent ? std::ldexp(T(1), least) : power<T>(least));
+        low[i] = limit = largest ? limit : 0;
         const int half = -exponent / 2;
-        first[i] = std::ldexp(T(1), half);
-        second[i] = std::ldexp(T(1), -exponent - half);
+        first[i] = power<T>(half);
+        second[i] = power<T>(-exponent - half);
     }
 };
 
-// Elements that are worked on at a time.
+// Elements that are worked on at a time, a multiple of 8.
 constexpr long RUN = 256;
 
 // Cuts `count` elements, at most RUN: all of line `line`, or from there on each of its own (ACROSS).
@@ -102,25 +119,30 @@ bool cut_run(const T* x, long count, const Cut<T>& cut, long line, uint16_t* par
     const T *first = &cut.first[line], *second = &cut.second[line];
     T rest[RUN];
     float rounded[RUN];
+    uint16_t halves[RUN];
+    // Conversions go by the vector: what is past the end is zero.
+    const long filled = (count + 7) / 8 * 8;
     Int<T> below = 0;
     for (long i = 0; i < count; i++) {
         const long own = ACROSS ? i : 0;
         const Int<T> size = magnitude(x[i]);
-        const T scaled = x[i] * first[own] * second[own];
-        rest[i] = (size >= low[own]) & (size < high[own]) ? scaled : T(0);
-        below |= size < low[own] ? size : 0;
+        // Masks, as compilers make no vectors of branches.
+        const Int<T> now = -Int<T>((size >= low[own]) & (size < high[own]));
+        below |= size & -Int<T>(size < low[own]);
+        rest[i] = as<T>(as<Int<T>>(x[i]) & now) * first[own] * second[own];
     }
+    std::fill(rest + count, rest + filled, T(0));
     for (int p = 0; p < PARTS; p++) {
         // A double goes by way of float32: the next part takes what that leaves.
-        for (long i = 0; i < count; i++) rounded[i] = float(rest[i]);
-        uint16_t* part = parts + p * plane;
-        narrow(rounded, part, count);
-        widen(part, rounded, count);
+        for (long i = 0; i < filled; i++) rounded[i] = float(rest[i]);
+        narrow(rounded, halves, filled);
+        widen(halves, rounded, filled);
         uint16_t any = 0;
-        for (long i = 0; i < count; i++) {
+        for (long i = 0; i < filled; i++) {
             rest[i] -= T(rounded[i]);
-            any |= part[i];
+            any |= halves[i];
         }
+        std::copy_n(halves, count, parts + p * plane);
         used[p] |= nonzero(any);
     }
     return below != 0;
@@ -220,6 +242,10 @@ uint16_t* lay(const Band& band, const Operand& of, int part, long outer,
               const std::vector<long>& places, uint16_t* out) {
     const uint16_t* from = band.parts.get() + part * of.size() + outer * of.depth * of.inner;
     if (long(places.size()) == of.depth) return std::copy_n(from, of.depth * of.inner, out);
+    if (of.inner == 1) {  // copy_n calls memmove, even for one
+        for (const long k : places) *out++ = from[k];
+        return out;
+    }
     for (const long k : places) out = std::copy_n(from + k * of.inner, of.inner, out);
     return out;
 }
@@ -281,12 +307,8 @@ extern "C" void fp32_add(const Work* work, const float* sums, double* total) {
             // A power of two is made of its bits where all of the row's are normal numbers; ldexp
             // is right everywhere, but slow.
             if (*left + *least > -1000 && *left + *most < 900) {
-                for (long c = 0; c < cols; c++) {
-                    const int64_t bits = int64_t(1023 + *left + right[c]) << 52;
-                    double power;
-                    std::memcpy(&power, &bits, sizeof power);
-                    total[c] += sums[c] * power;
-                }
+                for (long c = 0; c < cols; c++)
+                    total[c] += sums[c] * power<double>(*left + right[c]);
             } else {
                 for (long c = 0; c < cols; c++)
                     total[c] += std::ldexp(double(sums[c]), *left + right[c]);

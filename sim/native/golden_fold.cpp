@@ -166,9 +166,10 @@ void dense(const Slice& s) {
     const long row_block = std::min(DENSE_ROW_BLOCK, s.rows);
     const long col_block =
         std::min(DENSE_COL_BLOCK, (s.cols + DENSE_COLS - 1) / DENSE_COLS * DENSE_COLS);
-    const Buffer a_packed = allocate(row_block * depth_block);
-    const Buffer b_packed = allocate(depth_block * col_block);
-    const Buffer scratch = allocate(DENSE_ROWS * depth_block);
+    // Kept for the thread's next product: to touch fresh memory takes longer than a small product.
+    thread_local const Buffer a_packed = allocate(DENSE_ROW_BLOCK * DENSE_DEPTH_BLOCK);
+    thread_local const Buffer b_packed = allocate(DENSE_DEPTH_BLOCK * DENSE_COL_BLOCK);
+    thread_local const Buffer scratch = allocate(DENSE_ROWS * DENSE_DEPTH_BLOCK);
     float edge[DENSE_ROWS * DENSE_COLS];
     for (long c0 = 0; c0 < s.cols; c0 += col_block) {
         const long cols = std::min(col_block, s.cols - c0);

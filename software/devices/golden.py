@@ -21,6 +21,9 @@ from sat.sim.golden.update import Rates, narrow, sgd
 from sat.sim.memory import MemoryTiming
 from sat.sparsity.pattern import Pattern
 
+MACS_A_THREAD = 1 << 20
+"""Multiply-accumulates that take longer than to start a thread, some tens of microseconds."""
+
 
 class GoldenDevice(Device):
     """Compute products on the host; cycles are predicted for a described array, never counted.
@@ -32,7 +35,7 @@ class GoldenDevice(Device):
     config : SatConfig, optional
         Array that predictions are for.
     threads : int
-        Threads of the host that a product may use; the result does not depend on it.
+        Threads of the host that a large product may use; the result does not depend on it.
     memory : MemoryTiming, optional
         Memory that predictions are for.
     **options
@@ -90,8 +93,9 @@ class GoldenDevice(Device):
             b = stce.NMOperand(values, indices, (pattern.n, pattern.m), depth)
         if start is not None and start.strides[0] == 0:
             start = start[0]
+        threads = min(self.threads, 1 + rows * cols * len(values) // MACS_A_THREAD)
         before = time.perf_counter()
-        result = stce.matmul(a, b, start, self.threads)
+        result = stce.matmul(a, b, start, threads)
         seconds = time.perf_counter() - before
         if start is None:
             shape = StartShape.ZERO

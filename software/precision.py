@@ -38,12 +38,12 @@ Product16 = Callable[[NDArray[np.float16], NDArray[np.float16]], NDArray[np.floa
 """Takes (…, rows, depth) and (…, depth, cols) float16 to (…, rows, cols) float32."""
 
 SOURCE = Path(__file__).resolve().with_suffix(".cpp")
+HEADERS = stce.SOURCE.parent
 
 
-@functools.cache
-def _native() -> ctypes.CDLL:
-    headers = [stce.SOURCE.parent]
-    library = ctypes.CDLL(str(compile_library("precision", [SOURCE], include_dirs=headers)))
+def load(path: Path) -> ctypes.CDLL:
+    """Return a compiled ``precision.cpp``, its functions ready to be called."""
+    library = ctypes.CDLL(str(path))
     pointer, number = ctypes.c_void_p, ctypes.c_long
     for name, arguments, result in (
         ("begin", [pointer] * 2 + [number] * 6, pointer),
@@ -56,6 +56,11 @@ def _native() -> ctypes.CDLL:
         function = getattr(library, f"fp32_{name}")
         function.argtypes, function.restype = arguments, result
     return library
+
+
+@functools.cache
+def _native() -> ctypes.CDLL:
+    return load(compile_library("precision", [SOURCE], include_dirs=[HEADERS]))
 
 
 def _signs(x: Floats) -> NDArray[np.float16]:

@@ -67,6 +67,23 @@ def median_seconds(step: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
+def small_products(calls: int = 2000) -> None:
+    """Print what each call costs, where the numbers cost next to nothing."""
+    a, b = torch.randn(4, 8), torch.randn(8, 8)
+
+    def seconds() -> float:
+        return median_seconds(lambda: torch.mm(a, b), calls)
+
+    plain, each = seconds(), {}
+    for precision in ("fp16", "fp32"):
+        with sat.offload("golden", precision=precision):
+            each[precision] = seconds()
+    print(
+        f"products of 4 x 8 x 8: fp16 {each['fp16'] / plain:.0f} x plain PyTorch, "
+        f"fp32 {each['fp32'] / each['fp16']:.2f} x fp16"
+    )
+
+
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -91,6 +108,8 @@ def main() -> int:
     plain = median_seconds(step, args.repeats)
     with sat.offload("golden") as report:
         offloaded = median_seconds(step, args.repeats)
+    with sat.offload("golden", precision="fp32"):
+        precise = median_seconds(step, args.repeats)
     steps = args.repeats + 1
     device = report.device_seconds / steps
     handlers = sum(work.seconds for work in report) / steps
@@ -100,6 +119,11 @@ def main() -> int:
     print(f"  products on the model {device:.3f} s")
     print(f"  lowering, rounding    {handlers - device:.3f} s")
     print(f"  everything else       {offloaded - handlers:.3f} s")
+    print(
+        f"… precision='fp32'      {precise:.3f} s a step: {precise / plain:.2f} x, "
+        f"{precise / offloaded:.2f} x float16"
+    )
+    small_products()
     print(report.table(rows=6, cycles=False))
     if args.profile:
         profiler = cProfile.Profile()

@@ -40,7 +40,7 @@ from sat.lowering import (
     place,
     windows,
 )
-from sat.report import CLOCK_HZ, DeviceWork, Event, OffloadReport, Work
+from sat.report import CLOCK_HZ, DeviceWork, OffloadReport, Work
 from sat.sim.golden import sore
 from sat.sparsity.pattern import DENSE, Pattern
 
@@ -96,7 +96,7 @@ class _Meter(Device):
         self.report.device_seconds += seconds
         name = run.device or self.name
         work.devices.setdefault(name, DeviceWork()).add(product, run)
-        self.report.event(Event(work.op, size, name, run, seconds))
+        self.report.event(work.op, size, name, run, seconds)
         return result, run
 
     def _spend(self, product: Product, dataflow: str) -> None:
@@ -166,7 +166,7 @@ class _Mode(TorchDispatchMode):
         work.calls += 1
         work.flops += flops
         work.seconds += seconds
-        self.report.event(Event(work.op, size, "host", None, seconds))
+        self.report.event(work.op, size, "host", None, seconds)
         return result
 
     def refusal(self, tensors: Sequence[Tensor], macs: int) -> str | None:
@@ -374,25 +374,29 @@ def _handles(
     return register
 
 
+def _fit(a: Tensor, b: Tensor, left: Sequence[int], right: Sequence[int]) -> Size | None:
+    """Return the size of products of operands seen in these shapes, or None if they do not fit."""
+    if len(left) != 3 or len(right) != 3 or a.dtype != b.dtype:
+        return None
+    if left[0] != right[0] or left[2] != right[1]:
+        return None
+    return left[0], left[1], left[2], right[2]
+
+
 def _stacks(a: Tensor, b: Tensor) -> Size | None:
-    """Return the size of the products of two stacks of matrices, or None if they do not fit."""
-    if a.ndim != 3 or b.ndim != 3 or a.dtype != b.dtype:
-        return None
-    if a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1]:
-        return None
-    return a.shape[0], a.shape[1], a.shape[2], b.shape[2]
+    return _fit(a, b, a.shape, b.shape)
 
 
 def _matrices(a: Tensor, b: Tensor) -> Size | None:
-    return _stacks(a[None], b[None]) if a.ndim == b.ndim == 2 else None
+    return _fit(a, b, (1, *a.shape), (1, *b.shape))
 
 
 def _column(a: Tensor, b: Tensor) -> Size | None:
-    return _stacks(a[None], b[None, :, None]) if (a.ndim, b.ndim) == (2, 1) else None
+    return _fit(a, b, (1, *a.shape), (1, *b.shape, 1))
 
 
 def _vectors(a: Tensor, b: Tensor) -> Size | None:
-    return _stacks(a[None, None], b[None, :, None]) if a.ndim == b.ndim == 1 else None
+    return _fit(a, b, (1, 1, *a.shape), (1, *b.shape, 1))
 
 
 def _added(

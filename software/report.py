@@ -143,10 +143,10 @@ class OffloadReport:
             self._work[key] = Work(op, size, reason)
         return self._work[key]
 
-    def event(self, event: Event) -> None:
-        """Keep an event, if events are kept."""
+    def event(self, name: str, size: str, device: str, run: Run | None, seconds: float) -> None:
+        """Keep an `Event`, if events are kept."""
         if self._events is not None:
-            self._events.append(event)
+            self._events.append(Event(name, size, device, run, seconds))
 
     @property
     def flops(self) -> int:

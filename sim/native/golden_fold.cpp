@@ -10,7 +10,6 @@
 // binary32 and both give the same bits. Nothing here may be compiled with -ffast-math.
 
 #include <algorithm>
-#include <cfenv>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -22,13 +21,7 @@
 #include <utility>
 #include <vector>
 
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
-
-#ifdef __FAST_MATH__
-#error "golden_fold.cpp defines the order of additions and the handling of NaN: no -ffast-math"
-#endif
+#include "floats.h"
 
 namespace {
 
@@ -73,37 +66,6 @@ Buffer allocate(long count) {
     void* memory = std::aligned_alloc(64, bytes);
     if (memory == nullptr) throw std::bad_alloc();
     return Buffer(static_cast<float*>(memory));
-}
-
-// ---------------------------------------------------------------- binary16 to binary32, exact
-
-inline float widen_one(uint16_t half) {
-    const uint32_t sign = uint32_t(half & 0x8000) << 16;
-    uint32_t bits = uint32_t(half & 0x7fff) << 13;
-    const uint32_t exponent = bits & 0x0f800000;
-    bits += (127 - 15) << 23;
-    if (exponent == 0x0f800000) bits += (128 - 16) << 23;  // infinity, NaN
-    float value;
-    if (exponent == 0) {  // zero, subnormal: let a subtraction normalise it
-        bits += 1 << 23;
-        std::memcpy(&value, &bits, sizeof value);
-        value -= 0x1p-14f;
-        std::memcpy(&bits, &value, sizeof bits);
-    }
-    bits |= sign;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-void widen(const uint16_t* from, float* to, long count) {
-    long i = 0;
-#if defined(__F16C__)
-    for (; i + 8 <= count; i += 8) {
-        const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
-        _mm256_storeu_ps(to + i, _mm256_cvtph_ps(halves));
-    }
-#endif
-    for (; i < count; i++) to[i] = widen_one(from[i]);
 }
 
 // to[i][j] = from[j][i], to being (rows, cols), in blocks whose lines stay in the nearest cache.
@@ -204,9 +166,10 @@ void dense(const Slice& s) {
     const long row_block = std::min(DENSE_ROW_BLOCK, s.rows);
     const long col_block =
         std::min(DENSE_COL_BLOCK, (s.cols + DENSE_COLS - 1) / DENSE_COLS * DENSE_COLS);
-    const Buffer a_packed = allocate(row_block * depth_block);
-    const Buffer b_packed = allocate(depth_block * col_block);
-    const Buffer scratch = allocate(DENSE_ROWS * depth_block);
+    // Kept for the thread's next product: to touch fresh memory takes longer than a small product.
+    thread_local const Buffer a_packed = allocate(DENSE_ROW_BLOCK * DENSE_DEPTH_BLOCK);
+    thread_local const Buffer b_packed = allocate(DENSE_DEPTH_BLOCK * DENSE_COL_BLOCK);
+    thread_local const Buffer scratch = allocate(DENSE_ROWS * DENSE_DEPTH_BLOCK);
     float edge[DENSE_ROWS * DENSE_COLS];
     for (long c0 = 0; c0 < s.cols; c0 += col_block) {
         const long cols = std::min(col_block, s.cols - c0);
@@ -387,21 +350,6 @@ long first_bad_index(const uint8_t* indices, long depth, long cols, long n, long
 }
 
 // ------------------------------------------------------------------------------------ threads
-
-// The caller may have set flush-to-zero or another rounding (each thread has its own setting):
-// the default environment is binary32 as the standard defines it.
-class DefaultArithmetic {
-    std::fenv_t saved;
-
-  public:
-    DefaultArithmetic() {
-        std::fegetenv(&saved);
-        std::fesetenv(FE_DFL_ENV);
-    }
-    ~DefaultArithmetic() { std::fesetenv(&saved); }
-    DefaultArithmetic(const DefaultArithmetic&) = delete;
-    DefaultArithmetic& operator=(const DefaultArithmetic&) = delete;
-};
 
 void run_slice(const Slice& s) {
     const DefaultArithmetic arithmetic;

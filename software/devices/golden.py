@@ -22,6 +22,9 @@ from sat.sim.golden import stce
 from sat.sim.golden.update import Rates, narrow, sgd
 from sat.sim.memory import MemoryTiming
 
+MACS_A_THREAD = 1 << 20
+"""Multiply-accumulates that take longer than to start a thread, some tens of microseconds."""
+
 
 class GoldenDevice(Device):
     """Compute products on the host; cycles are predicted for a described array, never counted.
@@ -33,7 +36,7 @@ class GoldenDevice(Device):
     config : SatConfig, optional
         Array that predictions are for.
     threads : int
-        Threads of the host that a product may use; the result does not depend on it.
+        Threads of the host that a large product may use; the result does not depend on it.
     memory : MemoryTiming, optional
         Memory that predictions are for.
     **options
@@ -90,8 +93,9 @@ class GoldenDevice(Device):
             right = stce.NMOperand(b.values, b.indices, (product.n, product.m), product.depth)
         if start is not None and product.start is StartShape.ROW:
             start = start[0]
+        threads = min(self.threads, 1 + product.macs // MACS_A_THREAD)
         before = time.perf_counter()
-        result = stce.matmul(a, right, start, self.threads)
+        result = stce.matmul(a, right, start, threads)
         seconds = time.perf_counter() - before
         kept = b in self._kept
         if b.resident:

@@ -1155,8 +1155,13 @@ class offload:
         _require_count("min_size", min_size, 0)
         if max_cycles is not None:
             _require_count("max_cycles", max_cycles, 1)
-        if not isinstance(clock_hz, (int, float)) or not 0 < clock_hz < float("inf"):
-            raise ValueError(f"clock_hz={clock_hz!r}: must be a positive number of hertz")
+        number = isinstance(clock_hz, (int, float)) and not isinstance(clock_hz, bool)
+        if not number or not 0 < clock_hz < float("inf"):
+            raise ValueError(
+                f"clock_hz={clock_hz!r}: must be a positive number of hertz; give one such as 100e6"
+            )
+        if not isinstance(trace, bool):
+            raise TypeError(f"trace={trace!r}: must be a bool; give True to keep events")
         left, right = Pattern.parse(prune_left), Pattern.parse(prune_right)
         if precision == "fp32" and not (left.dense and right.dense):
             raise ValueError(
@@ -1208,4 +1213,6 @@ class offload:
 
 def _require_count(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}={value!r}: must be an int of at least {least}")
+        raise ValueError(
+            f"{name}={value!r}: must be an int of at least {least}; give one or leave it out"
+        )

@@ -726,7 +726,8 @@ def _weight_gradient(mode: _Mode, x: Tensor, dy: Tensor, g: Geometry, wide: torc
 def _last(mode: _Mode, x: Tensor) -> Tensor:
     """Return a picture or weight with its second axis last, rounded now if it will be anyway."""
     x = x.detach()
-    return (x.half() if mode.precision == "fp16" else x).movedim(1, -1)
+    early = mode.precision == "fp16" and not x.is_complex()
+    return (x.half() if early else x).movedim(1, -1)
 
 
 def _first(x: Tensor, dtype: torch.dtype) -> Tensor:

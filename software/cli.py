@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -57,10 +58,23 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+def _json(values: Any) -> str:
+    """Return values as JSON, which has no NaN and no infinity: null for them."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: known(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [known(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(known(values), allow_nan=False)
+
+
 def _print(values: dict[str, Any], as_json: bool, notes: Sequence[str] = ()) -> None:
     """Print results as one JSON object, or as lines of name and value with notes below."""
     if as_json:
-        print(json.dumps(values))
+        print(_json(values))
         return
     width = max(map(len, values))
     for name, value in values.items():
@@ -300,8 +314,6 @@ def _print_training(
     args: argparse.Namespace, device: str, result: Any, more: dict[str, Any]
 ) -> int:
     """Print what a training did; return the exit code."""
-    import math
-
     import sat
 
     loss = result.losses[-1]
@@ -387,6 +399,22 @@ def _methods(args: argparse.Namespace) -> int:
     return DONE
 
 
+def _require_places(args: argparse.Namespace) -> None:
+    """Refuse places that results cannot go to, before the work that makes them."""
+    from pathlib import Path
+
+    if args.trace is not None and not Path(args.trace).parent.is_dir():
+        raise ValueError(f"--trace {args.trace}: its folder must exist; make it or name another")
+    if args.figures is not None:
+        try:
+            Path(args.figures).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"--figures {args.figures}: must be a folder that can be made ({error.strerror}); "
+                "name another"
+            ) from error
+
+
 def _run(args: argparse.Namespace) -> int:
     """Run a method's demo, its matrix work on a device, and judge its acceptance figures."""
     from pathlib import Path
@@ -400,12 +428,15 @@ def _run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         with _usage():
             method = get_method(args.method)
+            _require_places(args)
             precision = args.precision or method.precision
             report = checked = None
             if args.device == "host":
-                if args.first is not None or args.max_cycles is not None or options:
+                asked = (args.first, args.max_cycles, args.trace, args.array)
+                if any(option is not None for option in asked):
                     raise ValueError(
-                        "--device host: --array, --first and --max-cycles need a device"
+                        "--device host: --array, --first, --max-cycles and --trace need a device; "
+                        "leave them out or name one"
                     )
             else:
                 device = stack.enter_context(sat.device(args.device, **options))
@@ -446,7 +477,6 @@ def _run(args: argparse.Namespace) -> int:
         report.to_perfetto(args.trace)
     if args.figures is not None:
         folder = Path(args.figures)
-        folder.mkdir(parents=True, exist_ok=True)
         for name, figure in result.figures.items():
             figure.savefig(folder / f"{method.slug}-{name}.png", dpi=150)
     lines = [f"{name}: {_text(value)}" for name, value in result.metrics.items()]
@@ -470,7 +500,7 @@ def _demo(args: argparse.Namespace) -> int:
             figure=args.figure,
             progress=True,
         )
-    print(json.dumps(result.to_dict()) if args.json else result)
+    print(_json(result.to_dict()) if args.json else result)
     return DONE if result.passed else FAILED
 
 

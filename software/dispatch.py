@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
+import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from types import TracebackType
 from typing import Any
@@ -19,6 +22,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._C import DispatchKey
+from torch._ops import HigherOrderOperator, resolve_key
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -53,6 +60,13 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
 
 Array16 = NDArray[np.float16]
+
+_SYMBOLIC = (FakeTensor, FunctionalTensor)
+_TRACING = (
+    torch._C._TorchDispatchModeKey.PROXY,
+    torch._C._TorchDispatchModeKey.FAKE,
+    torch._C._TorchDispatchModeKey.FUNCTIONAL,
+)
 
 
 class _Meter(Device):
@@ -120,6 +134,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 class _Mode(TorchDispatchMode):
     """Catches operations below autograd; `HANDLERS` says which."""
 
+    supports_higher_order_operators = True
+
     def __init__(
         self,
         meter: _Meter,
@@ -135,36 +151,75 @@ class _Mode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return self.higher_order(func, args, kwargs)
         if types and any(t not in (Tensor, torch.nn.Parameter) for t in types):
-            return func(*args, **kwargs)  # no numbers to compute with: fake tensors and the like
+            if any(issubclass(t, _SYMBOLIC) for t in types):
+                return func(*args, **kwargs)  # no numbers to compute with
+            return NotImplemented  # the subclass takes itself apart, into what comes here again
         handler = HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, args, kwargs)
+        name = func.overloadpacket.__name__
+        if func.namespace == "quantized" and _QUANTISED.match(name):
+            count = _convolution_flops if name.startswith("conv") else _rows_flops
+            return self.stay(func, args, kwargs, "integers", partial(count, args), "")
+        if name in HOST:
+            reason, count = HOST[name]
+            return self.stay(func, args, kwargs, reason, partial(count, args), "")
+        if name in NESTED and any(isinstance(x, Tensor) and x.is_nested for x in args):
+            return self.stay(func, args, kwargs, "nested tensors", partial(NESTED[name], args), "")
         if _composite(func):
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        hidden = _hidden_kernel(func) if name in HIDING else None
+        if hidden is not None:
+            with self:
+                return func._op_dk(hidden, *args, **kwargs)
         decomposition = _decompositions().get(func)
         if decomposition is not None:
             with self:
                 return decomposition(*args, **kwargs)
-        packet = func.overloadpacket
-        if packet.__name__ in HOST:
-            reason, flops = HOST[packet.__name__]
-            return self.stay(func, args, kwargs, reason, flops(args), "")
-        if packet.__name__ in HANDLED:
+        if name in HANDLED:
             reason = f"overload {func._overloadname}: only plain forms are taken"
-            return self.stay(func, args, kwargs, reason, 0, "")
+            return self.stay(func, args, kwargs, reason, lambda _: 0, "")
         return func(*args, **kwargs)
 
-    def stay(self, func: Any, args: Any, kwargs: Any, reason: str, flops: int, size: str) -> Any:
+    def higher_order(self, func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
+        """Run flex attention, cond and the like: what they are made of comes here again."""
+        kernel = func.py_kernels[resolve_key(func, DispatchKey.CPU)]
+        if func.name().startswith("flex_attention"):
+            with self:
+                return kernel(*args, **kwargs)
+
+        def inside(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*operands: Any) -> Any:
+                with self:
+                    return function(*operands)
+
+            return call
+
+        # Control flow insists on there being no mode around it; its branches have ours.
+        return kernel(*(inside(x) if callable(x) else x for x in args), **kwargs)
+
+    def stay(
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        reason: str,
+        flops: Callable[[Any], int],
+        size: str,
+    ) -> Any:
+        """Compute an operation on the host; ``flops`` takes its result to its operations."""
         began = time.perf_counter()
         result = func(*args, **kwargs)
         seconds = time.perf_counter() - began
-        work = self.report.work(f"aten.{func.overloadpacket.__name__}", size, reason)
+        work = self.report.work(f"{func.namespace}.{func.overloadpacket.__name__}", size, reason)
         work.calls += 1
-        work.flops += flops
+        work.flops += flops(result)
         work.seconds += seconds
         self.report.event(work.op, size, "host", None, seconds)
         return result
@@ -178,6 +233,8 @@ class _Mode(TorchDispatchMode):
                 return "sparse layout of torch"
             if x.dtype not in (*FLOATS, *COMPLEX):
                 return f"dtype {str(x.dtype).removeprefix('torch.')}"
+        if any(torch._C._get_dispatch_mode(key) is not None for key in _TRACING):
+            return "traced into a graph"  # which would keep our results as constants
         return f"below min_size={self.min_size:,}" if macs < self.min_size else None
 
     # ------------------------------------------------------------------------- products
@@ -292,11 +349,52 @@ def _composite(func: Any) -> bool:
 
 
 @functools.cache
+def _hidden_kernel(func: Any) -> DispatchKey | None:
+    """Return the key of an operation's kernel that is made of others but taken as one."""
+    keys = (
+        DispatchKey.CompositeExplicitAutograd,
+        DispatchKey.CompositeExplicitAutogradNonFunctional,
+    )
+    for key in keys:
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key.name):
+            return key
+    return None
+
+
+@functools.cache
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     """Return torch's own decompositions of operations that hide a product."""
     from torch._decomp import get_decompositions
 
-    return dict(get_decompositions([aten._euclidean_dist]))
+    made: dict[Any, Callable[..., Any]] = dict(get_decompositions([aten._euclidean_dist]))
+    made[aten._trilinear.default] = _trilinear
+    return made
+
+
+def _trilinear(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    expand_a: Sequence[int],
+    expand_b: Sequence[int],
+    expand_c: Sequence[int],
+    summed: Sequence[int],
+    unroll_dim: int = 1,
+) -> Tensor:
+    """Return the sum of ``a * b * c`` (`nn.Bilinear`) as two products, a with b first.
+
+    Parameters
+    ----------
+    expand_a, expand_b, expand_c : sequence of int
+        Axes of the result that an operand has not.
+    summed : sequence of int
+        Axes to sum over.
+    """
+    axes = a.ndim + len(expand_a)
+    each = (set(range(axes)) - set(absent) for absent in (expand_a, expand_b, expand_c))
+    left, middle, right = map(sorted, each)
+    out = [axis for axis in range(axes) if axis not in summed]
+    return torch.einsum(a, left, b, middle, c, right, out)
 
 
 # ------------------------------------------------------------------------------------ handlers
@@ -332,8 +430,11 @@ def _handles(
             out = kwargs.get("out")
             tensors = [x for x in (*args, out) if isinstance(x, Tensor)]
             found = size(*args, **options)
-            if found is None or 0 in found:
-                return func(*args, **kwargs)  # nothing to compute, or an error of torch's
+            if found is None or (out is not None and out.dtype != args[0].dtype):
+                # Mostly an error, which torch words.
+                return mode.stay(func, args, kwargs, "an unusual form", lambda _: 0, "")
+            if 0 in found:
+                return func(*args, **kwargs)  # nothing to multiply
             count, rows, depth, cols = found
             text = f"{rows} x {depth} x {cols}"
             text = text if count == 1 else f"{count} * {text}"
@@ -342,7 +443,8 @@ def _handles(
             flops = factor * count * rows * depth * cols
             reason = mode.refusal(tensors, rows * depth * cols)
             if reason is not None:
-                return mode.stay(func, args, kwargs, reason, flops, text)
+                return mode.stay(func, args, kwargs, reason, lambda _: flops, text)
+            args = [_written_out(x) if isinstance(x, Tensor) else x for x in args]
             work = mode.report.work(f"aten.{name}", text, None)
             began = time.perf_counter()
             outer, mode.meter.work = mode.meter.work, work
@@ -360,7 +462,10 @@ def _handles(
             return out.copy_(result)
 
         def in_place(mode: _Mode, func: Any, args: Any, kwargs: Any) -> Any:
-            return args[0].copy_(handle(mode, func, args, kwargs))
+            result = handle(mode, func, args, kwargs)
+            # A base that would have to grow is an error, which torch words.
+            fits = result.shape == args[0].shape
+            return args[0].copy_(result) if fits else func(*args, **kwargs)
 
         packet = getattr(aten, name)
         for overload in packet.overloads():
@@ -374,29 +479,65 @@ def _handles(
     return register
 
 
-def _fit(a: Tensor, b: Tensor, left: Sequence[int], right: Sequence[int]) -> Size | None:
-    """Return the size of products of operands seen in these shapes, or None if they do not fit."""
-    if len(left) != 3 or len(right) != 3 or a.dtype != b.dtype:
+def _written_out(x: Tensor) -> Tensor:
+    """Return a tensor that has memory: forward-mode AD makes zeros that have none."""
+    return torch.zeros(x.shape, dtype=x.dtype) if x._is_zerotensor() else x
+
+
+def _fit(a: Tensor, b: Tensor, axes: tuple[int, int]) -> Size | None:
+    """Return the size of the products of stacks, matrices or vectors; None if they do not fit.
+
+    By shapes alone: torch's sparse layouts have no views.
+    """
+    if (a.ndim, b.ndim) != axes or a.dtype != b.dtype:
         return None
-    if left[0] != right[0] or left[2] != right[1]:
-        return None
-    return left[0], left[1], left[2], right[2]
+    left, right = tuple(a.shape), tuple(b.shape)
+    count, rows, depth = (1,) * (3 - len(left)) + left
+    others, inner, cols = right if len(right) == 3 else (1, *right, 1)[:3]
+    return (count, rows, depth, cols) if (count, depth) == (others, inner) else None
 
 
 def _stacks(a: Tensor, b: Tensor) -> Size | None:
-    return _fit(a, b, a.shape, b.shape)
+    return _fit(a, b, (3, 3))
 
 
 def _matrices(a: Tensor, b: Tensor) -> Size | None:
-    return _fit(a, b, (1, *a.shape), (1, *b.shape))
+    return _fit(a, b, (2, 2))
 
 
 def _column(a: Tensor, b: Tensor) -> Size | None:
-    return _fit(a, b, (1, *a.shape), (1, *b.shape, 1))
+    return _fit(a, b, (2, 1))
 
 
 def _vectors(a: Tensor, b: Tensor) -> Size | None:
-    return _fit(a, b, (1, 1, *a.shape), (1, *b.shape, 1))
+    return _fit(a, b, (1, 1))
+
+
+def _one_product(a: Tensor, b: Tensor) -> Size | None:
+    """Return the size of two stacks' products added up: one product, of more depth."""
+    size = _stacks(a, b)
+    return None if size is None else (1, size[1], size[0] * size[2], size[3])
+
+
+def _plus(
+    product: Callable[[Tensor, Tensor], Size | None], shape: Callable[[Size], tuple[int, ...]]
+) -> Callable[..., Size | None]:
+    """Return the size function of what adds a tensor to a product of some shape."""
+
+    def size(
+        base: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1, **_: Any
+    ) -> Size | None:
+        found = product(a, b)
+        if found is None or base.dtype != a.dtype:
+            return None
+        if not a.is_complex() and any(isinstance(factor, complex) for factor in (alpha, beta)):
+            return None
+        wanted = shape(found)
+        pairs = zip(reversed(base.shape), reversed(wanted), strict=False)
+        fits = base.ndim <= len(wanted) and all(has in (1, wants) for has, wants in pairs)
+        return found if fits else None
+
+    return size
 
 
 def _added(
@@ -439,7 +580,7 @@ def _vdot(mode: _Mode, a: Tensor, b: Tensor) -> Tensor:
     return _dot(mode, a.conj(), b)
 
 
-@_handles("addmm", lambda base, a, b, **_: _matrices(a, b))
+@_handles("addmm", _plus(_matrices, lambda size: (size[1], size[3])))
 def _addmm(
     mode: _Mode, base: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1
 ) -> Tensor:
@@ -447,7 +588,7 @@ def _addmm(
     return _added(mode, base, a[None], b[None], beta, alpha, shape)[0]
 
 
-@_handles("_addmm_activation", lambda base, a, b, **_: _matrices(a, b))
+@_handles("_addmm_activation", _plus(_matrices, lambda size: (size[1], size[3])))
 def _addmm_activation(
     mode: _Mode,
     base: Tensor,
@@ -462,7 +603,7 @@ def _addmm_activation(
     return torch.nn.functional.gelu(made, approximate="tanh") if use_gelu else made.relu()
 
 
-@_handles("addmv", lambda base, a, b, **_: _column(a, b))
+@_handles("addmv", _plus(_column, lambda size: (size[1],)))
 def _addmv(
     mode: _Mode, base: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1
 ) -> Tensor:
@@ -470,14 +611,14 @@ def _addmv(
     return _added(mode, column, a[None], b[None, :, None], beta, alpha, (1, len(a), 1))[0, :, 0]
 
 
-@_handles("baddbmm", lambda base, a, b, **_: _stacks(a, b))
+@_handles("baddbmm", _plus(_stacks, lambda size: (size[0], size[1], size[3])))
 def _baddbmm(
     mode: _Mode, base: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1
 ) -> Tensor:
     return _added(mode, base, a, b, beta, alpha, (*a.shape[:2], b.shape[2]))
 
 
-@_handles("addbmm", lambda base, a, b, **_: _flattened(_stacks(a, b)))
+@_handles("addbmm", _plus(_one_product, lambda size: (size[1], size[3])))
 def _addbmm(
     mode: _Mode, base: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1
 ) -> Tensor:
@@ -486,10 +627,6 @@ def _addbmm(
     left = a.transpose(0, 1).reshape(1, rows, count * depth)
     right = b.reshape(1, count * depth, -1)
     return _added(mode, base, left, right, beta, alpha, (1, rows, b.shape[2]))[0]
-
-
-def _flattened(size: Size | None) -> Size | None:
-    return None if size is None else (1, size[1], size[0] * size[2], size[3])
 
 
 # --------------------------------------------------------------------------------- convolution
@@ -581,7 +718,8 @@ def _weight_gradient(mode: _Mode, x: Tensor, dy: Tensor, g: Geometry, wide: torc
 def _last(mode: _Mode, x: Tensor) -> Tensor:
     """Return a picture or weight with its second axis last, rounded now if it will be anyway."""
     x = x.detach()
-    return (x.half() if mode.precision == "fp16" else x).movedim(1, -1)
+    early = mode.precision == "fp16" and not x.is_complex()
+    return (x.half() if early else x).movedim(1, -1)
 
 
 def _first(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -591,7 +729,7 @@ def _first(x: Tensor, dtype: torch.dtype) -> Tensor:
 def _conv_size(
     x: Tensor,
     weight: Tensor,
-    bias: Any,
+    bias: Tensor | None,
     stride: Any,
     padding: Any,
     dilation: Any,
@@ -599,18 +737,44 @@ def _conv_size(
     output_padding: Any,
     groups: int,
 ) -> Size | None:
-    if x.ndim != weight.ndim or x.ndim < 3 or x.dtype != weight.dtype or groups < 1:
+    axes = x.ndim - 2
+    options = (stride, padding, dilation, output_padding)
+    if x.ndim != weight.ndim or axes < 1 or x.dtype != weight.dtype or groups < 1:
         return None
-    channels = len(weight) if transposed else weight.shape[1] * groups
-    if x.shape[1] != channels or len(weight) % groups or min(stride) < 1:
+    if any(len(option) not in (1, axes) for option in options):
+        return None
+    least = zip(options, (1, 0, 1, 0), strict=True)
+    if any(min(option) < bound for option, bound in least) or len(weight) % groups:
+        return None
+    ins, outs = weight.shape[1] * groups, len(weight)
+    if transposed:
+        ins, outs = outs, ins
+    if x.shape[1] != ins or not (bias is None or (bias.shape == (outs,) and bias.dtype == x.dtype)):
         return None
     g = _geometry(weight, stride, padding, dilation, groups)
-    if transposed:
-        rows = len(x) * prod(x.shape[2:])
-    else:
-        sizes = enumerate(x.shape[2:])
-        rows = len(x) * prod(max(0, g.outputs(axis, size)) for axis, size in sizes)
+    made = _outputs(x, g, transposed, output_padding)
+    if made is None:
+        return None
+    rows = len(x) * prod(x.shape[2:] if transposed else made)
     return groups, rows, prod(weight.shape[1:]), len(weight) // groups
+
+
+def _outputs(x: Tensor, g: Geometry, transposed: bool, output_padding: Any) -> list[int] | None:
+    """Return the sizes of a convolution's output by axis, or None if there is none."""
+    sizes = x.shape[2:]
+    if not transposed:
+        made = [g.outputs(axis, size) for axis, size in enumerate(sizes)]
+        return made if min(made) > 0 else None
+    extra = tuple(output_padding) * len(sizes) if len(output_padding) == 1 else output_padding
+    made = [
+        (size - 1) * s - sum(p) + d * (k - 1) + e + 1
+        for size, s, p, d, k, e in zip(
+            sizes, g.stride, g.padding, g.dilation, g.kernel, extra, strict=True
+        )
+    ]
+    steps = map(max, g.stride, g.dilation)
+    fits = min(made) > 0 and all(e < step for e, step in zip(extra, steps, strict=True))
+    return made if fits else None
 
 
 @_handles("convolution", _conv_size)
@@ -630,13 +794,8 @@ def _convolution(
     pictures, lanes = _last(mode, x), _last(mode, weight)
     if not transposed:
         return _first(_correlate(mode, pictures, lanes, bias, g, wide), x.dtype)
-    extra = tuple(output_padding) * len(g.kernel) if len(output_padding) == 1 else output_padding
-    sizes = [
-        (size - 1) * s - sum(p) + d * (k - 1) + e + 1
-        for size, s, p, d, k, e in zip(
-            x.shape[2:], g.stride, g.padding, g.dilation, g.kernel, extra, strict=True
-        )
-    ]
+    sizes = _outputs(x, g, True, output_padding)
+    assert sizes is not None
     return _first(_scatter(mode, pictures, lanes, bias, g, sizes, wide), x.dtype)
 
 
@@ -692,79 +851,236 @@ def _convolution_backward(
 
 # ------------------------------------------------------------------------ what stays on the host
 
+Count = Callable[[Any, Any], int]
+"""Takes the arguments and the result of a call to its floating-point operations."""
 
-def _matrix_flops(count: Callable[[int, int], float]) -> Callable[[Any], int]:
+
+def _factor(count: Callable[[int, int], float]) -> Count:
     """Return what counts operations for the first argument: (…, rows, cols)."""
 
-    def flops(args: Any) -> int:
+    def flops(args: Any, result: Any) -> int:
         x = next(a for a in args if isinstance(a, Tensor))
         if x.ndim < 2:
             return 0
-        factor = 4 if x.is_complex() else 1
-        return int(factor * prod(x.shape[:-2]) * count(x.shape[-2], x.shape[-1]))
+        scale = 4 if x.is_complex() else 1
+        return int(scale * prod(x.shape[:-2]) * count(x.shape[-2], x.shape[-1]))
 
     return flops
 
 
-def _solve_flops(args: Any) -> int:
-    a, b = (x for x in args[:2] if isinstance(x, Tensor))
-    columns = b.shape[-1] if b.ndim > 1 else 1
-    return int(prod(b.shape[:-2]) * a.shape[-1] ** 2 * columns)
+def _first_result(result: Any) -> Tensor:
+    made: Tensor = result if isinstance(result, Tensor) else result[0]
+    return made
 
 
-def _attention_flops(factor: int) -> Callable[[Any], int]:
-    def flops(args: Any) -> int:
-        q, k, v = (args[0], args[1], args[2]) if factor == 2 else (args[1], args[2], args[3])
+def _solve(matrix: int, recursions: int, factored: bool = False) -> Count:
+    """Return what counts triangular solves, of the matrix in one of the arguments."""
+
+    def flops(args: Any, result: Any) -> int:
+        a, x = args[matrix], _first_result(result)
+        n = a.shape[-1]
+        made = recursions * n * x.numel() + (prod(a.shape[:-2]) * 2 * n**3 / 3 if factored else 0)
+        return int((4 if x.is_complex() else 1) * made)
+
+    return flops
+
+
+def _rows(first: int) -> Count:
+    """Return what counts a product by its result and the depth of one argument's rows."""
+
+    def flops(args: Any, result: Any) -> int:
+        made = _first_result(result)
+        return (8 if made.is_complex() else 2) * made.numel() * args[first].shape[-1]
+
+    return flops
+
+
+_rows_flops = _rows(0)
+
+
+def _convolution_flops(args: Any, result: Any) -> int:
+    weight = args[1] if isinstance(args[1], Tensor) else args[1].unpack()[0]
+    return 2 * result.numel() * prod(weight.shape[1:])
+
+
+def _transposed_flops(args: Any, result: Any) -> int:
+    x, weight = args[:2]
+    return 2 * x.numel() * prod(weight.shape[1:])
+
+
+def _convolution_backward_flops(args: Any, result: Any) -> int:
+    dy, _, weight = args[:3]
+    return 2 * dy.numel() * prod(weight.shape[1:]) * sum(x is not None for x in result[:2])
+
+
+def _attention_flops(factor: int) -> Count:
+    def flops(args: Any, result: Any) -> int:
+        q, k, v = args[:3] if factor == 2 else args[1:4]
         pairs = prod(q.shape[:-1]) * k.shape[-2]
-        return factor * pairs * (q.shape[-1] + v.shape[-1])
+        return int(factor * pairs * (q.shape[-1] + v.shape[-1]))
 
     return flops
 
 
-def _no_flops(args: Any) -> int:
+def _encoder_flops(args: Any, result: Any) -> int:
+    """Count projections, attention and, in a whole layer, its feed-forward part."""
+    src = args[0]
+    weights = sum(x.numel() for x in args if isinstance(x, Tensor) and x is not src and x.ndim == 2)
+    tokens = src.numel() // src.shape[-1]
+    return int(2 * tokens * weights + 4 * src.numel() * src.shape[-2])
+
+
+def _recurrent(passes: int) -> Count:
+    """Return what counts a fused recurrent layer: each step multiplies both weights."""
+
+    def flops(args: Any, result: Any) -> int:
+        steps = prod(args[0].shape[:-1])
+        return int(2 * passes * steps * (args[1].numel() + args[2].numel()))
+
+    return flops
+
+
+def _nested_products(a: Tensor, b: Tensor) -> int:
+    pairs = zip(a.unbind(), b.unbind(), strict=True)
+    return sum(2 * x.numel() * y.shape[-1] for x, y in pairs)
+
+
+def _unknown(args: Any, result: Any) -> int:
     return 0
 
 
 _FACTORED = "a factorisation, not a product"
+_RECURSION = "a recursion, not a product"
 _FUSED = "torch fuses products that cannot be taken apart"
-HOST: dict[str, tuple[str, Callable[[Any], int]]] = {
+_CHOSEN = "fused attention, chosen by sdpa_kernel inside the offload"
+_SPARSE = "sparse layout of torch"
+_KERNEL = "a kernel that the program itself asks for"
+_NO_PRODUCT = "distances without a product"
+HOST: dict[str, tuple[str, Count]] = {
     # Counts as in Golub and Van Loan, Matrix Computations, to leading order.
-    "linalg_cholesky_ex": (_FACTORED, _matrix_flops(lambda n, m: n**3 / 3)),
-    "cholesky": (_FACTORED, _matrix_flops(lambda n, m: n**3 / 3)),
-    "linalg_lu_factor_ex": (_FACTORED, _matrix_flops(lambda n, m: 2 * n**3 / 3)),
-    "linalg_lu": (_FACTORED, _matrix_flops(lambda n, m: 2 * n**3 / 3)),
-    "_linalg_det": (_FACTORED, _matrix_flops(lambda n, m: 2 * n**3 / 3)),
-    "_linalg_slogdet": (_FACTORED, _matrix_flops(lambda n, m: 2 * n**3 / 3)),
-    "_linalg_solve_ex": (_FACTORED, _matrix_flops(lambda n, m: 2 * n**3 / 3)),
-    "linalg_inv_ex": (_FACTORED, _matrix_flops(lambda n, m: 2 * n**3)),
-    "cholesky_inverse": (_FACTORED, _matrix_flops(lambda n, m: 2 * n**3 / 3)),
-    "linalg_qr": (_FACTORED, _matrix_flops(lambda n, m: 2 * min(n, m) ** 2 * (max(n, m)))),
-    "_linalg_svd": (_FACTORED, _matrix_flops(lambda n, m: 14 * max(n, m) * min(n, m) ** 2)),
-    "_linalg_eigh": (_FACTORED, _matrix_flops(lambda n, m: 9 * n**3)),
-    "linalg_eig": (_FACTORED, _matrix_flops(lambda n, m: 25 * n**3)),
-    "linalg_lstsq": (_FACTORED, _matrix_flops(lambda n, m: 2 * m**2 * n)),
-    "linalg_matrix_exp": (_FUSED, _matrix_flops(lambda n, m: 12 * n**3)),
-    "linalg_solve_triangular": ("a recursion, not a product", _solve_flops),
-    "triangular_solve": ("a recursion, not a product", _solve_flops),
-    "cholesky_solve": ("a recursion, not a product", _solve_flops),
-    "_scaled_dot_product_flash_attention_for_cpu": (
-        "fused attention, chosen by sdpa_kernel inside the offload",
-        _attention_flops(2),
-    ),
-    "_scaled_dot_product_flash_attention_for_cpu_backward": (
-        "fused attention, chosen by sdpa_kernel inside the offload",
-        _attention_flops(5),
-    ),
-    "_cdist_forward": ("distances without a product", _no_flops),
-    "_trilinear": (_FUSED, _no_flops),
-    "mkldnn_rnn_layer": (_FUSED, _no_flops),
-    "mkldnn_rnn_layer_backward": (_FUSED, _no_flops),
-    "_native_multi_head_attention": (_FUSED, _no_flops),
-    "_transformer_encoder_layer_fwd": (_FUSED, _no_flops),
-    "_int_mm": ("integers", _no_flops),
-    "_sparse_mm_reduce_impl": ("sparse layout of torch", _no_flops),
+    "linalg_cholesky_ex": (_FACTORED, _factor(lambda n, m: n**3 / 3)),
+    "cholesky": (_FACTORED, _factor(lambda n, m: n**3 / 3)),
+    "linalg_ldl_factor_ex": (_FACTORED, _factor(lambda n, m: n**3 / 3)),
+    "linalg_lu_factor_ex": (_FACTORED, _factor(lambda n, m: 2 * n**3 / 3)),
+    "linalg_lu": (_FACTORED, _factor(lambda n, m: 2 * n**3 / 3)),
+    "_linalg_det": (_FACTORED, _factor(lambda n, m: 2 * n**3 / 3)),
+    "_linalg_slogdet": (_FACTORED, _factor(lambda n, m: 2 * n**3 / 3)),
+    "_linalg_solve_ex": (_FACTORED, _solve(0, 2, factored=True)),
+    "linalg_inv_ex": (_FACTORED, _factor(lambda n, m: 2 * n**3)),
+    "cholesky_inverse": (_FACTORED, _factor(lambda n, m: 2 * n**3 / 3)),
+    "linalg_qr": (_FACTORED, _factor(lambda n, m: 2 * min(n, m) ** 2 * (max(n, m)))),
+    "geqrf": (_FACTORED, _factor(lambda n, m: 2 * min(n, m) ** 2 * (max(n, m)))),
+    "linalg_householder_product": (_FACTORED, _factor(lambda n, m: 2 * m**2 * n)),
+    "ormqr": (_FACTORED, lambda args, made: 4 * made.numel() * args[1].shape[-1]),
+    "_linalg_svd": (_FACTORED, _factor(lambda n, m: 14 * max(n, m) * min(n, m) ** 2)),
+    "_linalg_eigh": (_FACTORED, _factor(lambda n, m: 9 * n**3)),
+    "linalg_eig": (_FACTORED, _factor(lambda n, m: 25 * n**3)),
+    "_linalg_eigvals": (_FACTORED, _factor(lambda n, m: 10 * n**3)),
+    "linalg_lstsq": (_FACTORED, _factor(lambda n, m: 2 * m**2 * n)),
+    "linalg_matrix_exp": (_FUSED, _factor(lambda n, m: 12 * n**3)),
+    "linalg_solve_triangular": (_RECURSION, _solve(0, 1)),
+    "triangular_solve": (_RECURSION, _solve(1, 1)),
+    "cholesky_solve": (_RECURSION, _solve(1, 2)),
+    "linalg_lu_solve": (_RECURSION, _solve(0, 2)),
+    "linalg_ldl_solve": (_RECURSION, _solve(0, 2)),
+    "_scaled_dot_product_flash_attention_for_cpu": (_CHOSEN, _attention_flops(2)),
+    "_scaled_dot_product_flash_attention_for_cpu_backward": (_CHOSEN, _attention_flops(5)),
+    "_native_multi_head_attention": (_FUSED, _encoder_flops),
+    "_transformer_encoder_layer_fwd": (_FUSED, _encoder_flops),
+    "mkldnn_rnn_layer": (_FUSED, _recurrent(1)),
+    "mkldnn_rnn_layer_backward": (_FUSED, _recurrent(2)),
+    "_cdist_forward": (_NO_PRODUCT, _unknown),
+    "_cdist_backward": (_NO_PRODUCT, _unknown),
+    "_pdist_forward": (_NO_PRODUCT, _unknown),
+    "_pdist_backward": (_NO_PRODUCT, _unknown),
+    "_int_mm": ("integers", _rows_flops),
+    "_weight_int8pack_mm": ("integers", _rows_flops),
+    "_weight_int4pack_mm_for_cpu": ("integers", _rows_flops),
+    "_dyn_quant_matmul_4bit": ("integers", _rows_flops),
+    "fbgemm_linear_int8_weight": ("integers", _rows_flops),
+    "fbgemm_linear_int8_weight_fp32_activation": ("integers", _rows_flops),
+    "quantized_lstm": ("integers", _unknown),
+    "quantized_gru": ("integers", _unknown),
+    "_scaled_mm": ("floats of 8 bits", _rows_flops),
+    "_scaled_mm_v2": ("floats of 8 bits", _rows_flops),
+    "fbgemm_linear_fp16_weight": (_KERNEL, _rows_flops),
+    "fbgemm_linear_fp16_weight_fp32_activation": (_KERNEL, _rows_flops),
+    "mkldnn_linear": (_KERNEL, _rows_flops),
+    "mkldnn_convolution": (_KERNEL, _convolution_flops),
+    "_nnpack_spatial_convolution": (_KERNEL, _convolution_flops),
+    "_slow_conv2d_forward": (_KERNEL, _convolution_flops),
+    "_slow_conv2d_backward": (_KERNEL, _convolution_backward_flops),
+    "slow_conv3d_forward": (_KERNEL, _convolution_flops),
+    "slow_conv_dilated2d": (_KERNEL, _convolution_flops),
+    "slow_conv_dilated3d": (_KERNEL, _convolution_flops),
+    "slow_conv_transpose2d": (_KERNEL, _transposed_flops),
+    "slow_conv_transpose3d": (_KERNEL, _transposed_flops),
+    "_sparse_mm_reduce_impl": (_SPARSE, _rows_flops),
+    "_sparse_sparse_matmul": (_SPARSE, _rows_flops),
+    "hspmm": (_SPARSE, _rows_flops),
+    "sspaddmm": (_SPARSE, _rows(1)),
+    "sparse_sampled_addmm": (_SPARSE, _rows(1)),
 }
-"""Matrix work that a device does not take: reason, and operations of a call."""
+"""Matrix work that a device does not take: reason, and operations of a call (as if dense)."""
+
+_QUANTISED = re.compile(r"(linear|conv)(?!.*(pack|params))")
+"""Operations of torch's namespace ``quantized`` that multiply matrices."""
+
+NESTED: dict[str, Count] = {
+    "linear": lambda args, made: 2 * made.numel() * args[1].shape[-1],
+    "linear_backward": lambda args, _: (
+        2 * args[1].numel() * args[2].shape[-1] * sum(map(bool, args[3][:2]))
+    ),
+    "matmul": lambda args, _: _nested_products(*args),
+    "matmul_backward": lambda args, _: _nested_products(*args[1:3]) * sum(map(bool, args[3])),
+}
+"""Operations that nested tensors do not take apart: operations of a call."""
+
+HIDING = {
+    "linalg_pinv",
+    "conv_tbc",
+    "affine_grid_generator",
+    "_grouped_mm",
+    "_foreach_mm",
+    "_sparse_addmm",
+}
+"""Operations whose kernel, the same on every device, is made of others, products among them."""
+
+
+class _Unfused:
+    """Attention, RNNs, encoder layers and compiled code as single operations, not as fused ones.
+
+    Torch's switches are global: the first block to be entered throws them, the last one to be left
+    throws them back, whichever thread and order.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users > 1:
+                return
+            self._stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            before = torch.backends.mkldnn.set_flags(False)
+            self._stack.callback(torch.backends.mkldnn.set_flags, before[0])
+            fast = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+            self._stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+            # What is compiled has no operations to see; and torch refuses whole graphs inside.
+            self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._stack.close()
+
+
+_UNFUSED = _Unfused()
 
 
 class offload:
@@ -832,8 +1148,13 @@ class offload:
         _require_count("min_size", min_size, 0)
         if max_cycles is not None:
             _require_count("max_cycles", max_cycles, 1)
-        if not isinstance(clock_hz, (int, float)) or not 0 < clock_hz < float("inf"):
-            raise ValueError(f"clock_hz={clock_hz!r}: must be a positive number of hertz")
+        number = isinstance(clock_hz, (int, float)) and not isinstance(clock_hz, bool)
+        if not number or not 0 < clock_hz < float("inf"):
+            raise ValueError(
+                f"clock_hz={clock_hz!r}: must be a positive number of hertz; give one such as 100e6"
+            )
+        if not isinstance(trace, bool):
+            raise TypeError(f"trace={trace!r}: must be a bool; give True to keep events")
         left, right = Pattern.parse(prune_left), Pattern.parse(prune_right)
         if precision == "fp32" and not (left.dense and right.dense):
             raise ValueError(
@@ -861,13 +1182,7 @@ class offload:
         if self._stack is not None:
             raise RuntimeError("this offload is entered already: make another for a nested block")
         stack = contextlib.ExitStack()
-        # Attention, RNNs and encoder layers as products rather than as one fused operation.
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        before = torch.backends.mkldnn.set_flags(False)
-        stack.callback(torch.backends.mkldnn.set_flags, before[0])
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        stack.enter_context(_UNFUSED)
         stack.enter_context(use_device(self._mode.meter))
         stack.enter_context(self._mode)
         self._stack = stack
@@ -891,4 +1206,6 @@ class offload:
 
 def _require_count(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}={value!r}: must be an int of at least {least}")
+        raise ValueError(
+            f"{name}={value!r}: must be an int of at least {least}; give one or leave it out"
+        )

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import sat
-from sat.cli import main
+from sat.cli import _json, main
 from sat.demo import demo
 
 
@@ -277,3 +277,25 @@ except AttributeError as error:
 """
     done = run("-W", "error", "-c", code)
     assert (done.stdout, done.stderr) == ("module 'sat' has no attribute 'nothing'\n", "")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--trace", "missing/trace.json"], "its folder must exist; make it"),
+        (["--figures", "file/figures"], "must be a folder that can be made"),
+        (["--device", "host", "--trace", "trace.json"], "need a device; leave them out"),
+    ],
+)
+def test_places_of_results_are_checked_before_the_work(
+    options, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert main(["run", "lightsb", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_json_has_null_where_a_number_is_not_finite():
+    values = {"loss": float("nan"), "each": [1.0, float("inf")], "steps": 3}
+    assert json.loads(_json(values)) == {"loss": None, "each": [1.0, None], "steps": 3}

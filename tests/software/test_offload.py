@@ -349,6 +349,74 @@ def test_transposed_convolution_is_the_gradient_of_one(name):
     same(leaves[1].grad, scalar_fold([(j, o, i) for o, i, j in order], x, dy, torch.zeros_like(w)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_other_types_of_transposed_convolution_round_their_results(name, dtype):
+    case = dict(TRANSPOSED[name])
+    x, w = randn(*case.pop("x"), dtype=dtype), randn(*case.pop("w"), seed=1, dtype=dtype)
+    conv = getattr(functional, f"conv_transpose{x.ndim - 2}d")
+    found = []
+    for kind in (dtype, torch.float32):
+        leaves = [t.clone().to(kind).requires_grad_() for t in (x, w)]
+        with sat.offload("golden") as report:
+            y = conv(*leaves, None, **case)
+            y.backward(torch.ones_like(y))
+        assert report.coverage == 1.0
+        found.append([y.detach(), *(leaf.grad for leaf in leaves)])
+    for got, want in zip(*found, strict=True):
+        same(got, want.to(dtype))
+    exact = conv(x.double(), w.double(), None, **case)
+    terms = conv(x.double().abs(), w.double().abs(), None, **case)
+    assert ((found[1][0] - exact).abs() <= 2.0**-9 * terms).all()
+
+
+COMPLEX_CONVS = {
+    **{f"conv{name}": ("conv", case) for name, case in CONVS.items()},
+    **{f"conv_transpose{name}": ("conv_transpose", case) for name, case in TRANSPOSED.items()},
+}
+
+
+@pytest.mark.parametrize("dtype", COMPLEX)
+@pytest.mark.parametrize("name", COMPLEX_CONVS)
+def test_a_complex_convolution_is_three_real_ones(name, dtype):
+    kind, case = COMPLEX_CONVS[name]
+    case = dict(case)
+    x, w = randn(*case.pop("x"), dtype=dtype), randn(*case.pop("w"), seed=1, dtype=dtype)
+    conv = getattr(functional, f"{kind}{x.ndim - 2}d")
+    leaves = [t.clone().requires_grad_() for t in (x, w)]
+    with sat.offload("golden") as report:
+        got = conv(*leaves, None, **case)
+        got.backward(torch.ones_like(got))
+        a = conv(x.real, w.real, None, **case)
+        b = conv(x.imag, w.imag, None, **case)
+        c = conv(x.real + x.imag, w.real + w.imag, None, **case)
+    assert report.coverage == 1.0
+    same(got.detach(), torch.complex(a - b, c - a - b))
+    exact = [t.to(torch.complex128).requires_grad_() for t in (x, w)]
+    want = conv(*exact, None, **case)
+    want.backward(torch.ones_like(want))
+    terms = conv(x.abs().double(), w.abs().double(), None, **case)
+    depth = 2 * w[0].numel() * len(w)
+    bound = 4 * (2.0**-10 + depth * 2.0**-24)
+    assert ((got - want).abs() <= bound * terms).all()
+    for leaf, reference in zip(leaves, exact, strict=True):
+        # Each gradient is a sum of at most as many terms as there are of its other operand.
+        scale = reference.grad.abs().max() + x.numel() ** 0.5 * 4
+        assert (leaf.grad - reference.grad).abs().max() <= bound * scale
+
+
+@pytest.mark.parametrize("dtype", COMPLEX)
+def test_the_raw_complex_convolution_is_one_complex_product(dtype):
+    x, w = randn(2, 3, 5, 4, dtype=dtype), randn(4, 3, 2, 3, dtype=dtype, seed=1)
+    with sat.offload("golden") as report:
+        got = torch.convolution(x, w, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    windows = x.unfold(2, 2, 1).unfold(3, 3, 1)  # (batch, in, lines, columns, *kernel)
+    left = windows.permute(0, 2, 3, 4, 5, 1).reshape(-1, 18)
+    want = documented(left, w.permute(2, 3, 1, 0).reshape(18, 4))
+    same(got, want.reshape(2, 4, 2, 4).permute(0, 3, 1, 2))
+    assert report.flops == 8 * 16 * 18 * 4
+
+
 def test_a_sat_layer_without_pruning_and_an_offloaded_one_have_the_same_bits():
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
@@ -434,6 +502,74 @@ def test_attention_decomposes_forward_and_backward():
         functional.scaled_dot_product_attention(q, k, v)
     assert report.coverage == 0.0 and report.flops == 2 * 2 * 3 * 7 * 7 * 16
     assert next(iter(report)).reason.startswith("fused attention")
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("dtype", REALS)
+@pytest.mark.parametrize("kind", ["plain", "causal", "mask", "groups of queries"])
+def test_attention_is_two_stacks_of_products(kind, dtype, grad):
+    heads = 1 if kind == "groups of queries" else 2
+    q = randn(2, 2, 5, 8, dtype=dtype)
+    k, v = (randn(2, heads, 6, n, dtype=dtype, seed=n) for n in (8, 7))
+    options = {"is_causal": kind == "causal", "enable_gqa": heads == 1}
+    mask = randn(5, 6, dtype=dtype) if kind == "mask" else None
+    leaves = [t.clone().requires_grad_(grad) for t in (q, k, v)]
+    with sat.offload("golden") as report:
+        got = functional.scaled_dot_product_attention(*leaves, attn_mask=mask, **options)
+        if grad:
+            got.backward(torch.ones_like(got))
+    assert report.coverage == 1.0 and report.calls == (6 if grad else 2)
+    # Torch's definition: both operands take the root of the scale, in float32 at least.
+    wide = dtype if dtype is torch.float64 else torch.float32
+    root = 8.0**-0.25
+    keys, values = (t.to(wide).expand(2, 2, 6, -1) for t in (k, v))
+    queries, keys = q.to(wide) * root, keys * root
+    scores = stacked(queries.flatten(0, 1), keys.flatten(0, 1).mT).reshape(2, 2, 5, 6)
+    if kind == "causal":
+        scores = scores + torch.zeros(5, 6).masked_fill(torch.ones(5, 6).triu(1) > 0, -torch.inf)
+    if mask is not None:
+        scores = scores + mask.to(wide)
+    weights = torch.softmax(scores, -1)
+    want = stacked(weights.flatten(0, 1), values.flatten(0, 1)).reshape(2, 2, 5, 7)
+    same(got.detach(), want.to(dtype))
+    exact = [t.double().requires_grad_() for t in (q, k, v)]
+    wide_mask = None if mask is None else mask.double()
+    value = functional.scaled_dot_product_attention(*exact, attn_mask=wide_mask, **options)
+    step = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}.get(dtype, 0.0)
+    # Scores err by 2**-10 of their terms' magnitudes, weights by e to twice that; then one product.
+    terms = (q.double().abs() @ k.double().abs().mT).max() / 8**0.5
+    bound = (2 * terms + 2) * 2.0**-10 + step
+    assert ((got - value).abs() <= bound * v.abs().max()).all()
+    if grad:
+        value.backward(torch.ones_like(value))
+        for leaf, reference in zip(leaves, exact, strict=True):
+            error = (leaf.grad.double() - reference.grad).abs().max()
+            assert error <= (2.0**-6 if dtype is torch.bfloat16 else 2.0**-8) * 10
+
+
+@pytest.mark.parametrize("dtype", [*REALS, *COMPLEX])
+@pytest.mark.parametrize(
+    "equation, shapes, order",
+    [
+        ("ab,bc,cd->ad", [(3, 4), (4, 5), (5, 6)], lambda x, y, z: [[x, y], z]),
+        ("aij,kj->aik", [(2, 3, 4), (5, 4)], lambda x, y: [x, y.T]),
+        ("ij,ij->", [(3, 4), (3, 4)], lambda x, y: [x.reshape(1, 12), y.reshape(12, 1)]),
+        ("ba,ca", [(3, 4), (2, 4)], lambda x, y: [x, y.T]),
+    ],
+)
+def test_einsums_are_their_products(equation, shapes, order, dtype):
+    tensors = [randn(*shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes)]
+
+    def evaluate(x):
+        if not isinstance(x, list):
+            return x
+        left, right = map(evaluate, x)
+        return documented(left.reshape(-1, left.shape[-1]), right)
+
+    with sat.offload("golden") as report:
+        got = torch.einsum(equation, *tensors)
+    same(got, evaluate(order(*tensors)).reshape(got.shape))
+    assert report.coverage == 1.0 and report.calls == len(shapes) - 1
 
 
 @pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.RNN])
@@ -676,9 +812,12 @@ def test_nested_blocks_send_work_to_the_inner_one():
     "arguments, error, message",
     [
         ({"precision": "fp8"}, ValueError, "precision='fp8': must be"),
-        ({"min_size": -1}, ValueError, "min_size=-1"),
-        ({"max_cycles": 0}, ValueError, "max_cycles=0"),
-        ({"clock_hz": 0}, ValueError, "clock_hz=0"),
+        ({"min_size": -1}, ValueError, "min_size=-1: must be an int of at least 0; give one"),
+        ({"max_cycles": 0}, ValueError, "max_cycles=0: must be an int of at least 1; give one"),
+        ({"clock_hz": 0}, ValueError, "clock_hz=0: must be a positive number of hertz; give one"),
+        ({"clock_hz": float("nan")}, ValueError, "clock_hz=nan"),
+        ({"clock_hz": True}, ValueError, "clock_hz=True"),
+        ({"trace": "yes"}, TypeError, "trace='yes': must be a bool; give True"),
         ({"device": "tpu"}, ValueError, "there is no such device"),
         ({"device": "golden*0"}, ValueError, "name\\*count"),
         ({"device": 3}, TypeError, "must be text"),
@@ -756,6 +895,18 @@ def test_rtl_has_golden_bits_on_every_kind_of_operation():
         found.append(torch.baddbmm(s.expand(3, 6, 5), aa, bb))
         found.append(torch.addbmm(s, aa, bb))
         found.append(torch.einsum("ij,jk->ik", a.to(torch.complex64), b.to(torch.complex64)))
+        found += [torch.mm(a.to(t), b.to(t)).float() for t in (torch.bfloat16, torch.float64)]
+        found.append(functional.conv2d(x[:, :2], w[:, :1], padding=1, dilation=2, groups=2))
+        for axes, conv in ((1, functional.conv_transpose1d), (3, functional.conv_transpose3d)):
+            sides = (2,) * axes
+            found.append(conv(randn(1, 2, *sides), randn(2, 1, *sides), stride=2, groups=2))
+        picture, lanes = (randn(*s, dtype=torch.complex64) for s in ((1, 2, 5), (2, 2, 3)))
+        found.append(functional.conv1d(picture, lanes))
+        found.append(functional.bilinear(a, a, randn(2, 13, 13)))
+        found.append(torch.einsum("ab,bc,dc->ad", a, b, s))
+        found.append(torch.linalg.multi_dot([a, b, s.T]))
+        found.append(torch.linalg.matrix_power(a @ a.T, 3))
+        found.append(torch.cdist(randn(30, 2), randn(28, 2)))
         q = randn(1, 2, 5, 4).requires_grad_()
         found.append(functional.scaled_dot_product_attention(q, q, q))
         torch.stack([f.abs().sum() for f in found]).sum().backward()

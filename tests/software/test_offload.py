@@ -13,7 +13,8 @@ from torch.nn import functional
 
 import sat
 from sat.devices import FirstDevice, GoldenDevice
-from sat.dispatch import HANDLED, HOST
+from sat.host_work import HOST
+from sat.operations import HANDLED
 from sat.report import OffloadReport
 
 REALS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

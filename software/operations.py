@@ -34,7 +34,7 @@ aten = torch.ops.aten
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
 
-Handler = Callable[[Mode, Any, Any, Any], Any]
+Handler = Callable[["Mode", Any, Any, Any], Any]
 HANDLERS: dict[Any, Handler] = {}
 """What is done for each operation of torch that a device computes."""
 

@@ -11,9 +11,13 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from sat.report import OffloadReport
 
 # What a command needs is imported when it runs, so that `sat --help` does not wait for torch.
 
@@ -415,6 +419,31 @@ def _require_places(args: argparse.Namespace) -> None:
             ) from error
 
 
+@contextlib.contextmanager
+def _progress(report: OffloadReport | None, title: str, *, shown: bool) -> Iterator[None]:
+    """Show how many operations a device has done, or just the time, while a demo runs."""
+    from sat.train import progress_bar
+
+    done = threading.Event()
+    with progress_bar(None, title, " operations", shown) as bar:
+        if report is None:
+            bar.bar_format = "{desc}: {elapsed}"
+
+        def watch() -> None:
+            while not done.wait(0.5):
+                bar.update(0 if report is None else report.calls - bar.n)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        if shown:
+            thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            if shown:
+                thread.join()
+
+
 def _run(args: argparse.Namespace) -> int:
     """Run a method's demo, its matrix work on a device, and judge its acceptance figures."""
     from pathlib import Path
@@ -452,8 +481,8 @@ def _run(args: argparse.Namespace) -> int:
                     trace=args.trace is not None,
                 )
                 report = stack.enter_context(block)
-        if not args.json:
-            print(f"running {method.title} on {args.device}", file=sys.stderr, flush=True)
+        title = f"{method.slug} on {args.device}"
+        stack.enter_context(_progress(report, title, shown=not args.json))
         began = time.perf_counter()
         result = method.run(seed=args.seed)
     values = {

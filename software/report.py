@@ -166,7 +166,8 @@ class OffloadReport:
     @property
     def calls(self) -> int:
         """Operations that devices did."""
-        return sum(work.calls for work in self._work.values() if work.reason is None)
+        # A copy, as others may ask while the program runs.
+        return sum(work.calls for work in list(self._work.values()) if work.reason is None)
 
     @property
     def devices(self) -> dict[str, DeviceWork]:

@@ -409,8 +409,11 @@ class Trainer:
         return self.result
 
 
-def progress_bar(total: int, title: str, unit: str, shown: bool = True) -> tqdm[Any]:
-    """Return a bar on standard error; where that is no terminal, it writes a line now and then."""
+def progress_bar(total: int | None, title: str, unit: str, shown: bool = True) -> tqdm[Any]:
+    """Return a bar on standard error; where that is no terminal, it writes a line now and then.
+
+    Without a ``total`` it shows what was done and how fast.
+    """
     interval = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(total=total, desc=title, unit=unit, disable=not shown, mininterval=interval)
 

@@ -106,13 +106,18 @@ def test_command_lists_and_runs(capsys, monkeypatch, tmp_path):
     out, trace = tmp_path / "figures", tmp_path / "trace.json"
     arguments = ["--json", "--cycles", "--figures", str(out), "--trace", str(trace)]
     assert main(["run", "s4d", *arguments]) == 0
-    values = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    values = json.loads(printed.out)
+    assert printed.err == ""
     assert values["passed"] and values["offload"]["coverage"] > 0.5
     assert values["offload"]["devices"]["golden"]["cycles"] > 0
     assert list(out.glob("s4d-*.png"))
     assert json.loads(trace.read_text())["traceEvents"]
     assert main(["run", "s4d", "--device", "host"]) == 0
-    assert "ok" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "ok" in printed.out and "s4d on host: 00:0" in printed.err
+    assert main(["run", "s4d"]) == 0
+    assert "s4d on golden: " in capsys.readouterr().err
     assert main(["run", "s4d", "--first", "3", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["mismatches"] == 0 and values["compared"] > 0

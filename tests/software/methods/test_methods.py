@@ -67,6 +67,22 @@ def test_s4d_under_offload_keeps_its_accuracy():
     assert host > 0.7 and abs(host - offloaded) <= 0.02  # of 450 samples, early in training
 
 
+def test_s4d_mixes_sparsely_on_request():
+    torch.manual_seed(0)
+    model = S4DModel(1, 10, 2, d_model=16, d_state=8)
+    layers = {r.name: r.pattern for r in sat.sparsify_(model, "bdwp", "2:8").layers}
+    assert layers == {
+        "encoder": "dense", "blocks.0.mix": "2:8", "blocks.1.mix": "2:8", "decoder": "dense",
+    }  # fmt: skip
+    with sat.offload("golden", precision="fp32") as report:
+        model(torch.randn(3, 1, 20)).sum().backward()
+    sizes = {work.op: work.size for work in report}
+    for block in (0, 1):
+        assert sizes[f"blocks.{block}.mix FF"] == "60 x 16 x 32 2:8"
+        assert sizes[f"blocks.{block}.mix BP"] == "60 x 32 x 16 2:8"
+    assert report.coverage == 1
+
+
 def test_lightsb_under_offload_has_its_losses():
     _, host = train_swiss_roll(0, 30, n_potentials=40)
     with sat.offload("golden", precision="fp32") as report:

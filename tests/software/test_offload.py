@@ -670,6 +670,22 @@ def test_fp32_precision_keeps_its_bound(depth, dtype):
     assert ((got - exact).abs() / scale).max() <= BOUND * folded**0.5
 
 
+@pytest.mark.parametrize("depth", [1, 16, 256, 2048])
+def test_fp32_precision_in_relative_errors_of_results(depth):
+    """Where no terms cancel, element by element; where they do, against the largest result."""
+    generator = torch.Generator().manual_seed(depth)
+    positive = [
+        torch.rand(*shape, generator=generator) + 0.5 for shape in ((24, depth), (depth, 20))
+    ]
+    mixed = [randn(24, depth), randn(depth, 20, seed=1)]
+    with sat.offload("golden", precision="fp32"):
+        sums, differences = (a @ b for a, b in (positive, mixed))
+    exact = positive[0].double() @ positive[1].double()
+    assert ((sums - exact).abs() / exact).max() <= BOUND * depth**0.5
+    exact = mixed[0].double() @ mixed[1].double()
+    assert (differences - exact).abs().max() / exact.abs().max() <= BOUND * depth**0.5
+
+
 def test_fp32_precision_on_the_full_range_of_float32():
     rng = np.random.default_rng(0)
 

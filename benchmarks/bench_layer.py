@@ -13,7 +13,7 @@ import sys
 from sat.dataflow.cycles import predict
 from sat.dataflow.layers import Layer
 from sat.dataflow.step import STAGES, Sgd, compile_step
-from sat.layers import simulate_layer
+from sat.devices.stages import simulate_layer
 from sat.rtl.config import SatConfig
 from sat.sim.memory import MemoryTiming
 

@@ -6,6 +6,8 @@ Names are imported on first use, so that ``import sat.rtl`` does not import torc
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,20 +20,19 @@ if TYPE_CHECKING:
         resident,
         use_device,
     )
-    from sat.dispatch import offload
     from sat.errors import CycleBudgetError, DeviceClosedError, DeviceError, SatError
-    from sat.report import OffloadReport
-    from sat.sparsity.modules import SatConv2d, SatLinear, desparsify_, sparsify_
+    from sat.layers.modules import SatConv2d, SatLinear, desparsify_, sparsify_
+    from sat.layers.schemes import Prune, Scheme, register_scheme
+    from sat.offload.mode import offload
+    from sat.offload.report import OffloadReport
     from sat.sparsity.pattern import DENSE, Pattern
-    from sat.sparsity.schemes import Prune, Scheme, register_scheme
     from sat.sparsity.tensor import NMTensor, prune
 
     __version__: str
 
 _HOME = {
     "CycleBudgetError": "sat.errors",
-    "OffloadReport": "sat.report",
-    "offload": "sat.dispatch",
+    "OffloadReport": "sat.offload.report",
     "DENSE": "sat.sparsity.pattern",
     "Device": "sat.devices",
     "DeviceClosedError": "sat.errors",
@@ -39,19 +40,19 @@ _HOME = {
     "NMTensor": "sat.sparsity.tensor",
     "Pattern": "sat.sparsity.pattern",
     "ProductLog": "sat.devices",
-    "Prune": "sat.sparsity.schemes",
+    "Prune": "sat.layers.schemes",
     "Run": "sat.devices",
-    "SatConv2d": "sat.sparsity.modules",
+    "SatConv2d": "sat.layers.modules",
     "SatError": "sat.errors",
-    "SatLinear": "sat.sparsity.modules",
-    "Scheme": "sat.sparsity.schemes",
-    "desparsify_": "sat.sparsity.modules",
+    "SatLinear": "sat.layers.modules",
+    "Scheme": "sat.layers.schemes",
+    "desparsify_": "sat.layers.modules",
     "device": "sat.devices",
     "prune": "sat.sparsity.tensor",
     "record_products": "sat.devices",
-    "register_scheme": "sat.sparsity.schemes",
+    "register_scheme": "sat.layers.schemes",
     "resident": "sat.devices",
-    "sparsify_": "sat.sparsity.modules",
+    "sparsify_": "sat.layers.modules",
     "use_device": "sat.devices",
 }
 
@@ -82,6 +83,24 @@ __all__ = [
     "sparsify_",
     "use_device",
 ]
+
+
+class _Sat(ModuleType):
+    """This package; `sat.offload` is the class, though a package of that name holds it.
+
+    Importing a module of `sat.offload` would otherwise put the package in the class's place.
+    """
+
+    @property
+    def offload(self) -> Any:
+        return importlib.import_module("sat.offload.mode").offload
+
+    @offload.setter
+    def offload(self, package: ModuleType) -> None:
+        """Leave the class where it is."""
+
+
+sys.modules[__name__].__class__ = _Sat
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from sat.report import OffloadReport
+    from sat.offload.report import OffloadReport
 
 # What a command needs is imported when it runs, so that `sat --help` does not wait for torch.
 
@@ -209,7 +209,7 @@ def _simulate_layer(args: argparse.Namespace) -> int:
 
     import sat
     from sat.dataflow.step import STAGES
-    from sat.layers import simulate_layer
+    from sat.devices.stages import simulate_layer
     from sat.rtl.config import SatConfig
     from sat.sim.memory import MemoryTiming
 
@@ -277,7 +277,7 @@ def _train(args: argparse.Namespace) -> int:
     import sat
     from sat.data import load_data
     from sat.devices.staged import StagedDevice
-    from sat.train import Trainer
+    from sat.training.trainer import Trainer
 
     _use_one_thread()
     if args.ranks > 1 or args.compare:
@@ -348,7 +348,7 @@ def _train_ranks(args: argparse.Namespace) -> int:
     """Train with several ranks, each a process with its own device; compare with one if asked."""
     import sat
     from sat.data import load_data
-    from sat.distributed import compare_ranks, train_ranks
+    from sat.training.distributed import compare_ranks, train_ranks
 
     options = {} if args.array is None else {"array": args.array}
     arguments = {
@@ -422,7 +422,7 @@ def _require_places(args: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def _progress(report: OffloadReport | None, title: str, *, shown: bool) -> Iterator[None]:
     """Show how many operations a device has done, or just the time, while a demo runs."""
-    from sat.train import progress_bar
+    from sat.training.trainer import progress_bar
 
     done = threading.Event()
     with progress_bar(None, title, " operations", shown) as bar:
@@ -515,7 +515,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _demo(args: argparse.Namespace) -> int:
     """Run the demo."""
-    from sat.demo import demo
+    from sat.commands.demo import demo
 
     _use_one_thread()
     with _usage():

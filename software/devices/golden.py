@@ -15,7 +15,7 @@ from sat.dataflow.products import Product, StartShape
 from sat.dataflow.step import Sgd
 from sat.devices.base import Device, Run, Tensors, make_config
 from sat.devices.operand import RightOperand, bytes_passing, product_of
-from sat.layers import stage_macs
+from sat.devices.stages import stage_macs
 from sat.rtl.config import SatConfig
 from sat.sim.golden import layer as golden
 from sat.sim.golden import stce

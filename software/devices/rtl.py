@@ -19,8 +19,8 @@ from sat.dataflow.step import CompiledStep, Sgd, compile_step
 from sat.devices.base import Device, Run, Tensors, make_config
 from sat.devices.operand import RightOperand, bytes_passing, product_of
 from sat.devices.residents import Residents
+from sat.devices.stages import RESULTS, stage_macs, write_step
 from sat.errors import DeviceError
-from sat.layers import RESULTS, stage_macs, write_step
 from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status

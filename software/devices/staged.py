@@ -14,7 +14,7 @@ from sat.dataflow.step import Sgd
 from sat.devices.base import Device, Run, StageRunner, Tensors
 from sat.devices.golden import GoldenDevice
 from sat.devices.operand import RightOperand
-from sat.layers import count_different
+from sat.devices.stages import count_different
 
 
 @dataclass(frozen=True)

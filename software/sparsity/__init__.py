@@ -1,1 +1,1 @@
-"""N:M sparsity for PyTorch: patterns, compact tensors, training schemes, layers."""
+"""Patterns and N:M tensors: the values that devices, layers and offload share."""

@@ -13,7 +13,7 @@ from sat.dataflow.layers import Layer
 from sat.dataflow.mapping import legal_mappings
 from sat.dataflow.products import Product, StartShape
 from sat.dataflow.step import STAGES, Sgd, compile_step
-from sat.layers import write_step
+from sat.devices.stages import write_step
 from sat.rtl.config import SatConfig
 from sat.rtl.device import Device
 from sat.rtl.isa import Status

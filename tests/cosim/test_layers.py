@@ -19,7 +19,7 @@ from sat.dataflow.cycles import predict
 from sat.dataflow.layers import Layer
 from sat.dataflow.mapping import round_up
 from sat.dataflow.step import STAGES, Sgd, compile_step
-from sat.layers import write_step
+from sat.devices.stages import write_step
 from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status

@@ -14,10 +14,10 @@ from sat.data import load_data
 from sat.dataflow.layers import Layer
 from sat.devices.golden import GoldenDevice
 from sat.devices.staged import StagedDevice
+from sat.layers.modules import to_ohwi
 from sat.rtl.config import SatConfig
 from sat.sim.golden.update import Rates, narrow, sgd
-from sat.sparsity.modules import to_ohwi
-from sat.train import Trainer
+from sat.training.trainer import Trainer
 
 pytestmark = pytest.mark.xdist_group("4x4")
 

@@ -10,7 +10,7 @@ import pytest
 
 import sat
 from sat.cli import _json, main
-from sat.demo import demo
+from sat.commands.demo import demo
 
 
 def call(capsys, *args):
@@ -157,7 +157,8 @@ def test_train_reports_in_json_and_words(capsys, rtl_is_fake):
 
 def test_a_training_without_a_good_step_fails(capsys, monkeypatch):
     monkeypatch.setattr(
-        "sat.train.LossScaler.step", lambda self, _: setattr(self, "skipped", self.skipped + 1)
+        "sat.training.trainer.LossScaler.step",
+        lambda self, _: setattr(self, "skipped", self.skipped + 1),
     )
     code, out, _ = call(capsys, "train", "--model", "mlp", "--steps", "2")
     assert code == 1 and "FAILED: the training went out of bounds" in out

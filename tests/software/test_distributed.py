@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-import sat.distributed
+import sat.training.distributed
 from sat.cli import main
 from sat.data import load_data
-from sat.distributed import compare_ranks, train_ranks
-from sat.models import build_model
-from sat.parts import Parts
-from sat.train import Trainer
+from sat.training.distributed import compare_ranks, train_ranks
+from sat.training.models import build_model
+from sat.training.parts import Parts
+from sat.training.trainer import Trainer
 
 
 def assert_same_bits(one, two):
@@ -69,7 +69,7 @@ def made():
         return train_ranks(1, device, shards=max(ranks, shards), **arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sat.distributed, "train_ranks", play)
+        patch.setattr(sat.training.distributed, "train_ranks", play)
         return compare_ranks(2, model="mlp", steps=45)
 
 
@@ -117,7 +117,7 @@ def test_command_fails_on_one_wrong_bit(capsys, monkeypatch, what):
             state["fc3.bias"][0] *= 1 + 2**-23
         return result, state
 
-    monkeypatch.setattr(sat.distributed, "train_ranks", play)
+    monkeypatch.setattr(sat.training.distributed, "train_ranks", play)
     arguments = ["train", "--model", "mlp", "--ranks", "2", "--steps", "2", "--compare"]
     assert main([*arguments, "--json"]) == 1
     values = json.loads(capsys.readouterr().out)
@@ -131,7 +131,7 @@ def test_command_reports_ranks(capsys, monkeypatch):
     def play(ranks, device, *, shards, **arguments):
         return train_ranks(1, device, **arguments)
 
-    monkeypatch.setattr(sat.distributed, "train_ranks", play)
+    monkeypatch.setattr(sat.training.distributed, "train_ranks", play)
     arguments = ["--model", "mlp", "--ranks", "2", "--steps", "3", "--json"]
     assert main(["train", *arguments]) == 0
     values = json.loads(capsys.readouterr().out)

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 import sat
 from sat import Prune, Scheme
+from sat.layers.modules import loss_scale
 from sat.sim.golden import sore, stce
-from sat.sparsity.modules import loss_scale
 
 
 def randn(*shape, seed=0):

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 import sat
 from sat.devices import FirstDevice, GoldenDevice
-from sat.host_work import HOST
-from sat.operations import HANDLED
-from sat.report import OffloadReport
+from sat.offload.host_work import HOST
+from sat.offload.operations import HANDLED
+from sat.offload.report import OffloadReport
 
 REALS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 COMPLEX = [torch.complex64, torch.complex128]
@@ -434,7 +434,7 @@ def test_sparse_layers_send_their_compact_operands():
 
 
 def test_a_weight_is_pruned_once_after_each_change(monkeypatch):
-    from sat.sparsity.schemes import Scheme
+    from sat.layers.schemes import Scheme
 
     pruned = []
     select = Scheme.select

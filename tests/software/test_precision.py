@@ -1,4 +1,4 @@
-"""`sat.precision`: what a device is sent, and what comes of it, against exact arithmetic."""
+"""fp32 offload: what a device is sent, and what comes of it, against exact arithmetic."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat import precision
-from sat.precision import HEADERS
+from sat.offload import precision
+from sat.offload.precision import HEADERS
 from sat.sim.build import compile_library
 from sat.sim.golden import stce
 

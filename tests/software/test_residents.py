@@ -212,7 +212,7 @@ class TestRtl:
     def test_training_leaves_weights_and_copies_on_the_device(self):
         """FF reads the copies that WUVE and SORE wrote; the host sends each weight once."""
         from sat.data import load_data
-        from sat.train import Trainer
+        from sat.training.trainer import Trainer
 
         with sat.device("rtl", array="4x4") as rtl:
             checked = StagedDevice(rtl, compare=True)

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from sat import Prune, Scheme, register_scheme
-from sat.sparsity.schemes import CONTRACTION, get_scheme, schemes, unregister_scheme
+from sat.layers.schemes import CONTRACTION, get_scheme, schemes, unregister_scheme
 
 
 def test_built_in_schemes_prune_what_their_papers_say():

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from sat.data import DataSet, data_sets, load_data
-from sat.models import build_model, models
+from sat.layers.schemes import schemes
 from sat.sparsity.pattern import Pattern
-from sat.sparsity.schemes import schemes
-from sat.train import LossScaler, Trainer, train
+from sat.training.models import build_model, models
+from sat.training.trainer import LossScaler, Trainer, train
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ def test_every_folder_is_registered_and_has_a_demo():
 def test_methods_know_no_device():
     for file in FOLDER.glob("*/*.py"):
         text = file.read_text()
-        for name in ("sat.dispatch", "sat.devices", "sat.offload", "sat.device"):
+        for name in ("sat.devices", "sat.offload", "sat.device"):
             assert name not in text, f"{file.name} names {name}"
 
 

@@ -27,16 +27,16 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sat import precision as fp32
 from sat.dataflow.products import Product
 from sat.devices import device as make_device
 from sat.devices.base import Device, Run
 from sat.devices.context import current_label, use_device
 from sat.devices.operand import RightOperand, product_of
 from sat.errors import CycleBudgetError
-from sat.host_work import HIDING, HOST, NESTED, QUANTISED, convolution_flops, rows_flops
-from sat.operations import COMPLEX, FLOATS, HANDLED, HANDLERS
-from sat.report import CLOCK_HZ, DeviceWork, OffloadReport, Work
+from sat.offload import precision as fp32
+from sat.offload.host_work import HIDING, HOST, NESTED, QUANTISED, convolution_flops, rows_flops
+from sat.offload.operations import COMPLEX, FLOATS, HANDLED, HANDLERS
+from sat.offload.report import CLOCK_HZ, DeviceWork, OffloadReport, Work
 from sat.sim.golden import sore
 from sat.sparsity.pattern import DENSE, Pattern
 

@@ -1,8 +1,9 @@
 """Data-parallel training: ranks in processes of their own, each with its own device.
 
 ``torch.distributed`` (gloo) hands gradients and sums of batch normalisation around; every rank
-adds them up in the same order. So R ranks have the bits of one rank with R shards (`sat.parts`).
-One rank with the whole batch adds in another order; docs/offload.md bounds what comes of it.
+adds them up in the same order. So R ranks have the bits of one rank with R shards
+(`sat.training.parts`). One rank with the whole batch adds in another order; docs/offload.md bounds
+what comes of it.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sat.data import load_data
-from sat.parts import check_cut
+from sat.training.parts import check_cut
 
 if TYPE_CHECKING:
-    from sat.train import TrainResult
+    from sat.training.trainer import TrainResult
 
 # docs/offload.md says what was measured for these.
 FIRST_STEPS = 4
@@ -46,7 +47,7 @@ def _train(
     """Train in this process, as one of the ranks."""
     import sat
     from sat.devices.staged import StagedDevice
-    from sat.train import Trainer
+    from sat.training.trainer import Trainer
 
     shards = arguments.get("shards", 1)
     cut = f"{ranks} ranks" if ranks > 1 else f"{shards} shards" if shards > 1 else "whole batches"
@@ -111,12 +112,12 @@ def train_ranks(
     options : mapping, optional
         For `sat.device`.
     **arguments
-        For `sat.train.Trainer`; ``model`` by name. ``batch`` is that of all ranks together;
-        ``shards`` are for one rank.
+        For `sat.training.trainer.Trainer`; ``model`` by name. ``batch`` is that of all ranks
+        together; ``shards`` are for one rank.
 
     Returns
     -------
-    result : sat.train.TrainResult
+    result : sat.training.trainer.TrainResult
         Losses are those of the whole batch.
     state : dict
         The trained model's ``state_dict``.
@@ -128,7 +129,7 @@ def train_ranks(
     torch.multiprocessing.ProcessRaisedException
         If a rank fails; with its message.
     """
-    from sat.train import Trainer
+    from sat.training.trainer import Trainer
 
     if not isinstance(ranks, int) or isinstance(ranks, bool) or ranks < 1:
         raise ValueError(f"ranks={ranks!r}: must be an int of at least 1")

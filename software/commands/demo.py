@@ -15,7 +15,7 @@ from sat.data import DataSet, load_data
 from sat.devices.golden import GoldenDevice
 from sat.devices.staged import StagedDevice, stages_name
 from sat.sparsity.pattern import Pattern
-from sat.train import Trainer, TrainResult, progress_bar
+from sat.training.trainer import Trainer, TrainResult, progress_bar
 
 # Far below what either training reaches, far above chance: catches a training that went wrong.
 LEAST_ACCURACY = 0.9

@@ -24,9 +24,7 @@ from sat.devices.context import (
     use_device,
 )
 from sat.devices.staged import StagedDevice
-from sat.models import build_model
-from sat.parts import Parts, check_cut
-from sat.sparsity.modules import (
+from sat.layers.modules import (
     SparsityReport,
     from_ohwi,
     loss_scale,
@@ -35,8 +33,10 @@ from sat.sparsity.modules import (
     to_ohwi,
     weight_layers,
 )
+from sat.layers.schemes import Scheme
 from sat.sparsity.pattern import Pattern
-from sat.sparsity.schemes import Scheme
+from sat.training.models import build_model
+from sat.training.parts import Parts, check_cut
 
 _EVALUATION_BATCH = 512
 
@@ -244,7 +244,7 @@ class Trainer:
     Parameters
     ----------
     model : nn.Module or str
-        Changed in place; a name of `sat.models` builds one from the seed.
+        Changed in place; a name of `sat.training.models` builds one from the seed.
     data : DataSet
     scheme : str or Scheme
     pattern : str or Pattern or None
@@ -263,9 +263,10 @@ class Trainer:
     scaler : LossScaler, optional
     shards : int
         Parts of the batch that are computed one after the other; at least 1, and a divisor of
-        the batch. R shards have the bits of R ranks (`sat.parts`).
+        the batch. R shards have the bits of R ranks (`sat.training.parts`).
     distributed : bool
-        Whether this is one rank of a process group (`sat.distributed`); ``batch`` is that of all.
+        Whether this is one rank of a process group (`sat.training.distributed`); ``batch`` is that
+        of all.
 
     Raises
     ------

@@ -27,7 +27,8 @@ from sat.devices.context import (
 )
 from sat.devices.operand import RightOperand
 from sat.devices.staged import StagedDevice, stages_name
-from sat.lowering import (
+from sat.layers.schemes import CONTRACTION, Scheme, get_scheme
+from sat.offload.lowering import (
     POINT,
     Geometry,
     Phase,
@@ -42,7 +43,6 @@ from sat.lowering import (
 )
 from sat.sim.golden import sore
 from sat.sparsity.pattern import DENSE, Pattern
-from sat.sparsity.schemes import CONTRACTION, Scheme, get_scheme
 
 _PLAN = "_sat_plan"
 _loss_scale: ContextVar[float] = ContextVar("sat_loss_scale", default=1.0)
@@ -189,7 +189,7 @@ class _Engine:
         Parameters
         ----------
         stage, name : str
-            As in `sat.sparsity.schemes`.
+            As in `sat.layers.schemes`.
         x : float32
             The selection is made on these, before they are rounded.
         axes : dict

@@ -1,7 +1,7 @@
 """What `sat.offload` does for each operation of torch that a device computes.
 
 `HANDLERS` has a function for each overload. It takes the operation apart into products, which the
-mode (`sat.dispatch.Mode`) has the device compute.
+mode (`sat.offload.mode.Mode`) has the device compute.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sat.lowering import (
+from sat.offload.lowering import (
     Geometry,
     at_positions,
     backward_phases,
@@ -27,7 +27,7 @@ from sat.lowering import (
 )
 
 if TYPE_CHECKING:
-    from sat.dispatch import Mode
+    from sat.offload.mode import Mode
 
 aten = torch.ops.aten
 

@@ -1,0 +1,1 @@
+"""The subcommands of ``sat``, a file each."""

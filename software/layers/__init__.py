@@ -1,0 +1,1 @@
+"""N:M layers: which operands a training scheme prunes, and modules that multiply so."""

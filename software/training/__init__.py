@@ -1,0 +1,1 @@
+"""Training on a device: trainer, ranks and shards, the models of the demo."""

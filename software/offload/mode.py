@@ -8,10 +8,9 @@ computed by the device. `docs/offload.md` states the arithmetic.
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -27,16 +26,17 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sat.dataflow.products import Product
 from sat.devices import device as make_device
-from sat.devices.base import Device, Run
-from sat.devices.context import current_label, use_device
-from sat.devices.operand import RightOperand, product_of
-from sat.errors import CycleBudgetError
+from sat.devices.base import Device
+from sat.devices.context import use_device
+from sat.devices.operand import RightOperand
+from sat.offload import convolutions, operations  # noqa: F401 (they fill HANDLERS)
 from sat.offload import precision as fp32
+from sat.offload.decompositions import decompositions, hidden_kernel, is_composite
+from sat.offload.handlers import COMPLEX, FLOATS, HANDLED, HANDLERS
 from sat.offload.host_work import HIDING, HOST, NESTED, QUANTISED, convolution_flops, rows_flops
-from sat.offload.operations import COMPLEX, FLOATS, HANDLED, HANDLERS
-from sat.offload.report import CLOCK_HZ, DeviceWork, OffloadReport, Work
+from sat.offload.meter import Array16, Meter
+from sat.offload.report import CLOCK_HZ, OffloadReport
 from sat.sim.golden import sore
 from sat.sparsity.pattern import DENSE, Pattern
 
@@ -46,71 +46,12 @@ PRECISIONS = ("fp16", "fp32")
 """One pass of float16 operands, or scaled passes that keep float32's bits."""
 
 
-Array16 = NDArray[np.float16]
-
 _SYMBOLIC = (FakeTensor, FunctionalTensor)
 _TRACING = (
     torch._C._TorchDispatchModeKey.PROXY,
     torch._C._TorchDispatchModeKey.FAKE,
     torch._C._TorchDispatchModeKey.FUNCTIONAL,
 )
-
-
-class _Meter(Device):
-    """The offload's device, as its handlers and SAT layers see it: budget and account."""
-
-    def __init__(self, inner: Device, report: OffloadReport, max_cycles: int | None) -> None:
-        super().__init__(inner.config)
-        self.name, self.any_pattern = inner.name, inner.any_pattern
-        self.inner, self.report, self.max_cycles = inner, report, max_cycles
-        self.cycles = 0  # spent of the budget
-        self.work: Work | None = None  # the operation that is being computed
-
-    def predict(self, product: Product, dataflow: str = "auto") -> int:
-        return self.inner.predict(product, dataflow)
-
-    def _matmul(
-        self,
-        a: Array16,
-        b: RightOperand,
-        start: NDArray[np.float32] | None,
-        dataflow: str,
-    ) -> tuple[NDArray[np.float32], Run]:
-        product = product_of(a, b, start)
-        if self.max_cycles is not None:
-            self._spend(product, dataflow)
-        if self.inner.closed:
-            self.inner.matmul(a, b)  # says so
-        began = time.perf_counter()
-        result, run = self.inner._matmul(a, b, start, dataflow)
-        seconds = time.perf_counter() - began
-        self.inner.last_run = run
-        size = f"{product.rows} x {product.depth} x {product.cols}"
-        work = self.work
-        if work is None:
-            # A SAT layer's own product.
-            size += "" if b.pattern.dense else f" {b.pattern}"
-            work = self.report.work(current_label() or "product", size, None)
-            work.calls += 1
-            work.flops += 2 * run.macs
-            work.seconds += seconds
-        self.report.device_seconds += seconds
-        name = run.device or self.name
-        work.devices.setdefault(name, DeviceWork()).add(product, run)
-        self.report.event(work.op, size, name, run, seconds)
-        return result, run
-
-    def _spend(self, product: Product, dataflow: str) -> None:
-        need = self.inner.predict(product, dataflow)
-        assert self.max_cycles is not None
-        if self.cycles + need > self.max_cycles:
-            raise CycleBudgetError(
-                f"a product of {product.rows} x {product.depth} x {product.cols} takes {need:,} "
-                f"cycles, after {self.cycles:,} already: more than max_cycles="
-                f"{self.max_cycles:,}; raise it, shrink the problem, or use device 'golden' "
-                "without a budget"
-            )
-        self.cycles += need
 
 
 class Mode(TorchDispatchMode):
@@ -120,7 +61,7 @@ class Mode(TorchDispatchMode):
 
     def __init__(
         self,
-        meter: _Meter,
+        meter: Meter,
         precision: str,
         min_size: int,
         prune_left: Pattern,
@@ -151,16 +92,16 @@ class Mode(TorchDispatchMode):
             return self.stay(func, args, kwargs, reason, partial(count, args), "")
         if name in NESTED and any(isinstance(x, Tensor) and x.is_nested for x in args):
             return self.stay(func, args, kwargs, "nested tensors", partial(NESTED[name], args), "")
-        if _composite(func):
+        if is_composite(func):
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        hidden = _hidden_kernel(func) if name in HIDING else None
+        hidden = hidden_kernel(func) if name in HIDING else None
         if hidden is not None:
             with self:
                 return func._op_dk(hidden, *args, **kwargs)
-        decomposition = _decompositions().get(func)
+        decomposition = decompositions().get(func)
         if decomposition is not None:
             with self:
                 return decomposition(*args, **kwargs)
@@ -205,6 +146,20 @@ class Mode(TorchDispatchMode):
         work.seconds += seconds
         self.report.event(work.op, size, "host", None, seconds)
         return result
+
+    @contextlib.contextmanager
+    def account(self, op: str, size: str, flops: int) -> Iterator[None]:
+        """Book the products that are computed inside as one call of an operation."""
+        work = self.report.work(op, size, None)
+        began = time.perf_counter()
+        outer, self.meter.work = self.meter.work, work
+        try:
+            yield
+        finally:
+            self.meter.work = outer
+        work.seconds += time.perf_counter() - began
+        work.calls += 1
+        work.flops += flops
 
     def refusal(self, tensors: Sequence[Tensor], macs: int) -> str | None:
         """Return why a device cannot take a product of these, or None if it can."""
@@ -320,63 +275,6 @@ def _exact(x: Tensor) -> Tensor:
 def _zeroed(a: Array16, pattern: Pattern) -> Array16:
     values, indices = sore.select(a, pattern.n, pattern.m, 1)
     return sore.expand(values, indices, pattern.n, pattern.m, a.shape[1], 1)
-
-
-@functools.cache
-def _composite(func: Any) -> bool:
-    """Whether an operation is made of others wherever it runs."""
-    return bool(
-        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-    )
-
-
-@functools.cache
-def _hidden_kernel(func: Any) -> DispatchKey | None:
-    """Return the key of an operation's kernel that is made of others but taken as one."""
-    keys = (
-        DispatchKey.CompositeExplicitAutograd,
-        DispatchKey.CompositeExplicitAutogradNonFunctional,
-    )
-    for key in keys:
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key.name):
-            return key
-    return None
-
-
-@functools.cache
-def _decompositions() -> dict[Any, Callable[..., Any]]:
-    """Return torch's own decompositions of operations that hide a product."""
-    from torch._decomp import get_decompositions
-
-    made: dict[Any, Callable[..., Any]] = dict(get_decompositions([aten._euclidean_dist]))
-    made[aten._trilinear.default] = _trilinear
-    return made
-
-
-def _trilinear(
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    expand_a: Sequence[int],
-    expand_b: Sequence[int],
-    expand_c: Sequence[int],
-    summed: Sequence[int],
-    unroll_dim: int = 1,
-) -> Tensor:
-    """Return the sum of ``a * b * c`` (`nn.Bilinear`) as two products, a with b first.
-
-    Parameters
-    ----------
-    expand_a, expand_b, expand_c : sequence of int
-        Axes of the result that an operand has not.
-    summed : sequence of int
-        Axes to sum over.
-    """
-    axes = a.ndim + len(expand_a)
-    each = (set(range(axes)) - set(absent) for absent in (expand_a, expand_b, expand_c))
-    left, middle, right = map(sorted, each)
-    out = [axis for axis in range(axes) if axis not in summed]
-    return torch.einsum(a, left, b, middle, c, right, out)
 
 
 class _Unfused:
@@ -505,7 +403,7 @@ class offload:
                 options.setdefault("threads", torch.get_num_threads())
             self._device, self._owned = make_device(device, **options), True
         report = OffloadReport(self._device.name, precision, float(clock_hz), trace)
-        meter = _Meter(self._device, report, max_cycles)
+        meter = Meter(self._device, report, max_cycles)
         self._mode = Mode(meter, precision, min_size, left, right)
         self._report = report
         self._stack: contextlib.ExitStack | None = None

@@ -1,0 +1,131 @@
+"""How an operation of torch becomes products that a device computes.
+
+`HANDLERS` has a function for each overload that is taken; `handles` puts one there. A handler takes
+its operation apart into products and asks `Products`, the few verbs of the mode that it is handed,
+to have them computed. `sat.offload.operations` and `sat.offload.convolutions` hold the handlers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COMPLEX = (torch.complex64, torch.complex128)
+
+Size = tuple[int, int, int, int]
+"""(count, rows, depth, cols) of an operation's products."""
+
+
+class Products(Protocol):
+    """What a handler may ask of the mode that caught an operation."""
+
+    precision: str
+    """``"fp16"`` or ``"fp32"``."""
+
+    def matmul(
+        self, a: Tensor, b: Tensor, wide: torch.dtype, start: Tensor | None = None
+    ) -> Tensor:
+        """Return start + a @ b for (count, rows, depth) and (count, depth, cols), as ``wide``."""
+
+    def refusal(self, tensors: Sequence[Tensor], macs: int) -> str | None:
+        """Return why a device cannot take a product of these, or None if it can."""
+
+    def account(self, op: str, size: str, flops: int) -> AbstractContextManager[None]:
+        """Book the products that are computed inside as one call of an operation."""
+
+    def stay(
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        reason: str,
+        flops: Callable[[Any], int],
+        size: str,
+    ) -> Any:
+        """Compute an operation on the host; ``flops`` takes its result to its operations."""
+
+
+Handler = Callable[[Products, Any, Any, Any], Any]
+HANDLERS: dict[Any, Handler] = {}
+"""What is done for each operation of torch that a device computes."""
+
+HANDLED: set[str] = set()
+"""Their names."""
+
+
+def handles(
+    name: str, size: Callable[..., Size | None], passes: Callable[..., int] | None = None
+) -> Callable[..., Any]:
+    """Register a function for ``aten.<name>``, and for its forms with ``out`` and in place.
+
+    Parameters
+    ----------
+    size : callable
+        Takes the operation's arguments to the size of its products; to None if they do not fit
+        together, which torch is left to say.
+    passes : callable, optional
+        Takes them to how many products of that size there are; one if not given.
+    """
+
+    def register(compute: Callable[..., Any]) -> Callable[..., Any]:
+        def handle(mode: Products, func: Any, args: Any, kwargs: Any) -> Any:
+            options = {key: value for key, value in kwargs.items() if key != "out"}
+            out = kwargs.get("out")
+            tensors = [x for x in (*args, out) if isinstance(x, Tensor)]
+            found = size(*args, **options)
+            if found is None or (out is not None and out.dtype != args[0].dtype):
+                # Mostly an error, which torch words.
+                return mode.stay(func, args, kwargs, "an unusual form", lambda _: 0, "")
+            if 0 in found:
+                return func(*args, **kwargs)  # nothing to multiply
+            count, rows, depth, cols = found
+            text = f"{rows} x {depth} x {cols}"
+            text = text if count == 1 else f"{count} * {text}"
+            factor = 8 if any(x.is_complex() for x in tensors) else 2
+            factor *= 1 if passes is None else passes(*args, **options)
+            flops = factor * count * rows * depth * cols
+            reason = mode.refusal(tensors, rows * depth * cols)
+            if reason is not None:
+                return mode.stay(func, args, kwargs, reason, lambda _: flops, text)
+            args = [_written_out(x) if isinstance(x, Tensor) else x for x in args]
+            with mode.account(f"aten.{name}", text, flops):
+                result = compute(mode, *args, **options)
+            if out is None:
+                return result
+            if out.shape != result.shape:
+                out.resize_(result.shape)
+            return out.copy_(result)
+
+        def in_place(mode: Products, func: Any, args: Any, kwargs: Any) -> Any:
+            result = handle(mode, func, args, kwargs)
+            # A base that would have to grow is an error, which torch words.
+            fits = result.shape == args[0].shape
+            return args[0].copy_(result) if fits else func(*args, **kwargs)
+
+        packet = getattr(aten, name)
+        for overload in packet.overloads():
+            if overload in ("default", "out"):
+                HANDLERS[getattr(packet, overload)] = handle
+        if hasattr(aten, f"{name}_"):
+            HANDLERS[getattr(aten, f"{name}_").default] = in_place
+        HANDLED.add(name)
+        return compute
+
+    return register
+
+
+def _written_out(x: Tensor) -> Tensor:
+    """Return a tensor that has memory: forward-mode AD makes zeros that have none."""
+    return torch.zeros(x.shape, dtype=x.dtype) if x._is_zerotensor() else x
+
+
+def wide_type(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which results of operands of a type are handed on."""
+    return dtype if dtype in (torch.float64, *COMPLEX) else torch.float32

@@ -1,0 +1,74 @@
+"""The device of an offload: what every product passes, to be paid from the budget and booked."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sat.dataflow.products import Product
+from sat.devices.base import Device, Run
+from sat.devices.context import current_label
+from sat.devices.operand import RightOperand, product_of
+from sat.errors import CycleBudgetError
+from sat.offload.report import DeviceWork, OffloadReport, Work
+
+Array16 = NDArray[np.float16]
+
+
+class Meter(Device):
+    """The offload's device, as its handlers and SAT layers see it: budget and account."""
+
+    def __init__(self, inner: Device, report: OffloadReport, max_cycles: int | None) -> None:
+        super().__init__(inner.config)
+        self.name, self.any_pattern = inner.name, inner.any_pattern
+        self.inner, self.report, self.max_cycles = inner, report, max_cycles
+        self.cycles = 0  # spent of the budget
+        self.work: Work | None = None  # the operation that is being computed
+
+    def predict(self, product: Product, dataflow: str = "auto") -> int:
+        return self.inner.predict(product, dataflow)
+
+    def _matmul(
+        self,
+        a: Array16,
+        b: RightOperand,
+        start: NDArray[np.float32] | None,
+        dataflow: str,
+    ) -> tuple[NDArray[np.float32], Run]:
+        product = product_of(a, b, start)
+        if self.max_cycles is not None:
+            self._spend(product, dataflow)
+        if self.inner.closed:
+            self.inner.matmul(a, b)  # says so
+        began = time.perf_counter()
+        result, run = self.inner._matmul(a, b, start, dataflow)
+        seconds = time.perf_counter() - began
+        self.inner.last_run = run
+        size = f"{product.rows} x {product.depth} x {product.cols}"
+        work = self.work
+        if work is None:
+            # A SAT layer's own product.
+            size += "" if b.pattern.dense else f" {b.pattern}"
+            work = self.report.work(current_label() or "product", size, None)
+            work.calls += 1
+            work.flops += 2 * run.macs
+            work.seconds += seconds
+        self.report.device_seconds += seconds
+        name = run.device or self.name
+        work.devices.setdefault(name, DeviceWork()).add(product, run)
+        self.report.event(work.op, size, name, run, seconds)
+        return result, run
+
+    def _spend(self, product: Product, dataflow: str) -> None:
+        need = self.inner.predict(product, dataflow)
+        assert self.max_cycles is not None
+        if self.cycles + need > self.max_cycles:
+            raise CycleBudgetError(
+                f"a product of {product.rows} x {product.depth} x {product.cols} takes {need:,} "
+                f"cycles, after {self.cycles:,} already: more than max_cycles="
+                f"{self.max_cycles:,}; raise it, shrink the problem, or use device 'golden' "
+                "without a budget"
+            )
+        self.cycles += need

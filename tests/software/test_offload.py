@@ -13,8 +13,8 @@ from torch.nn import functional
 
 import sat
 from sat.devices import FirstDevice, GoldenDevice
+from sat.offload.handlers import HANDLED
 from sat.offload.host_work import HOST
-from sat.offload.operations import HANDLED
 from sat.offload.report import OffloadReport
 
 REALS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

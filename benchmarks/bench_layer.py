@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import sys
 
+from sat.dataflow.compile.step import STAGES, Sgd, compile_step
 from sat.dataflow.cycles import predict
-from sat.dataflow.layers import Layer
-from sat.dataflow.step import STAGES, Sgd, compile_step
 from sat.devices.stages import simulate_layer
 from sat.rtl.config import SatConfig
+from sat.sim.layer import Layer
 from sat.sim.memory import MemoryTiming
 
 DDR = MemoryTiming(read_latency=40, write_latency=20)

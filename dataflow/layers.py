@@ -1,7 +1,6 @@
-"""Layers of a network as the device sees them: sizes, patterns, where tensors lie in memory.
+"""Layers in device memory: where the tensors of a training step lie, and how weights are packed.
 
-A `Layer` is a convolution (a linear layer is one of 1 x 1 on images of a pixel). `LayerMemory`
-places what a training step of it reads and writes:
+`LayerMemory` places what a training step of a `Layer` reads and writes:
 
 ========== =========================================== ==========================================
 region     rows                                        a row
@@ -29,137 +28,9 @@ from dataclasses import dataclass, replace
 
 from sat.dataflow.mapping import ceil_div, round_up
 from sat.rtl.axi import BOUNDARY_BYTES
-from sat.rtl.config import M_CHOICES, SatConfig
-
-Pair = tuple[int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """A convolution and how it is trained.
-
-    Parameters
-    ----------
-    batch, lines, pixels : int
-        Images; lines of an image, pixels of a line.
-    in_channels, out_channels : int
-    kernel, stride, padding, dilation : (int, int)
-        Vertical, horizontal; as in `torch.nn.Conv2d`.
-    groups : int
-    ff, bp : (int, int)
-        Patterns N:M of the weights along the input channels (FF) and the output channels (BP);
-        (1, 1) is dense.
-    bias : bool
-        FF's sums start from a bias.
-    relu : bool
-        ReLU after FF; its mask is stored.
-    masked : bool
-        BP's result is multiplied by the mask of the ReLU before this layer.
-
-    Raises
-    ------
-    ValueError
-        The layer is impossible, or outside what the device can run.
-    """
-
-    batch: int = 1
-    lines: int = 1
-    pixels: int = 1
-    in_channels: int
-    out_channels: int
-    kernel: Pair = (1, 1)
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
-    groups: int = 1
-    ff: Pair = (1, 1)
-    bp: Pair = (1, 1)
-    bias: bool = False
-    relu: bool = False
-    masked: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "lines", "pixels", "in_channels", "out_channels", "groups"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: at least 1")
-        for name, least in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
-            value = getattr(self, name)
-            _require(
-                len(value) == 2 and min(value) >= least, f"{name}={value}: two of {least} or more"
-            )
-        for name in ("in_channels", "out_channels"):
-            value = getattr(self, name)
-            _require(
-                value % self.groups == 0, f"{name}={value}: groups={self.groups} must divide it"
-            )
-        for axis in range(2):
-            _require(
-                self.out_size[axis] >= 1,
-                f"kernel={self.kernel}: with dilation {self.dilation} it is larger than the "
-                f"padded image ({self.lines} x {self.pixels}, padding {self.padding})",
-            )
-        for name, channels in (("ff", self.in_per_group), ("bp", self.out_per_group)):
-            n, m = getattr(self, name)
-            _require(
-                (n, m) == (1, 1) or (m in M_CHOICES and 1 <= n <= m),
-                f"{name} pattern {n}:{m}: N must be 1 to M and M one of {M_CHOICES}, or 1:1",
-            )
-            _require(
-                not self.depthwise or m == 1,
-                f"{name} pattern {n}:{m}: a depthwise layer has one channel to prune along; "
-                "leave it dense (1:1)",
-            )
-            _require(
-                channels % m == 0,
-                f"{name} pattern {n}:{m}: M must divide the {channels} channels along which it "
-                "prunes; leave this layer dense (1:1)",
-            )
-
-    @property
-    def depthwise(self) -> bool:
-        """Whether every channel is a group of its own."""
-        return self.groups > 1 and self.in_channels == self.out_channels == self.groups
-
-    @property
-    def in_per_group(self) -> int:
-        return self.in_channels // self.groups
-
-    @property
-    def out_per_group(self) -> int:
-        return self.out_channels // self.groups
-
-    @property
-    def taps(self) -> int:
-        """Kernel positions."""
-        return self.kernel[0] * self.kernel[1]
-
-    @property
-    def out_size(self) -> Pair:
-        """Lines and pixels of an output image."""
-        sizes = []
-        for axis, size in enumerate((self.lines, self.pixels)):
-            reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
-            sizes.append((size + 2 * self.padding[axis] - reach) // self.stride[axis] + 1)
-        return sizes[0], sizes[1]
-
-    @property
-    def in_positions(self) -> int:
-        """Pixels of all input images."""
-        return self.batch * self.lines * self.pixels
-
-    @property
-    def out_positions(self) -> int:
-        """Pixels of all output images."""
-        return self.batch * self.out_size[0] * self.out_size[1]
-
-    @property
-    def dense_macs(self) -> int:
-        """Multiply-accumulates of FF, dense, padding included; BP and WU have as many."""
-        return self.out_positions * self.taps * self.in_per_group * self.out_channels
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+from sat.rtl.config import SatConfig, require
+from sat.sim.layer import Layer as Layer
+from sat.sim.layer import Pair as Pair
 
 
 @dataclass(frozen=True)
@@ -269,21 +140,21 @@ class LayerMemory:
         word, beat = config.max_m, config.axi.beat_bytes
         if layer.groups > 1 and not layer.depthwise:
             for name, channels in (("in", layer.in_per_group), ("out", layer.out_per_group)):
-                _require(
+                require(
                     channels % word == 0,
                     f"groups={layer.groups}: {channels} {name}put channels a group; only depthwise "
                     f"layers and groups of whole words ({word} channels) run on this device",
                 )
             for flag, name in (("relu", "out"), ("masked", "in")):
                 channels = getattr(layer, f"{name}_per_group")
-                _require(
+                require(
                     not getattr(layer, flag) or channels % config.cols == 0,
                     f"{flag} with groups={layer.groups}: the {channels} {name}put channels of a "
                     f"group must fill the array's {config.cols} columns",
                 )
         if layer.depthwise and (layer.relu or layer.masked):
             fits = word % config.cols == 0 or (word % 8 == 0 and config.cols % word == 0)
-            _require(
+            require(
                 fits,
                 f"a depthwise layer with a mask: words of {word} channels do not fit mask words "
                 f"of {config.cols} columns; one must be a multiple of the other",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sat.dataflow.products import Product
 from sat.rtl.config import SatConfig
+from sat.sim.memory import MemoryTiming
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -216,3 +217,46 @@ def ws_slots(
         if dense
         else ceil_div(values + _skip(config.axi.beat_bytes * 2, values), config.indices_per_word),
     )
+
+
+def estimate(product: Product, config: SatConfig, memory: MemoryTiming, mapping: Mapping) -> float:
+    """Return roughly how many cycles a mapping takes: array or memory, whichever is slower."""
+    beat = config.axi.beat_bytes
+    words = ceil_div(product.depth, config.max_m)
+    per_word = values_per_word(product, config)
+    a_row = 2 * product.depth / beat
+    b_row = (2 if product.dense else 2.5) * product.kept / beat
+    s = config.interleave
+    if isinstance(mapping, OsMapping):
+        tile_rows = config.rows * (s >> mapping.split)
+        tile_cols = config.cols << mapping.split
+        row_tiles = ceil_div(product.rows, tile_rows)
+        col_tiles = ceil_div(product.cols, tile_cols)
+        tile = max(s * product.kept, s * config.rows)
+        compute = row_tiles * col_tiles * tile
+        chunks = ceil_div(words, mapping.chunk_words)
+        outer, inner = (row_tiles, col_tiles) if mapping.rows_outer else (col_tiles, row_tiles)
+        inner_loads = ceil_div(outer, mapping.block)
+        outer_loads = 1 if chunks == 1 else inner
+    else:
+        tile_cols = config.cols
+        tile_rows = mapping.tile_rows
+        row_tiles = ceil_div(product.rows, tile_rows)
+        col_tiles = ceil_div(product.cols, tile_cols)
+        pass_words = config.rows // (per_word // mapping.hold)
+        passes = ceil_div(words, pass_words)
+        skew = config.rows * (s * mapping.hold + 1) + 3
+        compute = row_tiles * col_tiles * passes * max(tile_rows * mapping.hold, skew)
+        fit = config.a_words // (mapping.chunk_passes * tile_rows)
+        chunks = ceil_div(passes, mapping.chunk_passes)
+        outer, inner = (row_tiles, col_tiles) if mapping.rows_outer else (col_tiles, row_tiles)
+        inner_loads = outer
+        outer_loads = 1 if not mapping.rows_outer or chunks <= fit else inner
+    rows_loaded = outer_loads if mapping.rows_outer else inner_loads
+    cols_loaded = inner_loads if mapping.rows_outer else outer_loads
+    # A row's burst costs at least a cycle of address; START and results are the same for all.
+    read = (
+        product.rows * max(1.0, a_row) * rows_loaded + product.cols * max(1.0, b_row) * cols_loaded
+    )
+    first = min(tile_rows, product.rows) * a_row + min(tile_cols, product.cols) * b_row
+    return max(compute, read * memory.cycles_per_beat) + first * memory.cycles_per_beat

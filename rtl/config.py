@@ -20,7 +20,8 @@ SEMAPHORE_BITS = 8
 """Width of a semaphore's counter."""
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
@@ -41,8 +42,8 @@ class FpTiming:
 
     def __post_init__(self) -> None:
         m, a = self.multiplier_stages, self.adder_stages
-        _require(1 <= m <= 3, f"multiplier_stages={m}: must be 1, 2 or 3")
-        _require(1 <= a <= 7, f"adder_stages={a}: must be 1 to 7")
+        require(1 <= m <= 3, f"multiplier_stages={m}: must be 1, 2 or 3")
+        require(1 <= a <= 7, f"adder_stages={a}: must be 1 to 7")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +61,12 @@ class AxiConfig:
 
     def __post_init__(self) -> None:
         d, a, b, o = self.data_bits, self.address_bits, self.burst_beats, self.outstanding
-        _require(d in (32, 64, 128, 256), f"data_bits={d}: must be 32, 64, 128 or 256")
-        _require(16 <= a <= 48, f"address_bits={a}: must be 16 to 48")
-        _require(
+        require(d in (32, 64, 128, 256), f"data_bits={d}: must be 32, 64, 128 or 256")
+        require(16 <= a <= 48, f"address_bits={a}: must be 16 to 48")
+        require(
             is_power_of_two(b) and b <= 256, f"burst_beats={b}: must be a power of two up to 256"
         )
-        _require(
+        require(
             is_power_of_two(o) and 2 <= o <= 64,
             f"outstanding={o}: must be a power of two from 2 to 64",
         )
@@ -125,56 +126,56 @@ class SatConfig:
     def __post_init__(self) -> None:
         for name in ("rows", "cols"):
             v = getattr(self, name)
-            _require(
+            require(
                 isinstance(v, int) and 1 <= v <= 64, f"{name}={v!r}: must be an integer 1 to 64"
             )
-        _require(self.max_m in M_CHOICES, f"max_m={self.max_m}: must be 2, 4, 8 or 16")
-        _require(
+        require(self.max_m in M_CHOICES, f"max_m={self.max_m}: must be 2, 4, 8 or 16")
+        require(
             1 <= self.max_n <= self.max_m,
             f"max_n={self.max_n}: must be 1 to max_m ({self.max_m})",
         )
-        _require(
+        require(
             self.interleave in (1, 2, 4, 8), f"interleave={self.interleave}: must be 1, 2, 4 or 8"
         )
-        _require(
+        require(
             self.interleave >= self.fp.adder_stages,
             f"interleave={self.interleave}: must be at least adder_stages "
             f"({self.fp.adder_stages}), or the adder would stall; raise it or shorten the adder",
         )
-        _require(
+        require(
             self.update_lanes in (1, 2, 4, 8),
             f"update_lanes={self.update_lanes}: must be 1, 2, 4 or 8",
         )
-        _require(
+        require(
             is_power_of_two(self.tile_weights) and 256 <= self.tile_weights <= 16384,
             f"tile_weights={self.tile_weights}: must be a power of two from 256 to 16384",
         )
         for name in ("a_words", "b_words", "sum_words", "update_words", "copy_words"):
             v = getattr(self, name)
-            _require(
+            require(
                 is_power_of_two(v) and 16 <= v <= 32768,
                 f"{name}={v}: must be a power of two from 16 to 32768",
             )
-        _require(
+        require(
             self.sum_words >= 2 * self.rows * self.interleave,
             f"sum_words={self.sum_words}: must hold two tiles of rows x interleave "
             f"({2 * self.rows * self.interleave})",
         )
-        _require(
+        require(
             self.axi.data_bits <= 16 * self.max_m,
             f"data_bits={self.axi.data_bits}: must not exceed a word of max_m FP16 values "
             f"({16 * self.max_m} bits); narrow the port or raise max_m",
         )
-        _require(
+        require(
             self.cols <= self.axi.data_bits,
             f"cols={self.cols}: a mask bit for each must fit a beat ({self.axi.data_bits} bits); "
             "widen the port",
         )
-        _require(
+        require(
             is_power_of_two(self.queue_depth) and 2 <= self.queue_depth <= 16,
             f"queue_depth={self.queue_depth}: must be 2, 4, 8 or 16",
         )
-        _require(
+        require(
             is_power_of_two(self.watchdog_cycles) and 1024 <= self.watchdog_cycles <= 1 << 30,
             f"watchdog_cycles={self.watchdog_cycles}: must be a power of two from 1024 to 2**30",
         )
@@ -253,7 +254,7 @@ class SatConfig:
             ``text`` is not two integers 1 to 64 joined by ``x``.
         """
         rows, _, cols = text.lower().partition("x")
-        _require(
+        require(
             rows.isdecimal() and cols.isdecimal(),
             f"array={text!r}: must be ROWSxCOLS, such as 8x8",
         )

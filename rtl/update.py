@@ -174,7 +174,7 @@ class UpdateEngine(wiring.Component):
     RATES        accepted when all is idle; release and signal a cycle later
     ============ ==================================================================
 
-    `sat.dataflow.cycles_update` states the same in Python.
+    `sat.dataflow.cycles.update` states the same in Python.
 
     Parameters
     ----------

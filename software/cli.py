@@ -169,7 +169,7 @@ def _simulate(args: argparse.Namespace) -> int:
 
 def _layer(args: argparse.Namespace, pattern: Any) -> Any:
     """Return the layer that the arguments describe."""
-    from sat.dataflow.layers import Layer
+    from sat.sim.layer import Layer
 
     if args.layer == "linear":
         return Layer(
@@ -208,7 +208,7 @@ def _simulate_layer(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     import sat
-    from sat.dataflow.step import STAGES
+    from sat.dataflow.compile.step import STAGES
     from sat.devices.stages import simulate_layer
     from sat.rtl.config import SatConfig
     from sat.sim.memory import MemoryTiming

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sat.dataflow.layers import Layer
 from sat.sim.golden import sore, stce
 from sat.sim.golden.update import Rates, narrow, sgd
+from sat.sim.layer import Layer
 
 
 def _compact(b: np.ndarray, n: int, m: int) -> np.ndarray | stce.NMOperand:

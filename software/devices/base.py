@@ -18,9 +18,9 @@ from sat.rtl.config import SatConfig
 from sat.sparsity.tensor import NMTensor
 
 if TYPE_CHECKING:
-    from sat.dataflow.layers import Layer
+    from sat.dataflow.compile.step import Sgd
     from sat.dataflow.products import Product
-    from sat.dataflow.step import Sgd
+    from sat.sim.layer import Layer
 
 DATAFLOWS = ("auto", "os", "ws")
 """Output stationary, weight stationary, or whichever the scheduler expects to be faster."""
@@ -114,7 +114,7 @@ class StageRunner(Protocol):
         rates: Sgd | None,
         owner: object = None,
     ) -> tuple[Tensors, Run]:
-        """Run stages (of `sat.dataflow.step.STAGES`); see `StagedDevice.stages`."""
+        """Run stages (of `sat.dataflow.compile.step.STAGES`); see `StagedDevice.stages`."""
         ...
 
 

@@ -10,9 +10,8 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from sat.dataflow.layers import Layer
+from sat.dataflow.compile.step import Sgd
 from sat.dataflow.products import Product, StartShape
-from sat.dataflow.step import Sgd
 from sat.devices.base import Device, Run, Tensors, make_config
 from sat.devices.operand import RightOperand, bytes_passing, product_of
 from sat.devices.stages import stage_macs
@@ -20,6 +19,7 @@ from sat.rtl.config import SatConfig
 from sat.sim.golden import layer as golden
 from sat.sim.golden import stce
 from sat.sim.golden.update import Rates, narrow, sgd
+from sat.sim.layer import Layer
 from sat.sim.memory import MemoryTiming
 
 MACS_A_THREAD = 1 << 20

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from sat.dataflow.compile import CompiledProduct
+from sat.dataflow.compile.step import CompiledStep, Sgd, compile_step
 from sat.dataflow.cycles import predict
 from sat.dataflow.host import read_result, write_left, write_right
-from sat.dataflow.layers import Layer
 from sat.dataflow.products import Product, StartShape
 from sat.dataflow.program import Program
 from sat.dataflow.search import best_mapping
-from sat.dataflow.step import CompiledStep, Sgd, compile_step
 from sat.devices.base import Device, Run, Tensors, make_config
 from sat.devices.operand import RightOperand, bytes_passing, product_of
 from sat.devices.residents import Residents
@@ -25,6 +24,7 @@ from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status
 from sat.sim.device_rtl import DeviceRtl, Outcome
+from sat.sim.layer import Layer
 from sat.sim.memory import MemoryTiming
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sat.dataflow.layers import Layer
+from sat.dataflow.compile.step import Sgd
 from sat.dataflow.products import Product
-from sat.dataflow.step import Sgd
 from sat.devices.base import Device, Run, StageRunner, Tensors
 from sat.devices.golden import GoldenDevice
 from sat.devices.operand import RightOperand
 from sat.devices.stages import count_different
+from sat.sim.layer import Layer
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class StageRun:
     Attributes
     ----------
     stages : tuple of str
-        Of `sat.dataflow.step.STAGES`.
+        Of `sat.dataflow.compile.step.STAGES`.
     layer : Layer
     run : Run
     twin_cycles : int or None

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sat.dataflow.compile.step import STAGES, CompiledStep, Sgd, compile_step
 from sat.dataflow.cycles import predict
 from sat.dataflow.host import LayerTensors
-from sat.dataflow.layers import Layer
-from sat.dataflow.step import STAGES, CompiledStep, Sgd, compile_step
 from sat.errors import DeviceError
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status
 from sat.sim.device_rtl import DeviceRtl
 from sat.sim.golden import layer as golden
 from sat.sim.golden.update import Rates
+from sat.sim.layer import Layer
 from sat.sim.memory import MemoryTiming
 
 RESULTS = {"ff": ("y",), "bp": ("dx",), "wu": ("g",), "update": ("w", "v")}

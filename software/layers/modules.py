@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from sat.dataflow.layers import Layer
 from sat.devices.base import Device
 from sat.devices.context import (
     ProductLog,
@@ -42,6 +41,7 @@ from sat.offload.lowering import (
     windows,
 )
 from sat.sim.golden import sore
+from sat.sim.layer import Layer
 from sat.sparsity.pattern import DENSE, Pattern
 
 _PLAN = "_sat_plan"

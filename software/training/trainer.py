@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sat.data import DataSet
-from sat.dataflow.step import Sgd
+from sat.dataflow.compile.step import Sgd
 from sat.devices.base import Device
 from sat.devices.context import (
     current_device,

@@ -6,12 +6,12 @@ import random
 
 import numpy as np
 
+from sat.dataflow.compile.step import CompiledStep
 from sat.dataflow.host import LayerTensors
-from sat.dataflow.layers import Layer
-from sat.dataflow.step import CompiledStep
 from sat.rtl.config import SatConfig
 from sat.sim.golden.fp import canonical_nan16
 from sat.sim.golden.layer import Step
+from sat.sim.layer import Layer
 
 
 def random_layer(rng: random.Random, config: SatConfig, largest: int = 24) -> Layer:

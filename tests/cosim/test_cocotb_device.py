@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from sat.dataflow.compile import compile_product
+from sat.dataflow.compile.step import STAGES, Sgd, compile_step
 from sat.dataflow.host import write_product
-from sat.dataflow.layers import Layer
 from sat.dataflow.mapping import legal_mappings
 from sat.dataflow.products import Product, StartShape
-from sat.dataflow.step import STAGES, Sgd, compile_step
 from sat.devices.stages import write_step
 from sat.rtl.config import SatConfig
 from sat.rtl.device import Device
@@ -20,6 +19,7 @@ from sat.rtl.isa import Status
 from sat.rtl.verilog import emit
 from sat.sim.benches.runner import run_bench
 from sat.sim.golden.device import GoldenDevice
+from sat.sim.layer import Layer
 from sat.sim.memory import MemoryTiming
 
 sys.path.insert(0, str(Path(__file__).parent))

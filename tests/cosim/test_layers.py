@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sat.dataflow.compile.step import STAGES, Sgd, compile_step
 from sat.dataflow.cycles import predict
-from sat.dataflow.layers import Layer
 from sat.dataflow.mapping import round_up
-from sat.dataflow.step import STAGES, Sgd, compile_step
 from sat.devices.stages import write_step
 from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import SatConfig
@@ -27,6 +26,7 @@ from sat.sim.device_rtl import DeviceRtl
 from sat.sim.golden import layer as golden_layer
 from sat.sim.golden.device import GoldenDevice
 from sat.sim.golden.update import Rates
+from sat.sim.layer import Layer
 from sat.sim.memory import MemoryTiming
 
 sys.path.insert(0, str(Path(__file__).parent))

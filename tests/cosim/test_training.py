@@ -11,12 +11,12 @@ import torch
 import sat
 from sat.cli import main
 from sat.data import load_data
-from sat.dataflow.layers import Layer
 from sat.devices.golden import GoldenDevice
 from sat.devices.staged import StagedDevice
 from sat.layers.modules import to_ohwi
 from sat.rtl.config import SatConfig
 from sat.sim.golden.update import Rates, narrow, sgd
+from sat.sim.layer import Layer
 from sat.training.trainer import Trainer
 
 pytestmark = pytest.mark.xdist_group("4x4")

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sat.dataflow.layers import Layer
-from sat.dataflow.step import Sgd
+from sat.dataflow.compile.step import Sgd
 from sat.rtl.config import SatConfig
 from sat.sim.golden import layer as golden
 from sat.sim.golden import sore
 from sat.sim.golden.update import Rates, narrow
+from sat.sim.layer import Layer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "cosim"))
 from layers import random_layer, random_tensors

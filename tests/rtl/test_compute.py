@@ -9,7 +9,7 @@ from amaranth.sim import Simulator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat.dataflow.cycles_compute import ComputeTiming
+from sat.dataflow.cycles.compute import ComputeTiming
 from sat.rtl.compute import ComputeEngine
 from sat.rtl.config import AxiConfig, FpTiming, SatConfig
 from sat.rtl.fp.operand import operand_of

@@ -10,7 +10,7 @@ from amaranth import Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat.dataflow.cycles_load import LoadTiming
+from sat.dataflow.cycles.load import LoadTiming
 from sat.rtl.config import AxiConfig, SatConfig
 from sat.rtl.fp.operand import operand_of
 from sat.rtl.isa import Buffer, Instruction, Opcode

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat.dataflow.cycles_store import StoreTiming
+from sat.dataflow.cycles.store import StoreTiming
 from sat.rtl.config import AxiConfig, SatConfig
 from sat.rtl.isa import Format, Instruction, Opcode, Source
 from sat.rtl.store import StoreEngine

@@ -10,7 +10,7 @@ from amaranth import Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat.dataflow.cycles_update import UpdateTiming
+from sat.dataflow.cycles.update import UpdateTiming
 from sat.rtl.config import AxiConfig, SatConfig
 from sat.rtl.isa import Buffer, Instruction, Opcode, Source
 from sat.rtl.update import UpdateEngine

@@ -16,7 +16,7 @@ from amaranth import *
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from sat.dataflow.cycles_update import UpdateTiming
+from sat.dataflow.cycles.update import UpdateTiming
 from sat.rtl.config import AxiConfig, SatConfig
 from sat.rtl.isa import HEADER_BITS, Instruction, Opcode
 from sat.rtl.layouts import any_command_layout

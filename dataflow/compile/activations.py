@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sat.dataflow.compile import Key, Load, MemoryMap, OsPlanner
+from sat.dataflow.compile.memory import MemoryMap
+from sat.dataflow.compile.output_stationary import OsPlanner
+from sat.dataflow.compile.patches import Grid, Patches, groups_of, one_after_another
+from sat.dataflow.compile.slots import Key, Load
 from sat.dataflow.layers import Layer, LayerMemory, Packing, Region
-from sat.dataflow.mapping import OsMapping, ceil_div, os_mappings
-from sat.dataflow.patches import Grid, Patches, groups_of, one_after_another
+from sat.dataflow.mapping import OsMapping, ceil_div, estimate, os_mappings
 from sat.dataflow.products import Product, StartShape
-from sat.dataflow.search import estimate
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Buffer, Format, Instruction, Opcode
 from sat.sim.memory import MemoryTiming

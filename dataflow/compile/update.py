@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sat.dataflow.compile import Semaphore, bit
+from sat.dataflow.compile.slots import Semaphore, bit
 from sat.dataflow.layers import Layer, LayerMemory, Packing, Pair
 from sat.dataflow.mapping import ceil_div, round_up
 from sat.rtl.isa import Buffer, Instruction, Opcode, Source

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from sat.dataflow.timing import Times
+from sat.dataflow.cycles.timing import Times
 from sat.rtl import isa
 from sat.rtl.bursts import bursts
 from sat.rtl.config import SatConfig

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sat.dataflow.timing import Times
+from sat.dataflow.cycles.timing import Times
 from sat.rtl import isa
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Opcode

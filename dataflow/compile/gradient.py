@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from sat.dataflow.compile import Key, Load, MemoryMap, Planner, Step
+from sat.dataflow.compile.memory import MemoryMap
+from sat.dataflow.compile.patches import Patches, groups_of, one_after_another
+from sat.dataflow.compile.planner import Planner
+from sat.dataflow.compile.slots import Key, Load, Step
 from sat.dataflow.layers import Layer, LayerMemory, Pair, Region
 from sat.dataflow.mapping import ceil_div, round_up
-from sat.dataflow.patches import Patches, groups_of, one_after_another
 from sat.dataflow.products import Product
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Buffer, Dataflow, Instruction, Opcode, Start
 
 
 @dataclass(frozen=True)
-class _GradientShape:
+class GradientShape:
     """How WU is laid out: tile split, tiles that share operands, positions of a chunk."""
 
     split: int
@@ -25,7 +27,7 @@ class _GradientShape:
     positions: int
 
 
-class _GradientPlanner(Planner):
+class GradientPlanner(Planner):
     """WU: dw[out, tap, in] = sum over positions of dy[position, out] * x[position at tap, in].
 
     The depth is all positions of the batch, too long for the buffers: a block of tiles stays in
@@ -37,7 +39,7 @@ class _GradientPlanner(Planner):
         self,
         layer: Layer,
         where: LayerMemory,
-        shape: _GradientShape,
+        shape: GradientShape,
         first_in: int,
         first_out: int,
     ):
@@ -63,7 +65,7 @@ class _GradientPlanner(Planner):
     def sum_width(self) -> int:
         return 1 << self.shape.split
 
-    def _patches(self, tap: int | None, channel: int, channels: int) -> Patches:
+    def patches(self, tap: int | None, channel: int, channels: int) -> Patches:
         """Return dy's pixels (no tap) or x's at a tap, from a channel on."""
         layer, where = self.layer, self.where
         beat = where.config.axi.beat_bytes
@@ -82,7 +84,8 @@ class _GradientPlanner(Planner):
             segment,
         )  # fmt: skip
 
-    def _transposed(self, patches: Patches, chunk: int, buffer: Buffer) -> list[Load]:
+    def transposed(self, patches: Patches, chunk: int, buffer: Buffer) -> list[Load]:
+        """Return what gathers a chunk of positions so that they lie along the words."""
         config, positions = self.config, self.shape.positions
         first = chunk * positions
         banks = config.rows if buffer is Buffer.A else config.cols
@@ -105,15 +108,13 @@ class _GradientPlanner(Planner):
     def a_loads(self, key: Key) -> list[Load]:
         row, chunk = key
         channels = min(self.block_rows, self.product.rows - row)
-        return self._transposed(
-            self._patches(None, self.first_out + row, channels), chunk, Buffer.A
-        )
+        return self.transposed(self.patches(None, self.first_out + row, channels), chunk, Buffer.A)
 
     def b_loads(self, key: Key) -> list[Load]:
         tap, col, chunk = key
         channels = min(self.block_cols, self.product.cols - col)
-        patches = self._patches(tap, self.first_in + col, channels)
-        return self._transposed(patches, chunk, Buffer.B)
+        patches = self.patches(tap, self.first_in + col, channels)
+        return self.transposed(patches, chunk, Buffer.B)
 
     def _gradient_store(self, row: int, tap: int, col: int) -> list[dict[str, Any]]:
         region, channels = self.memory.result, self.where.ff.channels
@@ -152,7 +153,7 @@ class _GradientPlanner(Planner):
                         a=(row, chunk),
                         b=(tap, col, chunk),
                         body={
-                            **self._common(),
+                            **self.common(),
                             "dataflow": Dataflow.OS,
                             "start": Start.ZERO if first else again,
                             "emit": int(last or not alone),
@@ -180,7 +181,7 @@ class _GradientPlanner(Planner):
                     yield tap, row, col
 
 
-def gradient_slots(layer: Layer, config: SatConfig, shape: _GradientShape) -> Pair:
+def gradient_slots(layer: Layer, config: SatConfig, shape: GradientShape) -> Pair:
     """Return the words of A and of B that a chunk of a block takes."""
     per_beat, words = config.beat_halves, shape.positions // config.max_m
     groups = []
@@ -195,7 +196,7 @@ def gradient_slots(layer: Layer, config: SatConfig, shape: _GradientShape) -> Pa
     return groups[0] * words, groups[1] * words
 
 
-def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, _GradientShape]]:
+def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, GradientShape]]:
     """Yield shapes that fit the buffers, each with roughly the cycles it takes."""
     s, word = config.interleave, config.max_m
     rows, cols, depth = layer.out_per_group, layer.in_per_group, layer.out_positions
@@ -217,7 +218,7 @@ def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, _
                     min(round_up(depth, word), word << n)
                     for n in range(config.a_words.bit_length())
                 }:
-                    shape = _GradientShape(split, row_tiles, col_tiles, positions)
+                    shape = GradientShape(split, row_tiles, col_tiles, positions)
                     a_slot, b_slot = gradient_slots(layer, config, shape)
                     if a_slot > config.a_words or b_slot > config.b_words:
                         continue
@@ -244,164 +245,9 @@ def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, _
                     yield cycles * layer.taps + first, shape
 
 
-class _DepthwisePlanner(_GradientPlanner):
-    """WU of a word of depthwise channels: dw[tap, channel].
-
-    A's rows are taps, gathered untransposed: a position is a word of channels. B's column c is
-    channel c of dy, and the pattern 1:max_m with the constant index c picks it from that word.
-    """
-
-    def __init__(self, layer: Layer, where: LayerMemory, shape: _GradientShape, first: int):
-        super().__init__(layer, where, shape, first, first)
-        config = where.config
-        word = config.max_m
-        channels = min(word, layer.in_channels - first)
-        self.product = Product(layer.taps, channels, layer.out_positions * word, 1, word)
-        self.per_word = 1
-        self.a_slot, self.b_slot, self.i_slot = depthwise_slots(layer, config, shape)
-
-    def a_loads(self, key: Key) -> list[Load]:
-        _, chunk = key
-        layer, config, positions = self.layer, self.config, self.shape.positions
-        patches = replace(
-            self._patches(0, self.first_in, config.max_m),
-            tap=layer.dilation,
-            taps=layer.kernel,
-        )
-        first = chunk * positions
-        body = {
-            **patches.position(first),
-            "y": patches.start[0],
-            "x": patches.start[1],
-            "taps_y": layer.kernel[0],
-            "taps_x": layer.kernel[1],
-            "offset": patches.offset,
-            "segment_bytes": config.word_bytes,
-            "rows": min(positions, layer.out_positions - first),
-            "destination": Buffer.A,
-            "by_word": 1,
-            "copies": 1,
-            "words_per_pass": config.rows,
-            "stride": positions,
-            "groups": ceil_div(layer.taps, config.rows),
-        }
-        return [*patches.setup(), (Opcode.GATHER, body)]
-
-    def b_loads(self, key: Key) -> list[Load]:
-        _, _, chunk = key
-        config, layer, positions = self.config, self.layer, self.shape.positions
-        loads = self._transposed(self._patches(None, self.first_out, config.max_m), chunk, Buffer.B)
-        (_, body) = loads[-1]
-        count = min(positions, layer.out_positions - chunk * positions)
-        body["rows"] = count
-        region = self.where["lane_index"]
-        index = {
-            "address": region.address,
-            "pitch": region.pitch,
-            "rows": config.max_m,
-            "row_bytes": ceil_div(count, 2),
-            "destination": Buffer.INDEX,
-            "stride": ceil_div(positions, config.indices_per_word),
-            "groups": ceil_div(config.max_m, config.cols),
-        }
-        return [*loads, (Opcode.LOAD, index)]
-
-    def steps(self) -> Iterator[Step]:
-        config, shape, layer = self.config, self.shape, self.layer
-        chunks = ceil_div(layer.out_positions, shape.positions)
-        cols = min(config.max_m, layer.in_channels - self.first_in)
-        tiles = [
-            (r, c)
-            for r in range(0, layer.taps, self.tile_rows)
-            for c in range(0, cols, self.tile_cols)
-        ]
-        region = self.memory.result
-        for opened, (r, c) in enumerate(tiles):
-            # The sums of a tile stay in the array; a further tile goes over the chunks again.
-            for chunk in range(chunks):
-                first, last = chunk == 0, chunk == chunks - 1
-                positions = min(shape.positions, layer.out_positions - chunk * shape.positions)
-                store = {
-                    "address": region.address + r * region.pitch + 4 * (self.first_out + c),
-                    "pitch": region.pitch,
-                    "rows": min(self.tile_rows, layer.taps - r),
-                    "row_bytes": 4 * min(self.tile_cols, cols - c),
-                    "stride": self.sum_width(),
-                    "check": 1,
-                }
-                yield Step(
-                    a=(0, chunk),
-                    b=(0, 0, chunk),
-                    body={
-                        **self._common(),
-                        "dataflow": Dataflow.OS,
-                        "start": Start.ZERO if first else Start.KEEP,
-                        "emit": int(last),
-                        "split": shape.split,
-                        "words": positions,
-                        "values": 1,
-                        "last": 1,
-                        "a_base": r // config.rows * shape.positions,
-                        "a_stride": shape.positions,
-                        "b_base": c // config.cols * self.chunk_words,
-                        "b_stride": self.chunk_words,
-                        "i_base": c // config.cols * self.i_stride,
-                        "i_stride": self.i_stride,
-                    },
-                    output=opened,
-                    opens=first,
-                    stores=[store] if last else [],
-                )
-
-    @property
-    def i_stride(self) -> int:
-        return ceil_div(self.shape.positions, self.config.indices_per_word)
-
-
-def depthwise_slots(layer: Layer, config: SatConfig, shape: _GradientShape) -> tuple[int, int, int]:
-    """Return the words of A, B and index banks that a chunk of a depthwise WU takes."""
-    tile_rows = config.rows * (config.interleave >> shape.split)
-    groups = round_up(layer.taps, tile_rows) // config.rows
-    columns = round_up(config.max_m, config.cols << shape.split) // config.cols
-    return (
-        groups * shape.positions,
-        columns * (shape.positions // config.max_m),
-        columns * ceil_div(shape.positions, config.indices_per_word),
-    )
-
-
-def _depthwise_shape(layer: Layer, config: SatConfig) -> _GradientShape:
-    """Return the shape with the fewest passes, then the longest chunks, that fits."""
-    found = []
-    for split in range(config.interleave.bit_length()):
-        tile_rows = config.rows * (config.interleave >> split)
-        passes = ceil_div(layer.taps, tile_rows) * ceil_div(config.max_m, config.cols << split)
-        for n in range(config.a_words.bit_length()):
-            shape = _GradientShape(split, 1, 1, config.max_m << n)
-            sizes = depthwise_slots(layer, config, shape)
-            depths = (config.a_words, config.b_words, config.i_words)
-            room = min(depth // size for size, depth in zip(sizes, depths, strict=True))
-            if room:
-                longest = min(shape.positions, round_up(layer.out_positions, config.max_m))
-                rank = (room == 1, passes, -longest)
-                found.append((rank, replace(shape, positions=longest)))
-    if not found:
-        raise ValueError(
-            f"kernel={layer.kernel}: the gradient of its {layer.taps} depthwise taps does not fit "
-            f"the device's buffers (a_words={config.a_words}); enlarge them"
-        )
-    return min(found, key=lambda entry: entry[0])[1]
-
-
 def gradient(layer: Layer, where: LayerMemory) -> list[Instruction]:
     """Return WU: g = dy, transposed, * x; infinite and NaN sums are counted."""
     config = where.config
-    if layer.depthwise:
-        shape = _depthwise_shape(layer, config)
-        return one_after_another(
-            _DepthwisePlanner(layer, where, shape, first).emit()
-            for first, _, _ in groups_of(layer, where)
-        )
     shapes = list(_gradient_shapes(layer, config))
     if not shapes:
         raise ValueError(
@@ -411,6 +257,6 @@ def gradient(layer: Layer, where: LayerMemory) -> list[Instruction]:
     cost = {shape: cycles for cycles, shape in shapes}
     shape = min(cost, key=lambda s: (cost[s], s.positions))
     return one_after_another(
-        _GradientPlanner(layer, where, shape, first_in, first_out).emit()
+        GradientPlanner(layer, where, shape, first_in, first_out).emit()
         for first_in, first_out, _ in groups_of(layer, where)
     )

@@ -1,26 +1,19 @@
-"""The exact cycle model: what a program takes on the RTL, without running it.
-
-The sequencer takes instructions one after another, the engines work side by side, and nothing
-any of them does depends on another but through queues and semaphores. So one pass over the
-program gives every time as a maximum of sums: no cycle is stepped through. ``tests/cosim``
-holds it to the RTL's own count, cycle for cycle.
-"""
+"""When the sequencer hands which instruction to its engine, and what a whole program takes."""
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
 
-from sat.dataflow.cycles_compute import ComputeTiming
-from sat.dataflow.cycles_load import LoadTiming
-from sat.dataflow.cycles_store import StoreTiming
-from sat.dataflow.cycles_update import UpdateTiming
+from sat.dataflow.cycles.compute import ComputeTiming
+from sat.dataflow.cycles.fetch import FetchTiming
+from sat.dataflow.cycles.load import LoadTiming
+from sat.dataflow.cycles.store import StoreTiming
+from sat.dataflow.cycles.timing import Times
+from sat.dataflow.cycles.update import UpdateTiming
 from sat.dataflow.program import Program, ProgramError
-from sat.dataflow.timing import Times
-from sat.rtl import isa
 from sat.rtl.check import CHECK_CYCLES
 from sat.rtl.config import SEMAPHORES, SatConfig
-from sat.rtl.fetch import FETCH_INSTRUCTIONS
 from sat.rtl.isa import ENGINES, Opcode, Status
 from sat.sim.memory import MemoryTiming
 
@@ -45,38 +38,6 @@ class Prediction:
     beats_written: int
 
 
-class _FetchTiming:
-    """When each instruction is at the fetch unit's output (`sat.rtl.fetch`)."""
-
-    def __init__(self, address: int, length: int, config: SatConfig, memory: MemoryTiming):
-        self.first, self.length, self.memory = address // isa.INSTRUCTION_BYTES, length, memory
-        self.beats_each = isa.INSTRUCTION_BYTES // config.axi.beat_bytes
-        self.room = config.instruction_queue - FETCH_INSTRUCTIONS
-        self.available: list[int] = []
-        self.taken: list[int] = []  # cycle in which the sequencer took each
-        self._ready = 0  # first cycle in which a burst may be asked for
-        self._free = 0
-
-    def when(self, pc: int) -> int:
-        """Return the first cycle in which instruction ``pc`` is offered."""
-        while pc >= len(self.available):
-            asked = len(self.available)
-            count = FETCH_INSTRUCTIONS - (self.first + asked) % FETCH_INSTRUCTIONS
-            count = min(count, self.length - asked)
-            decided = self._ready
-            if asked > self.room:
-                # The queue must have let go of all but `room` of what was asked for.
-                decided = max(decided, self.taken[asked - self.room - 1] + 1)
-            first = max(decided + 1 + self.memory.read_latency, self._free)
-            step = self.memory.cycles_per_beat
-            for n in range(1, count + 1):
-                self.available.append(first + (n * self.beats_each - 1) * step + 1)
-            last = self.available[-1] - 1
-            self._free = last + step
-            self._ready = last + 1
-        return self.available[pc]
-
-
 def predict(
     program: Program, config: SatConfig, memory: MemoryTiming, address: int = 0
 ) -> Prediction:
@@ -98,7 +59,7 @@ def predict(
     ValueError
         A semaphore is raised, or waited for, by more than one engine.
     """
-    fetch = _FetchTiming(address, len(program), config, memory)
+    fetch = FetchTiming(address, len(program), config, memory)
     load, store = LoadTiming(config, memory), StoreTiming(config, memory)
     engines: dict[str, LoadTiming | ComputeTiming | StoreTiming | UpdateTiming] = {
         "load": load,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from sat.dataflow.compile import Load
+from sat.dataflow.compile.slots import Load
 from sat.dataflow.layers import Layer, LayerMemory, Pair, Region
 from sat.rtl.isa import Instruction, Opcode
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from sat.dataflow.timing import Times
+from sat.dataflow.cycles.timing import Times
 from sat.rtl import isa
 from sat.rtl.compute import PREPARE_CYCLES, TILES_IN_FLIGHT, feed_delay
 from sat.rtl.config import SatConfig

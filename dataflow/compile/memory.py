@@ -1,0 +1,64 @@
+"""Where a product's matrices lie in device memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sat.dataflow.layers import Region
+from sat.dataflow.mapping import ceil_div, round_up
+from sat.dataflow.products import Product, StartShape
+from sat.rtl.axi import BOUNDARY_BYTES
+from sat.rtl.config import SatConfig
+
+
+@dataclass(frozen=True)
+class MemoryMap:
+    """Where a product's matrices lie.
+
+    Rows of A and of the result are rows of the product; rows of B (values, indices) are its
+    columns. ``start`` has one row when it is the same for all rows of the product. B comes last,
+    on a 4 KiB boundary, so that it may lie elsewhere (`CompiledProduct.with_b_at`).
+    """
+
+    program: Region
+    a: Region
+    b: Region
+    indices: Region | None
+    start: Region | None
+    result: Region
+
+    @property
+    def held(self) -> range:
+        """Byte addresses of B and its indices."""
+        return range(self.b.address, (self.indices or self.b).end)
+
+    @property
+    def end(self) -> int:
+        """First byte address behind everything."""
+        regions = (self.program, self.a, self.b, self.indices, self.start, self.result)
+        return max(r.end for r in regions if r is not None)
+
+
+def memory_map(product: Product, config: SatConfig, program_bytes: int, base: int = 0) -> MemoryMap:
+    """Return a memory map for a product: rows padded to whole beats, regions one after another."""
+    beat = config.axi.beat_bytes
+    at = base
+
+    def region(rows: int, row_bytes: int) -> Region:
+        nonlocal at
+        made = Region(round_up(at, max(64, beat)), round_up(row_bytes, beat), rows, row_bytes)
+        at = made.end
+        return made
+
+    program = region(1, program_bytes)
+    a = region(product.rows, 2 * product.depth)
+    start = None
+    if product.start is StartShape.ROW:
+        start = replace(region(1, 4 * product.cols), pitch=0)
+    elif product.start is StartShape.MATRIX:
+        start = region(product.rows, 4 * product.cols)
+    result = region(product.rows, 4 * product.cols)
+    at = round_up(at, BOUNDARY_BYTES)
+    b = region(product.cols, 2 * product.kept)
+    indices = None if product.dense else region(product.cols, ceil_div(product.kept, 2))
+    return MemoryMap(program, a, b, indices, start, result)

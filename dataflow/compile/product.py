@@ -1,0 +1,74 @@
+"""From a product and its mapping to a program and a memory map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sat.dataflow.compile.memory import MemoryMap, memory_map
+from sat.dataflow.compile.output_stationary import OsPlanner
+from sat.dataflow.compile.planner import Planner
+from sat.dataflow.compile.weight_stationary import WsPlanner
+from sat.dataflow.mapping import Mapping, OsMapping
+from sat.dataflow.products import Product
+from sat.dataflow.program import Program
+from sat.rtl import isa
+from sat.rtl.config import SatConfig
+from sat.rtl.isa import Instruction, Opcode
+
+
+@dataclass(frozen=True)
+class CompiledProduct:
+    """A program that computes a product, and where it expects and leaves the matrices."""
+
+    product: Product
+    mapping: Mapping
+    program: Program
+    memory: MemoryMap
+
+    def with_b_at(self, address: int) -> CompiledProduct:
+        """Return the same for a B that lies elsewhere; it takes as many cycles.
+
+        Parameters
+        ----------
+        address : int
+            On a 4 KiB boundary: bursts are cut at those.
+        """
+        memory = self.memory
+        by = address - memory.b.address
+        indices = memory.indices and memory.indices.moved(by)
+        where = replace(memory, b=memory.b.moved(by), indices=indices)
+        return replace(self, program=self.program.moved(memory.held, by), memory=where)
+
+
+def compile_product(
+    product: Product, config: SatConfig, mapping: Mapping, base: int = 0
+) -> CompiledProduct:
+    """Compile a product under a mapping.
+
+    Parameters
+    ----------
+    base : int
+        Byte address of the first region.
+
+    Returns
+    -------
+    CompiledProduct
+        Its program ends with END; it stores every sum once.
+    """
+    # The program's length sets where the matrices lie, and they do not set its length: compile
+    # for a map without a program first.
+    count = len(_emit(product, config, mapping, memory_map(product, config, 0, base)))
+    memory = memory_map(product, config, count * isa.INSTRUCTION_BYTES, base)
+    return CompiledProduct(
+        product, mapping, Program(_emit(product, config, mapping, memory)), memory
+    )
+
+
+def _emit(
+    product: Product, config: SatConfig, mapping: Mapping, memory: MemoryMap
+) -> list[Instruction]:
+    if isinstance(mapping, OsMapping):
+        planner: Planner = OsPlanner(product, config, mapping, memory)
+    else:
+        planner = WsPlanner(product, config, mapping, memory)
+    return [*planner.emit(), Instruction(Opcode.END, {})]

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 import sat
-from sat.cli import _json, main
-from sat.commands.demo import demo
+from sat.cli import main
+from sat.commands.common import to_json
+from sat.training.demo import demo
 
 
 def call(capsys, *args):
@@ -299,4 +300,4 @@ def test_places_of_results_are_checked_before_the_work(
 
 def test_json_has_null_where_a_number_is_not_finite():
     values = {"loss": float("nan"), "each": [1.0, float("inf")], "steps": 3}
-    assert json.loads(_json(values)) == {"loss": None, "each": [1.0, None], "steps": 3}
+    assert json.loads(to_json(values)) == {"loss": None, "each": [1.0, None], "steps": 3}

@@ -1,0 +1,207 @@
+"""``sat simulate``: a matrix product or a layer on the simulated RTL, compared with golden."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from sat.commands.common import DONE, FAILED, count, natural, print_values, seed_number, usage
+
+SUMMARY = "a matrix product or a layer on the simulated RTL"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--layer", choices=("conv", "linear"), help="a layer's training step, not one product"
+    )
+    parser.add_argument(
+        "--stage", choices=("ff", "bp", "wu", "update", "step"), default="step",
+        help="of the layer: one stage, or the whole step (default)",
+    )  # fmt: skip
+    parser.add_argument("--batch", type=count, default=1, help="images (default 1)")
+    parser.add_argument("--size", type=count, default=8, help="lines and pixels (default 8)")
+    parser.add_argument("--channels", type=count, default=64, help="input channels (default 64)")
+    parser.add_argument("--out-channels", type=count, help="as many as in if not given")
+    parser.add_argument("--kernel", type=count, default=3, help="default 3")
+    parser.add_argument("--stride", type=count, default=1, help="default 1")
+    parser.add_argument("--padding", type=natural, help="kernel div 2 if not given")
+    parser.add_argument("--dilation", type=count, default=1, help="default 1")
+    parser.add_argument("--groups", type=natural, default=1, help="default 1; 0: depthwise")
+    parser.add_argument("--relu", action="store_true", help="ReLU behind and before the layer")
+    parser.add_argument("--read-latency", type=count, default=20, help="cycles (default 20)")
+    parser.add_argument("--write-latency", type=count, default=8, help="cycles (default 8)")
+    for name in ("rows", "cols", "depth"):
+        parser.add_argument(f"--{name}", type=count, default=64, help="default 64")
+    parser.add_argument("--pattern", default="dense", help="N:M, or dense (default)")
+    parser.add_argument("--dataflow", choices=("auto", "os", "ws"), default="auto")
+    parser.add_argument("--array", default="8x8", help="rows x columns (default 8x8)")
+    parser.add_argument("--seed", type=seed_number, default=0)
+    parser.add_argument("--start", action="store_true", help="random start values, not zeros")
+    parser.add_argument("--specials", action="store_true", help="mix in inf, NaN and subnormals")
+    parser.add_argument("--waves", metavar="FILE.fst", help="write a waveform")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a product or a layer on random numbers on the simulated RTL; compare with golden."""
+    if args.layer is not None:
+        return _run_layer(args)
+    import numpy as np
+
+    import sat
+    from sat.devices.compare import ComparingDevice
+
+    began = time.perf_counter()
+    rng = np.random.default_rng(args.seed)
+    with usage():
+        pattern = sat.Pattern.parse(args.pattern)
+        options = {} if args.waves is None else {"waves": args.waves}
+        device = sat.device("rtl", array=args.array, max_m=max(8, pattern.m), **options)
+    with device:
+        a = _operand(rng, (args.rows, args.depth), args.specials)
+        dense = _operand(rng, (args.depth, args.cols), args.specials)
+        b = dense if pattern.dense else sat.prune(dense, pattern)
+        start = None
+        if args.start:
+            start = rng.standard_normal((args.rows, args.cols)).astype(np.float32)
+        checked = ComparingDevice(device)
+        if not args.json:
+            print(
+                f"simulating an array of {args.array} (its first use compiles it: minutes)",
+                file=sys.stderr,
+                flush=True,
+            )
+        with usage():
+            checked.matmul(a, b, start=start, dataflow=args.dataflow)
+        run = checked.last_run
+    assert run is not None, "a product that succeeded leaves its account"
+    as_predicted = checked.mispredicted == 0
+    rate = None
+    if run.cycles is not None and run.wall_seconds:
+        rate = run.cycles / run.wall_seconds
+    values = {
+        "rows": args.rows,
+        "cols": args.cols,
+        "depth": args.depth,
+        "pattern": str(pattern),
+        "dataflow": args.dataflow,
+        "array": device.config.array,
+        "seed": args.seed,
+        "bit_exact": checked.mismatches == 0,
+        "compared": checked.compared,
+        "mismatches": checked.mismatches,
+        "cycles": run.cycles,
+        "predicted_cycles": run.predicted_cycles,
+        "macs": run.macs,
+        "utilisation": run.utilisation,
+        "bytes_read": run.bytes_read,
+        "bytes_written": run.bytes_written,
+        "sim_cycles_per_second": rate,
+        "wall_seconds": time.perf_counter() - began,
+    }
+    notes = []
+    if checked.first is not None:
+        values["first_mismatch"] = str(checked.first)
+        notes.append(f"MISMATCH: {checked.first}")
+    if not as_predicted:
+        notes.append(f"MISMATCH: {run.cycles} cycles, predicted {run.predicted_cycles}")
+    if args.waves is not None:
+        values["waves"] = args.waves
+    print_values(values, args.json, notes)
+    return DONE if checked.mismatches == 0 and as_predicted else FAILED
+
+
+def _layer(args: argparse.Namespace, pattern: Any) -> Any:
+    """Return the layer that the arguments describe."""
+    from sat.sim.layer import Layer
+
+    if args.layer == "linear":
+        return Layer(
+            batch=args.batch,
+            in_channels=args.channels,
+            out_channels=args.out_channels or args.channels,
+            ff=(pattern.n, pattern.m),
+            bp=(pattern.n, pattern.m),
+            bias=True,
+            relu=args.relu,
+            masked=args.relu,
+        )
+    groups = args.channels if args.groups == 0 else args.groups
+    padding = args.kernel // 2 if args.padding is None else args.padding
+    return Layer(
+        batch=args.batch,
+        lines=args.size,
+        pixels=args.size,
+        in_channels=args.channels,
+        out_channels=args.out_channels or args.channels,
+        kernel=(args.kernel, args.kernel),
+        stride=(args.stride, args.stride),
+        padding=(padding, padding),
+        dilation=(args.dilation, args.dilation),
+        groups=groups,
+        ff=(pattern.n, pattern.m),
+        bp=(pattern.n, pattern.m),
+        bias=True,
+        relu=args.relu,
+        masked=args.relu,
+    )
+
+
+def _run_layer(args: argparse.Namespace) -> int:
+    """Run stages of a layer's training step as one program."""
+    from dataclasses import asdict
+
+    import sat
+    from sat.dataflow.compile.step import STAGES
+    from sat.devices.stages import simulate_layer
+    from sat.rtl.config import SatConfig
+    from sat.sim.memory import MemoryTiming
+
+    stages = STAGES if args.stage == "step" else (args.stage,)
+    with usage():
+        pattern = sat.Pattern.parse(args.pattern)
+        config = SatConfig(max_m=max(8, pattern.m)).with_array(args.array)
+        layer = _layer(args, pattern)
+        memory = MemoryTiming(read_latency=args.read_latency, write_latency=args.write_latency)
+        if not args.json:
+            print(
+                f"simulating an array of {args.array} (its first use compiles it: minutes)",
+                file=sys.stderr,
+                flush=True,
+            )
+        run = simulate_layer(layer, config, memory, stages, seed=args.seed, waves=args.waves)
+    ideal = run.dense_macs / (config.rows * config.cols)
+    values = {
+        "layer": args.layer,
+        "stage": args.stage,
+        "pattern": str(pattern),
+        "array": config.array,
+        "seed": args.seed,
+        "bit_exact": run.mismatches == 0,
+        **{name: value for name, value in asdict(run).items() if name not in ("stages", "differs")},
+        "differs": list(run.differs),
+        "dense_cycles_at_best": int(ideal),
+        "speedup_over_best_dense": ideal / run.cycles,
+        "sim_cycles_per_second": run.cycles / run.wall_seconds,
+    }
+    notes = []
+    if run.mismatches:
+        notes.append(f"MISMATCH: {run.mismatches} numbers of {', '.join(run.differs)}")
+    if run.cycles != run.predicted_cycles:
+        notes.append(f"MISMATCH: {run.cycles} cycles, predicted {run.predicted_cycles}")
+    print_values(values, args.json, notes)
+    return FAILED if notes else DONE
+
+
+def _operand(rng: Any, shape: tuple[int, int], specials: bool) -> Any:
+    """Return (shape) float16: normal deviates, one in eight a special value if wanted."""
+    import numpy as np
+
+    x = rng.standard_normal(shape).astype(np.float16)
+    if specials:
+        # Zeros, subnormals, the largest finite values, infinities and NaN, of both signs.
+        bits = np.array([0x0000, 0x0001, 0x03FF, 0x0400, 0x7BFF, 0x7C00, 0x7E00], np.uint16)
+        chosen = rng.choice(np.concatenate([bits, bits | 0x8000]), shape).view(np.float16)
+        x = np.where(rng.random(shape) < 1 / 8, chosen, x)
+    return x

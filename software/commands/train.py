@@ -1,0 +1,149 @@
+"""``sat train``: a model trained with a sparse scheme, its products on a device."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from typing import Any
+
+from sat.commands.common import (
+    DONE,
+    FAILED,
+    count,
+    print_values,
+    seed_number,
+    usage,
+    use_one_thread,
+)
+
+SUMMARY = "train a model, its products on a device"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="cnn", help="cnn (default) or mlp")
+    parser.add_argument("--data", default="digits", help="digits (default)")
+    parser.add_argument("--scheme", default="bdwp", help="bdwp (default), dense, srste, sdgp, sdwp")
+    parser.add_argument("--pattern", default="2:8", help="N:M (default 2:8), or dense")
+    parser.add_argument("--device", default="golden", help="golden (default) or rtl")
+    parser.add_argument("--array", help="rows x columns (default 8x8)")
+    parser.add_argument("--epochs", type=count, default=12, help="default 12")
+    parser.add_argument("--steps", type=count, help="stop after so many steps")
+    parser.add_argument("--batch", type=count, default=32, help="of all ranks (default 32)")
+    parser.add_argument(
+        "--ranks", type=count, default=1, help="processes, each with its own device (default 1)"
+    )
+    parser.add_argument(
+        "--shards", type=count, default=1,
+        help="parts of a batch, one after the other: R have the bits of R ranks (default 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare", action="store_true",
+        help="train with the ranks, with as many shards, and whole: print how far apart they are",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=seed_number, default=0)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train a model on a data set with a sparse scheme, its products on a device."""
+    import sat
+    from sat.data import load_data
+    from sat.devices.staged import StagedDevice
+    from sat.training.trainer import Trainer
+
+    use_one_thread()
+    if args.ranks > 1 or args.compare:
+        return _train_ranks(args)
+    with usage():
+        data = load_data(args.data)
+        options = {} if args.array is None else {"array": args.array}
+        device = sat.device(args.device, **options)
+    with device:
+        with usage():
+            trainer = Trainer(
+                args.model,
+                data,
+                scheme=args.scheme,
+                pattern=args.pattern,
+                device=StagedDevice(device),
+                epochs=args.epochs,
+                steps=args.steps,
+                batch=args.batch,
+                seed=args.seed,
+                shards=args.shards,
+            )
+        if not args.json:
+            print(trainer.result.report)
+        with sat.record_products() as log:
+            result = trainer.fit(progress=not args.json, title=f"{args.model} on {device.name}")
+    more = {
+        "array": device.config.array,
+        "products": len(log),
+        "macs": log.macs,
+        "cycles": log.cycles,
+        "layers": [vars(layer) for layer in result.report.layers],
+    }
+    return _print_training(args, device.name, result, more)
+
+
+def _print_training(
+    args: argparse.Namespace, device: str, result: Any, more: dict[str, Any]
+) -> int:
+    """Print what a training did; return the exit code."""
+    import sat
+
+    loss = result.losses[-1]
+    good = math.isfinite(loss) and result.skipped < result.steps
+    values = {
+        "model": args.model,
+        "data": args.data,
+        "scheme": args.scheme,
+        "pattern": str(sat.Pattern.parse(args.pattern)),
+        "device": device,
+        "ranks": args.ranks,
+        "shards": args.shards,
+        "seed": args.seed,
+        "steps": result.steps,
+        "skipped_steps": result.skipped,
+        "loss": loss if math.isfinite(loss) else None,
+        "test_accuracy": result.accuracy,
+        "seconds": result.seconds,
+        "losses": result.losses,
+        "accuracies": result.accuracies,
+        **more,
+    }
+    print_values(values, args.json, () if good else ["FAILED: the training went out of bounds"])
+    return DONE if good else FAILED
+
+
+def _train_ranks(args: argparse.Namespace) -> int:
+    """Train with several ranks, each a process with its own device; compare with one if asked."""
+    import sat
+    from sat.data import load_data
+    from sat.training.distributed import compare_ranks, train_ranks
+
+    options = {} if args.array is None else {"array": args.array}
+    arguments = {
+        "data": args.data,
+        "progress": not args.json,
+        "options": options,
+        "model": args.model,
+        "scheme": args.scheme,
+        "pattern": args.pattern,
+        "epochs": args.epochs,
+        "steps": args.steps,
+        "batch": args.batch,
+        "seed": args.seed,
+    }
+    with usage():
+        load_data(args.data)
+        sat.Pattern.parse(args.pattern)
+        sat.device(args.device, **options).close()
+        if args.compare and args.shards > 1:
+            raise ValueError("--compare: has as many shards as ranks; leave --shards out")
+        if args.compare:
+            comparison = compare_ranks(args.ranks, args.device, **arguments)
+            print(json.dumps(comparison.to_dict()) if args.json else comparison)
+            return DONE if comparison.passed else FAILED
+        result, _ = train_ranks(args.ranks, args.device, shards=args.shards, **arguments)
+    return _print_training(args, args.device, result, {})

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long cosim formal bench check lint format typecheck docs figures wheel clean
+.PHONY: help setup demo test test-long cosim formal bench check lint format typecheck imports docs figures wheel clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -37,7 +37,7 @@ bench: $(STAMP) ## speed of the golden model and of the simulated RTL, as ratios
 	$(BIN)/python benchmarks/bench_layer.py
 	$(BIN)/python benchmarks/bench_offload.py
 
-check: lint typecheck ## lint, formatting and types
+check: lint typecheck imports ## lint, formatting, types, and that imports run one way
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -52,6 +52,10 @@ typecheck: $(STAMP)
 	rm -rf build/lib build/typed
 	$(BIN)/pip install -q --no-deps --target build/typed .
 	$(BIN)/mypy -p sat
+
+# The same plain copy; the contract stands in pyproject.toml.
+imports: typecheck
+	PYTHONPATH=build/typed $(BIN)/lint-imports --no-cache
 
 docs: $(STAMP) ## write the generated pages of docs/
 	$(BIN)/python tools/generate_docs.py

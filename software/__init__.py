@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         use_device,
     )
     from sat.errors import CycleBudgetError, DeviceClosedError, DeviceError, SatError
-    from sat.layers.modules import SatConv2d, SatLinear, desparsify_, sparsify_
+    from sat.layers.convert import desparsify_, sparsify_
+    from sat.layers.modules import SatConv2d, SatLinear
     from sat.layers.schemes import Prune, Scheme, register_scheme
     from sat.offload.mode import offload
     from sat.offload.report import OffloadReport
@@ -46,13 +47,13 @@ _HOME = {
     "SatError": "sat.errors",
     "SatLinear": "sat.layers.modules",
     "Scheme": "sat.layers.schemes",
-    "desparsify_": "sat.layers.modules",
+    "desparsify_": "sat.layers.convert",
     "device": "sat.devices",
     "prune": "sat.sparsity.tensor",
     "record_products": "sat.devices",
     "register_scheme": "sat.layers.schemes",
     "resident": "sat.devices",
-    "sparsify_": "sat.layers.modules",
+    "sparsify_": "sat.layers.convert",
     "use_device": "sat.devices",
 }
 

@@ -24,15 +24,9 @@ from sat.devices.context import (
     use_device,
 )
 from sat.devices.staged import StagedDevice
-from sat.layers.modules import (
-    SparsityReport,
-    from_ohwi,
-    loss_scale,
-    sparsify_,
-    staged_update_layer,
-    to_ohwi,
-    weight_layers,
-)
+from sat.layers.convert import SparsityReport, sparsify_
+from sat.layers.modules import from_ohwi, staged_update_layer, to_ohwi, weight_layers
+from sat.layers.plan import loss_scale
 from sat.layers.schemes import Scheme
 from sat.sparsity.pattern import Pattern
 from sat.training.models import build_model

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import sat
 from sat import Prune, Scheme
-from sat.layers.modules import loss_scale
+from sat.layers.plan import loss_scale
 from sat.sim.golden import sore, stce
 
 

@@ -1,0 +1,212 @@
+"""Operands of a layer's products, pruned and rounded, and the engine that takes the products."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from sat.devices.base import Device
+from sat.devices.context import ProductLog, ProductRecord, product_label
+from sat.devices.operand import RightOperand
+from sat.devices.staged import StagedDevice, stages_name
+from sat.layers.plan import LayerPlan
+from sat.layers.schemes import CONTRACTION
+from sat.sim.golden import sore
+from sat.sim.layer import Layer
+from sat.sparsity.pattern import Pattern
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """An operand of a product by lanes, rows of A or columns of B: (lanes, kept) each.
+
+    ``indices`` is None for a dense one; ``depth`` is the length of a lane before pruning. One that
+    is used again is ``resident``: devices keep it, where it is the right one.
+    """
+
+    values: Tensor
+    indices: Tensor | None
+    depth: int
+    pattern: Pattern
+    resident: bool = False
+
+    @functools.cached_property
+    def right(self) -> RightOperand:
+        """The operand as columns of B."""
+        values = self.values.t().contiguous().numpy()
+        if self.indices is None:
+            return RightOperand.dense(values, resident=self.resident)
+        indices = self.indices.t().contiguous().numpy()
+        return RightOperand(values, indices, self.pattern, self.depth, self.resident)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """FP16 copy of a weight, compact or dense, and the FP32 weight and plan that it is of.
+
+    ``operands`` are those made of it so far, by what they take of the weight.
+    """
+
+    plan: LayerPlan
+    source: Tensor
+    values: Tensor
+    indices: Tensor | None
+    operands: dict[Any, Operand] = field(default_factory=dict)
+
+    def operand(self, part: Any, lanes: Callable[[Tensor], Tensor], depth: int) -> Operand:
+        """Return a part of the copy as an operand, the same one each time.
+
+        Parameters
+        ----------
+        part : hashable
+            Names the part.
+        lanes : callable
+            Takes values, and indices, to (lanes, kept).
+        depth : int
+            Length of a lane before pruning.
+        """
+        if part not in self.operands:
+            indices = None if self.indices is None else lanes(self.indices)
+            self.operands[part] = Operand(
+                lanes(self.values), indices, depth, self.plan.pattern, resident=True
+            )
+        return self.operands[part]
+
+
+Copies = dict[tuple[str, int], Copy]
+"""By stage and group."""
+
+# Apart from the modules, so that copying, pickling and saving one does not take them along.
+COPIES: WeakKeyDictionary[nn.Module, Copies] = WeakKeyDictionary()
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.view(torch.int32), b.view(torch.int32))
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Takes the products of one layer: its plan, and the device and log of its forward pass."""
+
+    plan: LayerPlan
+    device: Device
+    log: ProductLog | None
+    copies: Copies = field(default_factory=dict)
+    owner: nn.Module | None = None
+
+    def weight(self, stage: str, group: int, w: Tensor, axes: dict[str, int]) -> Copy:
+        """Return a group's weight, pruned and rounded as by `operand`.
+
+        It is the same copy as long as the weight is the same. So a weight is pruned once after
+        each update and sent to a device once, however often it is used. Bits are compared, not
+        version counters, which ``weight.data`` gets around.
+        """
+        held = self.copies.get((stage, group))
+        now = w.detach()
+        if held is not None and held.plan == self.plan and _same_bits(held.source, now):
+            return held
+        made = Copy(self.plan, now.clone(), *self.operand(stage, "weight", w, axes))
+        self.copies[stage, group] = made
+        return made
+
+    def compact(self, stage: str) -> bool:
+        """Whether an operand of the stage is stored in N:M form."""
+        prune = None if self.plan.pattern.dense else self.plan.scheme.prunes.get(stage)
+        return prune is not None and prune.axes[-1] == CONTRACTION[stage]
+
+    def operand(
+        self, stage: str, name: str, x: Tensor, axes: dict[str, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Prune ``x`` as the scheme says, then round it to FP16.
+
+        Parameters
+        ----------
+        stage, name : str
+            As in `sat.layers.schemes`.
+        x : float32
+            The selection is made on these, before they are rounded.
+        axes : dict
+            Axis of the input channels ("in"), of the output channels ("out").
+
+        Returns
+        -------
+        values : float16
+            Stored values; all of them for a dense operand, masked ones +0.
+        indices : uint8 or None
+        """
+        plan = self.plan
+        prune = None if plan.pattern.dense else plan.scheme.pruning(stage, name)
+        indices = None
+        if prune is not None:
+            array = x.detach().numpy()
+            for axis in prune.axes:
+                along = axes[axis]
+                kept, places = plan.scheme.select(array, plan.pattern, along)
+                if axis == CONTRACTION[stage] and axis == prune.axes[-1]:
+                    array, indices = kept, torch.from_numpy(places)
+                else:
+                    n, m, length = plan.pattern.n, plan.pattern.m, array.shape[along]
+                    array = sore.expand(kept, places, n, m, length, along)
+            x = torch.from_numpy(array)
+        return x.half(), indices
+
+    def product(
+        self, stage: str, left: Operand, right: Operand, start: Tensor | None = None
+    ) -> Tensor:
+        """Return (left lanes, right lanes) float32; ``start`` has one value per right lane."""
+        if left.indices is not None:
+            # The device takes a compact operand on its right: compute the transpose.
+            if start is not None:
+                start = start[:, None].expand(-1, len(left.values))
+            return self._matmul(stage, right, left, start).t()
+        return self._matmul(stage, left, right, start)
+
+    def stages(
+        self, layer: Layer, names: Sequence[str], tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Run stages of the layer as one program and note it; None of them is a product."""
+        device = self.device
+        assert isinstance(device, StagedDevice), "only such a device is given layers"
+        arrays = {name: t.detach().contiguous().numpy() for name, t in tensors.items()}
+        results, run = device.stages(names, layer, arrays, owner=self.owner)
+        if self.log is not None:
+            self.log.records.append(
+                ProductRecord(
+                    self.plan.name,
+                    stages_name(names),
+                    layer.out_positions,
+                    layer.out_channels,
+                    layer.taps * layer.in_per_group,
+                    self.plan.pattern,
+                    device.name,
+                    run,
+                )
+            )
+        return {name: torch.from_numpy(array) for name, array in results.items()}
+
+    def _matmul(self, stage: str, left: Operand, right: Operand, start: Tensor | None) -> Tensor:
+        a = left.values.contiguous()
+        with product_label(f"{self.plan.name or 'layer'} {stage}"):
+            result = self.device.matmul(a, right.right, start)
+        if self.log is not None:
+            run = self.device.last_run
+            assert run is not None, "a product that succeeded leaves its account"
+            self.log.records.append(
+                ProductRecord(
+                    self.plan.name,
+                    stage,
+                    len(a),
+                    len(right.values),
+                    right.depth,
+                    right.right.pattern,
+                    self.device.name,
+                    run,
+                )
+            )
+        return result

@@ -1,0 +1,74 @@
+"""Layers whose stages a device runs whole, as one program each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor
+
+from sat.devices.staged import StagedDevice
+from sat.layers.engine import Engine
+from sat.layers.products import decayed
+from sat.layers.schemes import CONTRACTION, Scheme
+from sat.offload.lowering import Geometry
+from sat.sim.layer import Layer
+
+
+def staged_layer(
+    engine: Engine, g: Geometry, x: Sequence[int], weight: Sequence[int], bias: bool
+) -> Layer | None:
+    """Return the layer whose stages the device runs whole, or None if it is sent products.
+
+    Whole stages prune weights, along the contraction, by magnitude; padding is the same on
+    opposite sides.
+    """
+    device, plan = engine.device, engine.plan
+    if not isinstance(device, StagedDevice):
+        return None
+    patterns = {"FF": (1, 1), "BP": (1, 1)}
+    prunes = {} if plan.pattern.dense else plan.scheme.prunes
+    for stage, prune in prunes.items():
+        if prune.operand != "weight" or prune.axes != (CONTRACTION[stage],):
+            return None
+        patterns[stage] = (plan.pattern.n, plan.pattern.m)
+    channels = {"FF": weight[3], "BP": weight[0] // g.groups}
+    whole = all(channels[stage] % patterns[stage][1] == 0 for stage in patterns)
+    even = all(low == high for low, high in g.padding)
+    if not whole or not even or type(plan.scheme).select is not Scheme.select:
+        return None
+    layer = Layer(
+        batch=x[0],
+        lines=x[1],
+        pixels=x[2],
+        in_channels=x[3],
+        out_channels=weight[0],
+        kernel=cast(tuple[int, int], g.kernel),
+        stride=cast(tuple[int, int], g.stride),
+        padding=(g.padding[0][0], g.padding[1][0]),
+        dilation=cast(tuple[int, int], g.dilation),
+        groups=g.groups,
+        ff=patterns["FF"],
+        bp=patterns["BP"],
+        bias=bias,
+    )
+    return layer if device.runs_layer(layer) else None
+
+
+def staged_gradients(
+    layer: Layer,
+    engine: Engine,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    needs_x: bool,
+    needs_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return BP and WU, and the scheme's decay, from one program."""
+    names = [name for name, needed in (("bp", needs_x), ("wu", needs_weight)) if needed]
+    tensors = {"x": x.half(), "dy": grad.half(), "w": weight}
+    made = engine.stages(layer, names, tensors)
+    dw = made.get("g")
+    if dw is not None:
+        dw = decayed(engine.plan, dw, weight)
+    return made["dx"].float() if needs_x else None, dw

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sat.arrays import array_of, tensor_of
 from sat.devices.operand import RightOperand
 from sat.errors import DeviceClosedError, DeviceError
 from sat.rtl.config import SatConfig
@@ -277,7 +278,7 @@ class Device(ABC):
         left, right, first = self._check(a, b, start, dataflow)
         result, run = self._matmul(left, right, first, dataflow)
         self.last_run = run
-        return torch.from_numpy(result) if isinstance(a, torch.Tensor) else result
+        return tensor_of(result) if isinstance(a, torch.Tensor) else result
 
     def _check(
         self, a: Any, b: Any, start: Any, dataflow: Any
@@ -391,7 +392,7 @@ def _right(b: Any) -> RightOperand:
     values = _matrix("b", b.values, np.float16)
     if b.pattern.dense:
         return RightOperand.dense(values)
-    return RightOperand(values, np.ascontiguousarray(b.indices.numpy()), b.pattern, b.shape[0])
+    return RightOperand(values, np.ascontiguousarray(array_of(b.indices)), b.pattern, b.shape[0])
 
 
 _FIXES: Mapping[Any, tuple[str, str]] = {
@@ -420,7 +421,7 @@ def _array(name: str, x: Any, dtype: type[np.generic]) -> NDArray[Any]:
                 f"{name} requires grad: a device's product records no gradient; use "
                 f"{name}.detach(), or train through sat.sparsify_"
             )
-        return x.detach().resolve_neg().numpy()
+        return array_of(x)
     if isinstance(x, np.ndarray):
         if x.dtype != wanted:
             raise TypeError(

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from sat.arrays import array_of, tensor_of
 from sat.devices.base import Device
 from sat.devices.context import ProductLog, ProductRecord, product_label
 from sat.devices.operand import RightOperand
@@ -39,10 +40,10 @@ class Operand:
     @functools.cached_property
     def right(self) -> RightOperand:
         """The operand as columns of B."""
-        values = self.values.t().contiguous().numpy()
+        values = array_of(self.values.t().contiguous())
         if self.indices is None:
             return RightOperand.dense(values, resident=self.resident)
-        indices = self.indices.t().contiguous().numpy()
+        indices = array_of(self.indices.t().contiguous())
         return RightOperand(values, indices, self.pattern, self.depth, self.resident)
 
 
@@ -144,16 +145,16 @@ class Engine:
         prune = None if plan.pattern.dense else plan.scheme.pruning(stage, name)
         indices = None
         if prune is not None:
-            array = x.detach().numpy()
+            array = array_of(x)
             for axis in prune.axes:
                 along = axes[axis]
                 kept, places = plan.scheme.select(array, plan.pattern, along)
                 if axis == CONTRACTION[stage] and axis == prune.axes[-1]:
-                    array, indices = kept, torch.from_numpy(places)
+                    array, indices = kept, tensor_of(places)
                 else:
                     n, m, length = plan.pattern.n, plan.pattern.m, array.shape[along]
                     array = sore.expand(kept, places, n, m, length, along)
-            x = torch.from_numpy(array)
+            x = tensor_of(array)
         return x.half(), indices
 
     def product(
@@ -173,7 +174,7 @@ class Engine:
         """Run stages of the layer as one program and note it; None of them is a product."""
         device = self.device
         assert isinstance(device, StagedDevice), "only such a device is given layers"
-        arrays = {name: t.detach().contiguous().numpy() for name, t in tensors.items()}
+        arrays = {name: array_of(t.contiguous()) for name, t in tensors.items()}
         results, run = device.stages(names, layer, arrays, owner=self.owner)
         if self.log is not None:
             self.log.records.append(
@@ -188,7 +189,7 @@ class Engine:
                     run,
                 )
             )
-        return {name: torch.from_numpy(array) for name, array in results.items()}
+        return {name: tensor_of(array) for name, array in results.items()}
 
     def _matmul(self, stage: str, left: Operand, right: Operand, start: Tensor | None) -> Tensor:
         a = left.values.contiguous()

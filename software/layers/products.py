@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sat.arrays import array_of, tensor_of
 from sat.layers.engine import Engine, Operand
 from sat.layers.plan import LayerPlan, current_loss_scale
 from sat.offload.lowering import (
@@ -142,10 +143,10 @@ def decayed(plan: LayerPlan, dw: Tensor, weight: Tensor) -> Tensor:
 
 def _forward_pruned(plan: LayerPlan, weight: Tensor) -> Tensor:
     """Return the FP32 weight (out, rows, columns, in) with what FF prunes set to zero."""
-    array = weight.detach().numpy()
+    array = array_of(weight)
     n, m = plan.pattern.n, plan.pattern.m
     for axis in plan.scheme.prunes["FF"].axes:
         along = {"out": 0, "in": -1}[axis]
         kept, places = plan.scheme.select(array, plan.pattern, along)
         array = sore.expand(kept, places, n, m, array.shape[along], along)
-    return torch.from_numpy(array)
+    return tensor_of(array)

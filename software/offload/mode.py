@@ -26,6 +26,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sat.arrays import array_of, tensor_of
 from sat.devices import device as make_device
 from sat.devices.base import Device
 from sat.devices.context import use_device
@@ -199,15 +200,16 @@ class Mode(TorchDispatchMode):
             flat = self.matmul(a.reshape(1, count * rows, -1), b[:1], wide, start)
             return flat.view(count, rows, -1)
         if self.precision == "fp32":
-            left, right = (_exact(x).numpy() for x in (a, b))
+            left, right = (array_of(_exact(x)) for x in (a, b))
             result = torch.from_numpy(fp32.matmul(left, right, self._product))
-            return (result if start is None else result + start.double()).to(wide)
-        left16, right16 = (x.half().contiguous().numpy() for x in (a, b))
+            made = result if start is None else result + start.double()
+            return made.to(wide, copy=True)
+        left16, right16 = (array_of(x.half().contiguous()) for x in (a, b))
         if wide is torch.float64:
             made = torch.from_numpy(self._product(left16, right16)).double()
             return made if start is None else made + start
-        first = None if start is None else start.float().contiguous().numpy()
-        return torch.from_numpy(self._product(left16, right16, first))
+        first = None if start is None else array_of(start.float().contiguous())
+        return tensor_of(self._product(left16, right16, first))
 
     def _complex(self, a: Tensor, b: Tensor, wide: torch.dtype, start: Tensor | None) -> Tensor:
         """Return a complex product as one of real operands, twice the depth and columns.

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sat.arrays import array_of, tensor_of
 from sat.sim.golden import sore
 from sat.sparsity.pattern import Pattern
 
@@ -91,7 +92,7 @@ class NMTensor:
 
     def _check_indices(self) -> None:
         n, m = self.pattern.n, self.pattern.m
-        indices = np.moveaxis(self.indices.numpy(), self.axis, 0)
+        indices = np.moveaxis(array_of(self.indices), self.axis, 0)
         group = np.arange(len(indices)) // n
         size = np.minimum(m, self.shape[self.axis] - group * m).astype(np.uint8)
         bad = indices >= size.reshape(-1, *[1] * (indices.ndim - 1))
@@ -124,14 +125,14 @@ class NMTensor:
         if self.pattern.dense:
             return self.values.detach().clone()
         dense = sore.expand(
-            self.values.detach().numpy(),
-            self.indices.numpy(),
+            array_of(self.values),
+            array_of(self.indices),
             self.pattern.n,
             self.pattern.m,
             self.shape[self.axis],
             self.axis,
         )
-        return torch.from_numpy(dense)
+        return tensor_of(dense)
 
     def __repr__(self) -> str:
         return (
@@ -198,7 +199,7 @@ def prune(
                 "convert with x.float()"
             )
         _require_plain(x, "x")
-        array = x.detach().numpy()
+        array = array_of(x)
     elif isinstance(x, np.ndarray):
         if x.dtype not in (np.float16, np.float32, np.float64):
             raise TypeError(
@@ -217,4 +218,4 @@ def prune(
         values, indices = array.copy(), np.zeros(array.shape, np.uint8)
     else:
         values, indices = sore.select(array, chosen.n, chosen.m, axis)
-    return NMTensor(torch.from_numpy(values), torch.from_numpy(indices), chosen, axis, shape)
+    return NMTensor(tensor_of(values), tensor_of(indices), chosen, axis, shape)

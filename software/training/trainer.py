@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sat.arrays import array_of, tensor_of
 from sat.data import DataSet
 from sat.dataflow.compile.step import Sgd
 from sat.devices.base import Device
@@ -220,10 +221,10 @@ class DeviceSgd(torch.optim.SGD):
             weight_decay=group["weight_decay"],
         )
         tensors = {"w": parameter.data, "v": momentum, "g": grad}
-        arrays = {name: to_ohwi(t).contiguous().numpy() for name, t in tensors.items()}
+        arrays = {name: array_of(to_ohwi(t).contiguous()) for name, t in tensors.items()}
         made, _ = self.device.stages(("update",), layer, arrays, rates, module)
-        parameter.copy_(from_ohwi(torch.from_numpy(made["w"]), parameter))
-        state["momentum_buffer"] = from_ohwi(torch.from_numpy(made["v"]), parameter).clone()
+        parameter.copy_(from_ohwi(tensor_of(made["w"]), parameter))
+        state["momentum_buffer"] = from_ohwi(tensor_of(made["v"]), parameter)
         return True
 
 

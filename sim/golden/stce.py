@@ -17,6 +17,7 @@ import ctypes
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -79,10 +80,26 @@ def kept_count(length: int, n: int, m: int) -> int:
     return length // m * n + min(n, length % m)
 
 
+class _Strides(ctypes.Structure):
+    """Elements from one product, row, column to the next."""
+
+    _fields_ = [(name, ctypes.c_long) for name in ("stack", "row", "col")]
+
+
+class _Plan(ctypes.Structure):
+    """What the kernel needs to know of operands, but for where they lie."""
+
+    _fields_ = [
+        *((name, ctypes.c_long) for name in ("count", "rows", "cols", "depth", "n", "m")),
+        *((name, _Strides) for name in ("a", "b", "start", "c")),
+        ("threads", ctypes.c_long),
+    ]
+
+
 def load_fold(path: Path) -> Callable[..., int]:
     """Return the function ``golden_fold`` of a compiled library, ready to be called."""
     function = ctypes.CDLL(str(path)).golden_fold
-    function.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_long] * 7
+    function.argtypes = [ctypes.c_void_p] * 6
     function.restype = ctypes.c_long
     return function
 
@@ -90,6 +107,89 @@ def load_fold(path: Path) -> Callable[..., int]:
 @functools.lru_cache(maxsize=1)
 def _fold() -> Callable[..., int]:
     return load_fold(compile_library("golden_fold", [SOURCE], FLAGS))
+
+
+Layout = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shape and strides in bytes of an array of two or three axes."""
+
+
+def _strides(layout: Layout, itemsize: int) -> _Strides:
+    strides = [step // itemsize for step in layout[1]]
+    return _Strides(*([0] * (3 - len(strides)) + strides))
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    a: Layout, b: Layout, start: Layout | None, n: int, m: int, threads: int
+) -> tuple[_Plan, int, tuple[int, ...]]:
+    """Return the kernel's plan, its address, and the shape of the result."""
+    *stack, rows, depth = a[0]
+    cols = b[0][-1]
+    shape = (*stack, rows, cols)
+    plan = _Plan(
+        prod(stack),
+        rows,
+        cols,
+        depth,
+        n,
+        m,
+        _strides(a, 2),
+        _strides(b, 2),
+        _Strides() if start is None else _strides(start, 4),
+        _Strides(rows * cols, cols, 1),
+        threads,
+    )
+    return plan, ctypes.addressof(plan), shape
+
+
+def fold(
+    a: np.ndarray,
+    values: np.ndarray,
+    indices: np.ndarray | None,
+    start: np.ndarray | None,
+    n: int = 1,
+    m: int = 1,
+    threads: int = 1,
+) -> np.ndarray:
+    """Return what `matmul` does, of operands that are known to fit each other.
+
+    Parameters
+    ----------
+    a : numpy.ndarray
+        (rows, depth) or (count, rows, depth) float16; any strides.
+    values, indices : numpy.ndarray
+        (…, depth, cols) float16, any strides, and None; or the compact form of pattern n:m,
+        (…, kept, cols) float16 and uint8, both C-contiguous.
+    start : numpy.ndarray or None
+        (…, rows, cols) float32, any strides.
+    """
+    where = None if start is None else (start.shape, start.strides)
+    plan, address, shape = _plan(
+        (a.shape, a.strides), (values.shape, values.strides), where, n, m, threads
+    )
+    out = np.empty(shape, np.float32)
+    status = _fold()(
+        address,
+        a.ctypes.data,
+        values.ctypes.data,
+        None if indices is None else indices.ctypes.data,
+        None if start is None else start.ctypes.data,
+        out.ctypes.data,
+    )
+    if status == -1:
+        return out
+    if status == -2:
+        raise MemoryError(
+            f"product of {plan.rows} x {plan.depth} x {plan.cols} with {threads} threads: memory "
+            "or threads ran out; use fewer threads or smaller operands"
+        )
+    assert indices is not None, "only indices can be wrong"
+    where_bad = [int(i) for i in np.unravel_index(status, indices.shape)]
+    raise ValueError(
+        f"b.indices{where_bad}={indices[tuple(where_bad)]}: indices must lie inside their group of "
+        f"{m} (of {plan.depth - where_bad[-2] // n * m} at the end of depth) and rise inside it; "
+        "make them with sore.select"
+    )
 
 
 def _operand(name: str, array: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
@@ -103,11 +203,12 @@ def _operand(name: str, array: np.ndarray, dtype: type[np.generic]) -> np.ndarra
             f"{name} has dtype {array.dtype}: must be {wanted}; convert with "
             f"{name}.astype(np.{wanted})"
         )
-    if array.ndim != 2 or 0 in array.shape:
+    if array.ndim not in (2, 3) or 0 in array.shape:
         raise ValueError(
-            f"{name} has shape {array.shape}: must have two dimensions of at least 1; reshape it"
+            f"{name} has shape {array.shape}: must have two dimensions of at least 1, or three "
+            "for a stack of products; reshape it"
         )
-    return np.ascontiguousarray(array)
+    return array
 
 
 def matmul(
@@ -121,18 +222,18 @@ def matmul(
     Parameters
     ----------
     a : numpy.ndarray
-        (rows, depth) float16.
+        (rows, depth) float16, or (count, rows, depth) for a stack of products.
     b : numpy.ndarray or NMOperand
-        (depth, cols) float16, or the compact form of such a matrix with groups along depth.
+        (…, depth, cols) float16, or the compact form of such matrices with groups along depth.
     start : numpy.ndarray, optional
-        (rows, cols) or (cols,) float32: first value of each sum; +0 if not given.
+        (…, rows, cols) or (cols,) float32: first value of each sum; +0 if not given.
     threads : int
         Number of threads; the result does not depend on it.
 
     Returns
     -------
     numpy.ndarray
-        (rows, cols) float32.
+        (…, rows, cols) float32.
 
     Raises
     ------
@@ -147,18 +248,17 @@ def matmul(
         If the kernel has to be compiled and cannot be.
     """
     a = _operand("a", a, np.float16)
-    rows, depth = a.shape
+    *stack, rows, depth = a.shape
     if isinstance(b, np.ndarray):
         values, indices, n, m = _operand("b", b, np.float16), None, 1, 1
-        stored = depth
-        if len(values) != depth:
+        if values.shape[:-1] != (*stack, depth):
             raise ValueError(
-                f"a is {a.shape} and b is {b.shape}: a must have as many columns as b has rows; "
-                "check which operand is transposed"
+                f"a is {a.shape} and b is {b.shape}: a must have as many columns as b has rows, "
+                "and stacks as many products; check which operand is transposed"
             )
     else:
-        values = _operand("b.values", b.values, np.float16)
-        indices = _operand("b.indices", b.indices, np.uint8)
+        values = np.ascontiguousarray(_operand("b.values", b.values, np.float16))
+        indices = np.ascontiguousarray(_operand("b.indices", b.indices, np.uint8))
         n, m = b.pattern
         check_pattern(n, m)
         if b.depth != depth:
@@ -166,49 +266,20 @@ def matmul(
                 f"a is {a.shape} and b has depth {b.depth}: a must have as many columns as the "
                 "depth of b; check which operand is transposed"
             )
-        stored = kept_count(depth, n, m)
-        if len(values) != stored or indices.shape != values.shape:
+        stored = (*stack, kept_count(depth, n, m))
+        if values.shape[:-1] != stored or indices.shape != values.shape:
             raise ValueError(
                 f"b.values is {values.shape} and b.indices {indices.shape}: pattern {n}:{m} of "
-                f"depth {depth} stores {stored} rows in both; make them with sore.select"
+                f"depth {depth} stores {stored[-1]} rows in both, for each of a's products; make "
+                "them with sore.select"
             )
-    cols = values.shape[1]
-    stride = 0
+    shape = (*stack, rows, values.shape[-1])
     if start is not None:
-        shape = np.shape(start)
-        if shape not in ((rows, cols), (cols,)):
+        if np.shape(start) not in (shape, shape[-1:]):
             raise ValueError(
-                f"start has shape {shape}: must be ({rows}, {cols}) or ({cols},); reshape it"
+                f"start has shape {np.shape(start)}: must be {shape} or {shape[-1:]}; reshape it"
             )
-        stride = cols if len(shape) == 2 else 0
-        start = _operand("start", np.atleast_2d(start), np.float32)
+        start = np.broadcast_to(_operand("start", np.atleast_2d(start), np.float32), shape)
     if threads < 1:
         raise ValueError(f"threads={threads}: must be at least 1; leave it out for one thread")
-    out = np.empty((rows, cols), np.float32)
-    status = _fold()(
-        a.ctypes.data,
-        values.ctypes.data,
-        None if indices is None else indices.ctypes.data,
-        None if start is None else start.ctypes.data,
-        out.ctypes.data,
-        rows,
-        cols,
-        depth,
-        stride,
-        n,
-        m,
-        threads,
-    )
-    if status == -2:
-        raise MemoryError(
-            f"product of {rows} x {depth} x {cols} with {threads} threads: memory or threads ran "
-            "out; use fewer threads or smaller operands"
-        )
-    if status >= 0 and indices is not None:
-        row, col = divmod(status, cols)
-        raise ValueError(
-            f"b.indices[{row}, {col}]={indices[row, col]}: indices must lie inside their group of "
-            f"{m} (of {depth - row // n * m} at the end of depth) and rise inside it; "
-            "make them with sore.select"
-        )
-    return out
+    return fold(a, values, indices, start, n, m, threads)

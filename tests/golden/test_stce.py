@@ -99,6 +99,46 @@ def test_matmul_is_the_fold_across_blocks(rows, cols, depth, pattern):
         assert same_bits(stce.matmul(a, operand, start, threads), expected)
 
 
+def laid_out(x, order):
+    """Return a view of a copy whose axes lie in memory in another order, with gaps."""
+    gaps = np.zeros([n + 1 for n in x.transpose(order).shape], x.dtype)
+    inner = gaps[tuple(slice(0, n) for n in x.transpose(order).shape)]
+    inner[:] = x.transpose(order)
+    return inner.transpose(np.argsort(order))
+
+
+@settings(deadline=None)
+@given(
+    count=st.sampled_from([1, 2, 7, 16, 21, 40]),
+    rows=st.integers(1, 40),
+    cols=st.integers(1, 40),
+    depth=st.integers(1, 40),
+    pattern=st.sampled_from([None, (2, 8), (1, 4)]),
+    start_shape=st.sampled_from(["none", "row", "full"]),
+    orders=st.lists(st.permutations([0, 1, 2]), min_size=3, max_size=3),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**32),
+)
+def test_a_stack_is_its_products_one_by_one_however_it_lies(
+    count, rows, cols, depth, pattern, start_shape, orders, threads, seed
+):
+    rng = np.random.default_rng(seed)
+    a = laid_out(corner_weighted(rng, (count, rows, depth)), orders[0])
+    b = laid_out(corner_weighted(rng, (count, depth, cols)), orders[1])
+    start = {"none": None, "row": (cols,), "full": (count, rows, cols)}[start_shape]
+    if start is not None:
+        start = corner_start(rng, start)
+        start = laid_out(start, orders[2]) if start.ndim == 3 else start
+    right = b
+    if pattern is not None:
+        right = stce.NMOperand(*sore.select(b, *pattern, 1), pattern, depth)
+    got = stce.matmul(a, right, start, threads)
+    for i in range(count):
+        first = start[i] if start_shape == "full" else start
+        stored = None if pattern is None else sore.mask(b[i], *pattern)
+        assert same_bits(got[i], fold(a[i], b[i], first, stored))
+
+
 def other_flags():
     """Return flag sets for lesser processors that this one can run: each takes other paths."""
     features = set()

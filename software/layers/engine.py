@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sat.arrays import array_of, tensor_of
+from sat.arrays import array_of
 from sat.devices.base import Device
 from sat.devices.context import ProductLog, ProductRecord, product_label
 from sat.devices.operand import RightOperand
@@ -40,16 +42,16 @@ class Operand:
     @functools.cached_property
     def right(self) -> RightOperand:
         """The operand as columns of B."""
-        values = array_of(self.values.t().contiguous())
+        values = np.ascontiguousarray(array_of(self.values).T)
         if self.indices is None:
             return RightOperand.dense(values, resident=self.resident)
-        indices = array_of(self.indices.t().contiguous())
+        indices = np.ascontiguousarray(array_of(self.indices).T)
         return RightOperand(values, indices, self.pattern, self.depth, self.resident)
 
 
 @dataclass(frozen=True)
 class Copy:
-    """FP16 copy of a weight, compact or dense, and the FP32 weight and plan that it is of.
+    """FP16 copy of a weight, compact or dense, and the master and plan that it is of.
 
     ``operands`` are those made of it so far, by what they take of the weight.
     """
@@ -87,8 +89,22 @@ Copies = dict[tuple[str, int], Copy]
 COPIES: WeakKeyDictionary[nn.Module, Copies] = WeakKeyDictionary()
 
 
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a.view(torch.int32), b.view(torch.int32))
+    if a.shape != b.shape or a.dtype is not b.dtype:
+        return False
+    bits = _BITS[a.itemsize]
+    return torch.equal(a.view(bits), b.view(bits))
+
+
+def kept(plan: LayerPlan, halves: NDArray[np.float16], axis: int) -> NDArray[np.bool_]:
+    """Return which elements the plan's scheme and pattern keep along an axis."""
+    values, places = plan.scheme.select(halves, plan.pattern, axis)
+    ones = np.ones(values.shape, np.float16)
+    n, m = plan.pattern.n, plan.pattern.m
+    return sore.expand(ones, places, n, m, halves.shape[axis], axis) != 0
 
 
 @dataclass(frozen=True)
@@ -124,14 +140,13 @@ class Engine:
     def operand(
         self, stage: str, name: str, x: Tensor, axes: dict[str, int]
     ) -> tuple[Tensor, Tensor | None]:
-        """Prune ``x`` as the scheme says, then round it to FP16.
+        """Round ``x`` to FP16, then prune it as the scheme says: the device's rule.
 
         Parameters
         ----------
         stage, name : str
             As in `sat.layers.schemes`.
-        x : float32
-            The selection is made on these, before they are rounded.
+        x : floating point
         axes : dict
             Axis of the input channels ("in"), of the output channels ("out").
 
@@ -142,20 +157,20 @@ class Engine:
         indices : uint8 or None
         """
         plan = self.plan
+        halves = x.detach().half()
         prune = None if plan.pattern.dense else plan.scheme.pruning(stage, name)
-        indices = None
-        if prune is not None:
-            array = array_of(x)
-            for axis in prune.axes:
-                along = axes[axis]
-                kept, places = plan.scheme.select(array, plan.pattern, along)
-                if axis == CONTRACTION[stage] and axis == prune.axes[-1]:
-                    array, indices = kept, tensor_of(places)
-                else:
-                    n, m, length = plan.pattern.n, plan.pattern.m, array.shape[along]
-                    array = sore.expand(kept, places, n, m, length, along)
-            x = tensor_of(array)
-        return x.half(), indices
+        if prune is None:
+            return halves, None
+        array = array_of(halves)
+        *before, last = prune.axes
+        if last != CONTRACTION[stage]:
+            before.append(last)
+        for axis in before:
+            array = np.where(kept(plan, array, axes[axis]), array, np.float16(0))
+        if last != CONTRACTION[stage]:
+            return torch.from_numpy(array), None
+        values, indices = plan.scheme.select(array, plan.pattern, axes[last])
+        return torch.from_numpy(values), torch.from_numpy(indices)
 
     def product(
         self, stage: str, left: Operand, right: Operand, start: Tensor | None = None
@@ -174,7 +189,7 @@ class Engine:
         """Run stages of the layer as one program and note it; None of them is a product."""
         device = self.device
         assert isinstance(device, StagedDevice), "only such a device is given layers"
-        arrays = {name: array_of(t.contiguous()) for name, t in tensors.items()}
+        arrays = {name: array_of(t.detach().contiguous()) for name, t in tensors.items()}
         results, run = device.stages(names, layer, arrays, owner=self.owner)
         if self.log is not None:
             self.log.records.append(
@@ -189,12 +204,13 @@ class Engine:
                     run,
                 )
             )
-        return {name: tensor_of(array) for name, array in results.items()}
+        return {name: torch.from_numpy(array) for name, array in results.items()}
 
     def _matmul(self, stage: str, left: Operand, right: Operand, start: Tensor | None) -> Tensor:
-        a = left.values.contiguous()
+        a = array_of(left.values.contiguous())
+        first = None if start is None else array_of(start.detach().contiguous())
         with product_label(f"{self.plan.name or 'layer'} {stage}"):
-            result = self.device.matmul(a, right.right, start)
+            result = torch.from_numpy(self.device.matmul(a, right.right, first))
         if self.log is not None:
             run = self.device.last_run
             assert run is not None, "a product that succeeded leaves its account"

@@ -9,57 +9,61 @@ from torch import Tensor, nn
 
 from sat.devices.base import Device
 from sat.devices.context import current_device, current_log
-from sat.layers.autograd import Products
+from sat.layers.autograd import Call, Forward
 from sat.layers.engine import COPIES, Engine
 from sat.layers.plan import PLAN, LayerPlan
+from sat.layers.products import to_ohwi
 from sat.layers.staged import staged_layer
 from sat.offload.lowering import POINT, Geometry
 from sat.sim.layer import Layer
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-def _engine(layer: nn.Module, x: Tensor, weight: Tensor) -> Engine:
+
+def _call(layer: nn.Module, x: Tensor, weight: Tensor, g: Geometry, pictures: bool) -> Call:
     """Return what takes the layer's products now; raise if its tensors are not fit for it."""
     plan: LayerPlan = getattr(layer, PLAN)
     where = f"layer {plan.name!r}: " if plan.name else ""
-    if x.dtype not in (torch.float32, torch.float16):
-        raise TypeError(
-            f"{where}input has dtype {str(x.dtype).removeprefix('torch.')}: must be float32 or "
-            "float16; convert with x.float()"
-        )
-    if weight.dtype is not torch.float32:
-        raise TypeError(
-            f"{where}weight has dtype {str(weight.dtype).removeprefix('torch.')}: master weights "
-            "are float32; convert with model.float()"
-        )
     for name, tensor in (("input", x), ("weight", weight)):
+        if tensor.dtype not in _FLOATS:
+            raise TypeError(
+                f"{where}{name} has dtype {str(tensor.dtype).removeprefix('torch.')}: must be "
+                "float32, float16, bfloat16 or float64; convert with .float()"
+            )
         if tensor.device.type != "cpu":
             raise ValueError(
                 f"{where}{name} is on {tensor.device}: must be in host memory; use .cpu()"
             )
+    result = weight.dtype
+    if torch.is_autocast_enabled("cpu") and x.dtype is not torch.float64:
+        result = torch.get_autocast_dtype("cpu")
     copies = COPIES.setdefault(layer, {})
-    return Engine(plan, current_device(plan.device), current_log(), copies, layer)
+    engine = Engine(plan, current_device(plan.device), current_log(), copies, layer)
+    return Call(engine, g, pictures, result)
 
 
 class SatLinear(nn.Linear):
     """A linear layer whose products run on a device; made by `sparsify_`.
 
     FF is ``x · W_fᵀ + bias`` (the bias starts the sums), BP ``dy · W_b``, WU ``dyᵀ · x``, where
-    W_f and W_b are the weights as the scheme prunes them. Operands are rounded to FP16, sums are
-    FP32, and so are the masters and what passes between layers.
+    W_f and W_b are the weights as the scheme prunes them. Operands are rounded to FP16 and then
+    pruned, sums are FP32; outputs and gradients of inputs are rounded to FP16, as the device stores
+    them, masters and their gradients stay FP32.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return (..., out_features) float32 for (..., in_features) float32 or float16."""
-        engine = _engine(self, input, self.weight)
+        """Return (..., out_features) for (..., in_features) of any floating point.
+
+        The result has the weight's type, float32, or autocast's; its values are those of float16.
+        """
+        weight = self.weight  # once: a parametrization computes it anew each time
+        call = _call(self, input, weight, POINT, False)
         if input.ndim < 1 or input.shape[-1] != self.in_features:
             raise ValueError(
-                f"layer {engine.plan.name!r}: input has shape {tuple(input.shape)}: its last axis "
-                f"must be in_features, {self.in_features}; reshape it"
+                f"layer {call.engine.plan.name!r}: input has shape {tuple(input.shape)}: its last "
+                f"axis must be in_features, {self.in_features}; reshape it"
             )
-        x = input.float().reshape(-1, 1, 1, self.in_features)
-        weight = self.weight[:, None, None, :]
-        y = cast(Tensor, Products.apply(x, weight, self.bias, POINT, engine))
-        return y.reshape(*input.shape[:-1], self.out_features)
+        return cast(Tensor, Forward.apply(input, weight, self.bias, call))
 
 
 class SatConv2d(nn.Conv2d):
@@ -71,24 +75,25 @@ class SatConv2d(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return (batch, out, height, width) float32, or without batch, as ``nn.Conv2d``."""
-        engine = _engine(self, input, self.weight)
+        """Return (batch, out, height, width), or without batch, as ``nn.Conv2d``.
+
+        Types as of `SatLinear`, memory format as of ``nn.Conv2d``.
+        """
+        weight, g = self.weight, _conv_geometry(self)
+        call = _call(self, input, weight, g, True)
+        name = call.engine.plan.name
         if input.ndim not in (3, 4) or input.shape[-3] != self.in_channels:
             raise ValueError(
-                f"layer {engine.plan.name!r}: input has shape {tuple(input.shape)}: must be "
+                f"layer {name!r}: input has shape {tuple(input.shape)}: must be "
                 f"(batch, {self.in_channels}, height, width) or without batch; reshape it"
             )
-        g = _conv_geometry(self)
         if min(g.outputs(0, input.shape[-2]), g.outputs(1, input.shape[-1])) < 1:
             raise ValueError(
-                f"layer {engine.plan.name!r}: input is {input.shape[-2]} x {input.shape[-1]}: "
+                f"layer {name!r}: input is {input.shape[-2]} x {input.shape[-1]}: "
                 f"smaller than the kernel {self.kernel_size} with dilation {self.dilation}; "
                 "pad it or give a larger picture"
             )
-        x = (input if input.ndim == 4 else input[None]).float().permute(0, 2, 3, 1)
-        weight = self.weight.permute(0, 2, 3, 1)
-        y = cast(Tensor, Products.apply(x, weight, self.bias, g, engine)).permute(0, 3, 1, 2)
-        return y if input.ndim == 4 else y[0]
+        return cast(Tensor, Forward.apply(input, weight, self.bias, call))
 
 
 def _conv_geometry(layer: nn.Conv2d) -> Geometry:
@@ -128,13 +133,3 @@ def staged_update_layer(module: nn.Module, device: Device) -> Layer | None:
     spans = [d * (k - 1) + 1 for d, k in zip(g.dilation, g.kernel, strict=True)]
     x = (1, *spans, weight[3] * g.groups)
     return staged_layer(Engine(plan, device, None), g, x, weight, False)
-
-
-def to_ohwi(weight: Tensor) -> Tensor:
-    """Return a weight of a SAT layer as (out, kernel rows, kernel columns, in): a view."""
-    return weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight[:, None, None, :]
-
-
-def from_ohwi(weight: Tensor, like: Tensor) -> Tensor:
-    """Return (out, kernel rows, kernel columns, in) in the order of ``like``: a view."""
-    return weight.permute(0, 3, 1, 2) if like.ndim == 4 else weight[:, 0, 0, :]

@@ -1,7 +1,7 @@
 """The products of a layer: FF, BP and WU of a convolution, as matrix products.
 
-Pictures are (batch, height, width, channels) float32, the weight is (out, kernel rows, kernel
-columns, in) float32: channels are fastest in all of them, and so in the depth of FF and BP.
+Pictures are (batch, height, width, channels) float16, the weight is (out, kernel rows, kernel
+columns, in) in its own type: channels are fastest in all of them, and so in the depth of FF and BP.
 Groups of M lie at one position: where a kernel has several and M does not divide the
 channels, the channels are filled up with zeros, which lose every tie against real ones.
 """
@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sat.arrays import array_of, tensor_of
 from sat.layers.engine import Engine, Operand
-from sat.layers.plan import LayerPlan, current_loss_scale
 from sat.offload.lowering import (
     Geometry,
     Phase,
@@ -31,7 +29,6 @@ from sat.offload.lowering import (
     place,
     windows,
 )
-from sat.sim.golden import sore
 from sat.sparsity.pattern import DENSE
 
 
@@ -88,7 +85,7 @@ def input_gradient(
     outs, ins = len(weight) // g.groups, weight.shape[-1]
     channels = _lane_channels(engine, "BP", g, outs)
     low = front(reads)
-    dx = grad.new_zeros(shape)
+    dx = torch.zeros(shape)
     for group in range(g.groups):
         grad_part = _widen(grad[..., group * outs : (group + 1) * outs], channels)
         w_part = weight[group * outs : (group + 1) * outs].permute(3, 1, 2, 0)
@@ -115,7 +112,7 @@ def input_gradient(
 
 
 def weight_gradient(engine: Engine, g: Geometry, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Return WU, and the scheme's decay: (out, kernel rows, kernel columns, in) float32."""
+    """Return WU: (out, kernel rows, kernel columns, in) float32."""
     taps = forward_taps(g, x.shape[1:-1])
     reads = [[t] for t in taps]
     outs, ins = len(weight) // g.groups, weight.shape[-1]
@@ -130,23 +127,14 @@ def weight_gradient(engine: Engine, g: Geometry, grad: Tensor, x: Tensor, weight
         right = Operand(windows(pad(values, reads), taps, front(reads)).t(), None, samples, DENSE)
         parts.append(engine.product("WU", left, right).reshape(outs, *g.kernel, ins))
     dw = parts[0] if g.groups == 1 else torch.cat(parts)
-    return decayed(engine.plan, dw, weight)
-
-
-def decayed(plan: LayerPlan, dw: Tensor, weight: Tensor) -> Tensor:
-    """Return WU with the scheme's decay of the weights that FF prunes (SR-STE)."""
-    if plan.scheme.srste_lambda and not plan.pattern.dense:
-        decay = plan.scheme.srste_lambda * current_loss_scale()
-        dw = dw + decay * (weight - _forward_pruned(plan, weight))
     return dw
 
 
-def _forward_pruned(plan: LayerPlan, weight: Tensor) -> Tensor:
-    """Return the FP32 weight (out, rows, columns, in) with what FF prunes set to zero."""
-    array = array_of(weight)
-    n, m = plan.pattern.n, plan.pattern.m
-    for axis in plan.scheme.prunes["FF"].axes:
-        along = {"out": 0, "in": -1}[axis]
-        kept, places = plan.scheme.select(array, plan.pattern, along)
-        array = sore.expand(kept, places, n, m, array.shape[along], along)
-    return tensor_of(array)
+def to_ohwi(weight: Tensor) -> Tensor:
+    """Return a weight of a SAT layer as (out, kernel rows, kernel columns, in): a view."""
+    return weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight[:, None, None, :]
+
+
+def from_ohwi(weight: Tensor, like: Tensor) -> Tensor:
+    """Return (out, kernel rows, kernel columns, in) in the order of ``like``: a view."""
+    return weight.permute(0, 3, 1, 2) if like.ndim == 4 else weight[:, 0, 0, :]

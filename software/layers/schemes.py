@@ -134,21 +134,21 @@ class Scheme:
         return prune if prune is not None and prune.operand == operand else None
 
     def select(
-        self, x: NDArray[np.float32], pattern: Pattern, axis: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        self, x: NDArray[np.float16], pattern: Pattern, axis: int
+    ) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
         """Return the kept elements of each group of M along ``axis``, and their places.
 
         Parameters
         ----------
-        x : float32
-            Weights from the FP32 masters, or activations, or gradients.
+        x : float16
+            Weights, activations or gradients, rounded already: what the device would prune.
         pattern : Pattern
         axis : int
             Axis of ``x`` along which groups are taken.
 
         Returns
         -------
-        values, indices : float32 and uint8
+        values, indices : float16 and uint8
             As `sat.sim.golden.sore.select`: the N largest magnitudes, ties to the lower index.
         """
         return sore.select(x, pattern.n, pattern.m, axis)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sat.devices.staged import StagedDevice
 from sat.layers.engine import Engine
-from sat.layers.products import decayed
 from sat.layers.schemes import CONTRACTION, Scheme
 from sat.offload.lowering import Geometry
 from sat.sim.layer import Layer
@@ -64,11 +63,7 @@ def staged_gradients(
     needs_x: bool,
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return BP and WU, and the scheme's decay, from one program."""
+    """Return BP, float16, and WU, float32, from one program."""
     names = [name for name, needed in (("bp", needs_x), ("wu", needs_weight)) if needed]
-    tensors = {"x": x.half(), "dy": grad.half(), "w": weight}
-    made = engine.stages(layer, names, tensors)
-    dw = made.get("g")
-    if dw is not None:
-        dw = decayed(engine.plan, dw, weight)
-    return made["dx"].float() if needs_x else None, dw
+    made = engine.stages(layer, names, {"x": x, "dy": grad, "w": weight.float()})
+    return made.get("dx"), made.get("g")

@@ -12,9 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch.nn import functional
+
+from sat.arrays import array_of
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,15 @@ class Taps:
     outputs: int
 
     @property
-    def last(self) -> int:
+    def least(self) -> int:
+        """Smallest position read; taps may descend."""
+        return self.first + min(0, (self.count - 1) * self.step)
+
+    @property
+    def greatest(self) -> int:
         """Greatest position read."""
-        return self.first + (self.outputs - 1) * self.stride + (self.count - 1) * self.step
+        reach = max(0, (self.count - 1) * self.step)
+        return self.first + (self.outputs - 1) * self.stride + reach
 
 
 @dataclass(frozen=True)
@@ -98,18 +108,19 @@ def backward_phases(g: Geometry, sizes: Sequence[int]) -> list[list[Phase]]:
 
     Input position h takes from output o through kernel position r exactly if
     ``o * stride + r * dilation - padding == h``. All h with the same remainder modulo the stride
-    share their r, and along them o moves by 1: no zeros are inserted, no product is wasted.
+    share their r, and along them o moves by 1: no zeros are inserted, no product is wasted. The r
+    ascend, as the device sums over them, so the o that they read descend.
     """
     return [_axis_phases(g, axis, size) for axis, size in enumerate(sizes)]
 
 
 def _axis_phases(g: Geometry, axis: int, size: int) -> list[Phase]:
     stride, dilation, low = g.stride[axis], g.dilation[axis], g.padding[axis][0]
-    step = dilation // gcd(stride, dilation)
+    step = -(dilation // gcd(stride, dilation))
     phases = []
     for start in range(min(stride, size)):
-        reach = [r for r in range(g.kernel[axis]) if (start + low - r * dilation) % stride == 0]
-        positions = reach[::-1]  # descending, so that o ascends
+        reach = range(g.kernel[axis])
+        positions = [r for r in reach if (start + low - r * dilation) % stride == 0]
         first = (start + low - positions[0] * dilation) // stride if positions else 0
         outputs = (size - start + stride - 1) // stride
         phases.append(Phase(start, Taps(first, step, len(positions), 1, outputs), positions))
@@ -125,7 +136,7 @@ def every_phase(phases: Sequence[Sequence[Phase]]) -> Iterator[tuple[Phase, ...]
 
 def front(taps: Sequence[Sequence[Taps]]) -> tuple[int, ...]:
     """Return the zeros that must stand in front of a picture, by axis."""
-    return tuple(max([0, *(-t.first for t in axis if t.count)]) for axis in taps)
+    return tuple(max([0, *(-t.least for t in axis if t.count)]) for axis in taps)
 
 
 def pad(x: Tensor, taps: Sequence[Sequence[Taps]]) -> Tensor:
@@ -135,7 +146,7 @@ def pad(x: Tensor, taps: Sequence[Sequence[Taps]]) -> Tensor:
     """
     sides: list[int] = []
     for low, axis, size in reversed(list(zip(front(taps), taps, x.shape[1:-1], strict=True))):
-        sides += [low, max([0, *(t.last - size + 1 for t in axis if t.count)])]
+        sides += [low, max([0, *(t.greatest - size + 1 for t in axis if t.count)])]
     return functional.pad(x, (0, 0, *sides)) if any(sides) else x
 
 
@@ -148,12 +159,14 @@ def windows(x: Tensor, taps: Sequence[Taps], front: Sequence[int]) -> Tensor:
     taps : one for each axis
     front : zeros that `pad` put in front of each axis
     """
-    strides = x.stride()
+    # numpy copies such views several times faster than torch, and steps backwards.
+    bits = x.view(torch.int16) if x.dtype is torch.bfloat16 else x  # which numpy lacks
+    array = array_of(bits)
+    strides = array.strides
     inner = strides[1:-1]
-    offset = x.storage_offset() + sum(
-        (t.first + low) * stride for t, low, stride in zip(taps, front, inner, strict=True)
-    )
-    view = x.as_strided(
+    corner = tuple(slice(t.first + low, None) for t, low in zip(taps, front, strict=True))
+    view = np.lib.stride_tricks.as_strided(
+        array[(slice(None), *corner)],
         (len(x), *(t.outputs for t in taps), *(t.count for t in taps), x.shape[-1]),
         (
             strides[0],
@@ -161,10 +174,10 @@ def windows(x: Tensor, taps: Sequence[Taps], front: Sequence[int]) -> Tensor:
             *(t.step * s for t, s in zip(taps, inner, strict=True)),
             strides[-1],
         ),
-        offset,
     )
     outputs, count = prod(t.outputs for t in taps), prod(t.count for t in taps)
-    return view.reshape(len(x) * outputs, count * x.shape[-1])
+    lanes = np.ascontiguousarray(view).reshape(len(x) * outputs, count * x.shape[-1])
+    return torch.from_numpy(lanes).view(x.dtype)
 
 
 def at_positions(w: Tensor, phases: Sequence[Phase]) -> Tensor:
@@ -178,3 +191,9 @@ def place(dx: Tensor, phases: Sequence[Phase], stride: Sequence[int]) -> Tensor:
     """Return the view of (batch, *sizes, channels) that the phases compute."""
     where = tuple(slice(p.start, None, s) for p, s in zip(phases, stride, strict=True))
     return dx[(slice(None), *where)]
+
+
+def result_format(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """Return how torch lays out what a convolution gives: channels last if either operand is."""
+    formats = (suggest_memory_format(x), suggest_memory_format(weight))
+    return next((f for f in formats if f is not torch.contiguous_format), torch.contiguous_format)

@@ -161,7 +161,7 @@ def prune(
     """Keep the N largest magnitudes of every M consecutive elements along an axis.
 
     Equal magnitudes keep the lower index; a NaN counts as larger than everything. The dtype is
-    kept: prune the master weights and then call `NMTensor.half`.
+    kept: a device selects among float16, so prune ``x.half()`` for what it and SAT layers keep.
 
     Parameters
     ----------

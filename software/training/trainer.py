@@ -26,8 +26,9 @@ from sat.devices.context import (
 )
 from sat.devices.staged import StagedDevice
 from sat.layers.convert import SparsityReport, sparsify_
-from sat.layers.modules import from_ohwi, staged_update_layer, to_ohwi, weight_layers
+from sat.layers.modules import staged_update_layer, weight_layers
 from sat.layers.plan import loss_scale
+from sat.layers.products import from_ohwi, to_ohwi
 from sat.layers.schemes import Scheme
 from sat.sparsity.pattern import Pattern
 from sat.training.models import build_model

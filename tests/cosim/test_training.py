@@ -13,7 +13,7 @@ from sat.cli import main
 from sat.data import load_data
 from sat.devices.golden import GoldenDevice
 from sat.devices.staged import StagedDevice
-from sat.layers.modules import to_ohwi
+from sat.layers.products import to_ohwi
 from sat.rtl.config import SatConfig
 from sat.sim.golden.update import Rates, narrow, sgd
 from sat.sim.layer import Layer

@@ -259,6 +259,17 @@ def scalar_fold(triples, left, right, start):
     return torch.from_numpy(out)
 
 
+def by_tap(triple):
+    """Sort key of (output, input, weight) indices: position in the kernel, output channel."""
+    output, _, weight = triple
+    return (*weight[2:], output[1])
+
+
+def by_sample(triple):
+    """Sort key of (output, input, weight) indices: sample, output position."""
+    return (triple[0][0], *triple[0][2:])
+
+
 def full(case, axes):
     def each(value):
         return (value,) * axes if isinstance(value, int) else value
@@ -288,11 +299,12 @@ def test_convolution_and_its_gradients_are_scalar_folds(name):
     triples = list(scalar_convolution(x, w, bias, stride, padding, dilation, groups))
     start = bias.reshape(1, -1, *[1] * axes).expand(y.shape).clone()
     same(y.detach(), scalar_fold(triples, x, w, start))
-    # Input's gradient: outputs ascending, channels of one position inside.
-    order = sorted(triples, key=lambda t: (t[0][0], *t[0][2:], t[0][1]))
+    # Input's gradient: taps of the kernel ascending, output channels of one tap inside.
+    order = sorted(triples, key=by_tap)
     dx = scalar_fold([(i, o, j) for o, i, j in order], dy, w, torch.zeros_like(x))
     same(leaves[0].grad, dx)
     # Weight's gradient: samples ascending.
+    order = sorted(triples, key=by_sample)
     dw = scalar_fold([(j, o, i) for o, i, j in order], dy, x, torch.zeros_like(w))
     same(leaves[1].grad, dw)
     same(leaves[2].grad, dy.sum([0, *range(2, dy.ndim)]))
@@ -322,9 +334,10 @@ def test_transposed_convolution_is_the_gradient_of_one(name):
     stride, padding, dilation, groups = full(case, axes)
     triples = list(scalar_convolution(y, w, None, stride, padding, dilation, groups))
     # The convolution runs over y here: its outputs are x.
-    order = sorted(triples, key=lambda t: (t[0][0], *t[0][2:], t[0][1]))
+    order = sorted(triples, key=by_tap)
     start = bias.reshape(1, -1, *[1] * axes).expand(y.shape).clone()
     same(y.detach(), scalar_fold([(i, o, j) for o, i, j in order], x, w, start))
+    order = sorted(triples, key=by_sample)
     same(leaves[0].grad, scalar_fold(triples, dy, w, torch.zeros_like(x)))
     same(leaves[1].grad, scalar_fold([(j, o, i) for o, i, j in order], x, dy, torch.zeros_like(w)))
 

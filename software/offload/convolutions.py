@@ -43,10 +43,16 @@ def _groups(x: Tensor, groups: int, axis: int = -1) -> list[Tensor]:
 
 
 def _correlate(
-    mode: Products, x: Tensor, w: Tensor, bias: Tensor | None, g: Geometry, wide: torch.dtype
+    mode: Products,
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    g: Geometry,
+    wide: torch.dtype,
+    outputs: Sequence[int] | None = None,
 ) -> Tensor:
     """Return a convolution: x (batch, *sizes, in), w (out, *kernel, in per group)."""
-    taps = forward_taps(g, x.shape[1:-1])
+    taps = forward_taps(g, x.shape[1:-1], outputs)
     reads = [[t] for t in taps]
     biases = [None] * g.groups if bias is None else _groups(bias, g.groups)
     made = []
@@ -97,7 +103,7 @@ def _weight_gradient(
     mode: Products, x: Tensor, dy: Tensor, g: Geometry, wide: torch.dtype
 ) -> Tensor:
     """Return (out, *kernel, in per group) from x (batch, *sizes, in), dy (batch, *outputs, out)."""
-    taps = forward_taps(g, x.shape[1:-1])
+    taps = forward_taps(g, x.shape[1:-1], dy.shape[1:-1])
     reads = [[t] for t in taps]
     made = []
     for x_part, dy_part in zip(_groups(x, g.groups), _groups(dy, g.groups), strict=True):
@@ -230,7 +236,7 @@ def _convolution_backward(
     dx = dw = db = None
     if output_mask[0]:
         if transposed:
-            made = _correlate(mode, gradient, lanes, None, g, wide)
+            made = _correlate(mode, gradient, lanes, None, g, wide, x.shape[2:])
         else:
             made = _scatter(mode, gradient, lanes, None, g, x.shape[2:], wide)
         dx = _first(made, x.dtype)

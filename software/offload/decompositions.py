@@ -1,16 +1,87 @@
-"""Operations of torch that are made of others: what to take them apart with."""
+"""Operations that are made of others: what to take them apart with, and in which state of torch."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey
+from torch._C import DispatchKey, DispatchKeySet
+from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
+
+# fmt: off
+OF_TORCH = frozenset({
+    "_c10d_functional", "_c10d_functional_autograd", "_dtensor", "_inductor_test", "_native",
+    "_quantized", "_test", "aten", "c10d", "c10d_functional", "cuda", "debug_mode_ops",
+    "debugprims", "export", "flex_lib", "fsdp", "inductor", "inductor_prims", "mkl", "mkldnn",
+    "mkldnn_prepacked", "onednn", "onnx", "onnx_symbolic", "prepacked", "prim", "prims",
+    "profiler", "quantization", "quantized", "quantized_decomposed", "rngprims", "sparse",
+    "static_runtime", "streams", "symm_mem", "xnnpack",
+})
+# fmt: on
+"""Namespaces of the operators that come with torch; others are a program's or a library's own."""
+
+
+def _keys(*keys: DispatchKey) -> DispatchKeySet:
+    return functools.reduce(DispatchKeySet.add, keys, DispatchKeySet.from_raw_repr(0))
+
+
+_LAZY = _keys(DispatchKey.Conjugate, DispatchKey.Negative, DispatchKey.ZeroTensor)
+_AUTOCAST = _keys(DispatchKey.AutocastCPU)
+_AUTOGRAD = _keys(DispatchKey.AutogradCPU, DispatchKey.AutogradOther, DispatchKey.ADInplaceOrView)
+
+
+def as_outside(restored: DispatchKeySet | None = None) -> AbstractContextManager[Any]:
+    """Have torch do what a dispatch mode passes on as it would without the mode.
+
+    While a mode has the word, torch leaves out whatever comes before modes; so kernels would read
+    the memory of tensors that are conjugated or negated only in name, or are zeros without memory.
+
+    Parameters
+    ----------
+    restored : DispatchKeySet, optional
+        Further keys, to be as they were where the program called torch.
+    """
+    c = torch._C
+    left_out = c._dispatch_tls_local_exclude_set() - _LAZY
+    if restored is not None:
+        with c._RestorePythonTLSSnapshot():
+            outside = c._dispatch_tls_local_exclude_set()
+        left_out = (left_out - restored) | (outside & restored)
+    guard: AbstractContextManager[Any] = c._ForceDispatchKeyGuard(
+        c._dispatch_tls_local_include_set(), left_out
+    )
+    return guard
+
+
+def keys_inside(func: Any) -> DispatchKeySet | None:
+    """Return what an operation's kernel finds as the program left it, since nothing changed it.
+
+    Autocasting, unless the operation casts its arguments; differentiation, unless it has a formula
+    for its gradient.
+    """
+    if func.namespace in OF_TORCH:
+        # Without inference mode they may come from the inside of another one, which has cast.
+        within = _AUTOCAST if torch.is_inference_mode_enabled() else _keys()
+    else:
+        within = _AUTOCAST | _AUTOGRAD
+    return within - _own_keys(func)
+
+
+@functools.cache
+def _own_keys(func: Any) -> DispatchKeySet:
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    own, name = _keys(), func.name()
+    if has(name, "AutocastCPU"):
+        own = own | _AUTOCAST
+    if has(name, "Autograd") or has(name, "AutogradCPU"):
+        own = own | _AUTOGRAD
+    return own
 
 
 @functools.cache
@@ -24,14 +95,32 @@ def is_composite(func: Any) -> bool:
 @functools.cache
 def hidden_kernel(func: Any) -> DispatchKey | None:
     """Return the key of an operation's kernel that is made of others but taken as one."""
-    keys = (
-        DispatchKey.CompositeExplicitAutograd,
-        DispatchKey.CompositeExplicitAutogradNonFunctional,
+    return _first_key(func, _EXPLICIT)
+
+
+_EXPLICIT = (
+    DispatchKey.CompositeExplicitAutograd,
+    DispatchKey.CompositeExplicitAutogradNonFunctional,
+)
+
+
+def _first_key(func: Any, keys: Sequence[DispatchKey]) -> DispatchKey | None:
+    """Return the first of some keys for which an operation has a kernel."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return next((key for key in keys if has(func.name(), key.name)), None)
+
+
+def own_kernel(func: Any, args: Any, kwargs: Any) -> Callable[..., Any] | None:
+    """Return what a program's own operator does with tensors of the host; None if not known."""
+    if is_composite(func):
+        decompose: Callable[..., Any] = func.decompose
+        return decompose
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    plain = all(
+        x.device.type == "cpu" and x.layout is torch.strided and not x.is_nested for x in tensors
     )
-    for key in keys:
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key.name):
-            return key
-    return None
+    key = _first_key(func, (DispatchKey.CPU, *_EXPLICIT))
+    return functools.partial(func._op_dk, key) if tensors and plain and key else None
 
 
 @functools.cache

@@ -40,6 +40,9 @@ class Products(Protocol):
     def account(self, op: str, size: str, flops: int) -> AbstractContextManager[None]:
         """Book the products that are computed inside as one call of an operation."""
 
+    def plainly(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Have torch compute an operation as it would outside."""
+
     def stay(
         self,
         func: Any,
@@ -79,12 +82,14 @@ def handles(
             options = {key: value for key, value in kwargs.items() if key != "out"}
             out = kwargs.get("out")
             tensors = [x for x in (*args, out) if isinstance(x, Tensor)]
+            if any(x.is_nested for x in tensors):
+                return mode.plainly(func, args, kwargs)  # an error, which torch words
             found = size(*args, **options)
             if found is None or (out is not None and out.dtype != args[0].dtype):
                 # Mostly an error, which torch words.
                 return mode.stay(func, args, kwargs, "an unusual form", lambda _: 0, "")
             if 0 in found:
-                return func(*args, **kwargs)  # nothing to multiply
+                return mode.plainly(func, args, kwargs)  # nothing to multiply
             count, rows, depth, cols = found
             text = f"{rows} x {depth} x {cols}"
             text = text if count == 1 else f"{count} * {text}"
@@ -94,7 +99,7 @@ def handles(
             reason = mode.refusal(tensors, rows * depth * cols)
             if reason is not None:
                 return mode.stay(func, args, kwargs, reason, lambda _: flops, text)
-            args = [_written_out(x) if isinstance(x, Tensor) else x for x in args]
+            args = [_resolved(x) if isinstance(x, Tensor) else x for x in args]
             with mode.account(f"aten.{name}", text, flops):
                 result = compute(mode, *args, **options)
             if out is None:
@@ -107,7 +112,7 @@ def handles(
             result = handle(mode, func, args, kwargs)
             # A base that would have to grow is an error, which torch words.
             fits = result.shape == args[0].shape
-            return args[0].copy_(result) if fits else func(*args, **kwargs)
+            return args[0].copy_(result) if fits else mode.plainly(func, args, kwargs)
 
         packet = getattr(aten, name)
         for overload in packet.overloads():
@@ -121,9 +126,16 @@ def handles(
     return register
 
 
-def _written_out(x: Tensor) -> Tensor:
-    """Return a tensor that has memory: forward-mode AD makes zeros that have none."""
-    return torch.zeros(x.shape, dtype=x.dtype) if x._is_zerotensor() else x
+def _resolved(x: Tensor) -> Tensor:
+    """Return a tensor whose memory holds its numbers.
+
+    Not so are those that are conjugated or negated in name, and forward-mode AD's zeros.
+    """
+    if x._is_zerotensor():
+        return torch.zeros(x.shape, dtype=x.dtype)
+    if x.is_conj() or x.is_neg():
+        return x.resolve_conj().resolve_neg()
+    return x
 
 
 def wide_type(dtype: torch.dtype) -> torch.dtype:

@@ -100,11 +100,6 @@ def _recurrent(passes: int) -> Count:
     return flops
 
 
-def _nested_products(a: Tensor, b: Tensor) -> int:
-    pairs = zip(a.unbind(), b.unbind(), strict=True)
-    return sum(2 * x.numel() * y.shape[-1] for x, y in pairs)
-
-
 def _unknown(args: Any, result: Any) -> int:
     return 0
 
@@ -185,16 +180,6 @@ HOST: dict[str, tuple[str, Count]] = {
 
 QUANTISED = re.compile(r"(linear|conv)(?!.*(pack|params))")
 """Operations of torch's namespace ``quantized`` that multiply matrices."""
-
-NESTED: dict[str, Count] = {
-    "linear": lambda args, made: 2 * made.numel() * args[1].shape[-1],
-    "linear_backward": lambda args, _: (
-        2 * args[1].numel() * args[2].shape[-1] * sum(map(bool, args[3][:2]))
-    ),
-    "matmul": lambda args, _: _nested_products(*args),
-    "matmul_backward": lambda args, _: _nested_products(*args[1:3]) * sum(map(bool, args[3])),
-}
-"""Operations that nested tensors do not take apart: operations of a call."""
 
 HIDING = {
     "linalg_pinv",

@@ -95,11 +95,21 @@ class Phase:
     positions: list[int]
 
 
-def forward_taps(g: Geometry, sizes: Sequence[int]) -> list[Taps]:
-    """Return what each axis of a convolution reads of an input of these sizes."""
+def forward_taps(
+    g: Geometry, sizes: Sequence[int], outputs: Sequence[int] | None = None
+) -> list[Taps]:
+    """Return what each axis of a convolution reads of an input of these sizes.
+
+    Parameters
+    ----------
+    outputs : sequence of int, optional
+        Sizes of the output, where they are not all that the input has room for: an input that was
+        made by a transposed convolution may be longer, by its output padding.
+    """
+    made = outputs or [g.outputs(axis, size) for axis, size in enumerate(sizes)]
     return [
-        Taps(-g.padding[i][0], g.dilation[i], g.kernel[i], g.stride[i], g.outputs(i, size))
-        for i, size in enumerate(sizes)
+        Taps(-g.padding[i][0], g.dilation[i], g.kernel[i], g.stride[i], count)
+        for i, count in enumerate(made)
     ]
 
 

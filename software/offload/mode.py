@@ -8,7 +8,6 @@ computed by the device. `docs/offload.md` states the arithmetic.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -23,7 +22,6 @@ from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator, resolve_key
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sat.arrays import array_of, tensor_of
@@ -33,11 +31,27 @@ from sat.devices.context import use_device
 from sat.devices.operand import RightOperand
 from sat.offload import convolutions, operations  # noqa: F401 (they fill HANDLERS)
 from sat.offload import precision as fp32
-from sat.offload.decompositions import decompositions, hidden_kernel, is_composite
+from sat.offload.decompositions import (
+    OF_TORCH,
+    as_outside,
+    decompositions,
+    hidden_kernel,
+    is_composite,
+    keys_inside,
+    own_kernel,
+)
 from sat.offload.handlers import COMPLEX, FLOATS, HANDLED, HANDLERS
-from sat.offload.host_work import HIDING, HOST, NESTED, QUANTISED, convolution_flops, rows_flops
+from sat.offload.host_work import (
+    HIDING,
+    HOST,
+    QUANTISED,
+    convolution_flops,
+    rows_flops,
+)
 from sat.offload.meter import Array16, Meter
-from sat.offload.report import CLOCK_HZ, OffloadReport
+from sat.offload.nested import NESTED
+from sat.offload.report import CLOCK_HZ, OWN, OffloadReport
+from sat.offload.switches import UNFUSED
 from sat.sim.golden import sore
 from sat.sparsity.pattern import DENSE, Pattern
 
@@ -76,14 +90,21 @@ class Mode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):
-            return self.higher_order(func, args, kwargs)
+            with as_outside():
+                return self.higher_order(func, args, kwargs)
         if types and any(t not in (Tensor, torch.nn.Parameter) for t in types):
             if any(issubclass(t, _SYMBOLIC) for t in types):
-                return func(*args, **kwargs)  # no numbers to compute with
+                return self.plainly(func, args, kwargs)  # no numbers to compute with
             return NotImplemented  # the subclass takes itself apart, into what comes here again
+        if func in NESTED and any(isinstance(x, Tensor) and x.is_nested for x in args):
+            with as_outside(), self:
+                result = NESTED[func](*args, **kwargs)
+            return self.plainly(func, args, kwargs) if result is NotImplemented else result
         handler = HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, args, kwargs)
+        if func.namespace not in OF_TORCH:
+            return self.foreign(func, args, kwargs)
         name = func.overloadpacket.__name__
         if func.namespace == "quantized" and QUANTISED.match(name):
             count = convolution_flops if name.startswith("conv") else rows_flops
@@ -91,25 +112,45 @@ class Mode(TorchDispatchMode):
         if name in HOST:
             reason, count = HOST[name]
             return self.stay(func, args, kwargs, reason, partial(count, args), "")
-        if name in NESTED and any(isinstance(x, Tensor) and x.is_nested for x in args):
-            return self.stay(func, args, kwargs, "nested tensors", partial(NESTED[name], args), "")
         if is_composite(func):
-            with self:
+            with as_outside(keys_inside(func)), self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
         hidden = hidden_kernel(func) if name in HIDING else None
         if hidden is not None:
-            with self:
+            with as_outside(), self:
                 return func._op_dk(hidden, *args, **kwargs)
         decomposition = decompositions().get(func)
         if decomposition is not None:
-            with self:
+            with as_outside(), self:
                 return decomposition(*args, **kwargs)
         if name in HANDLED:
             reason = f"overload {func._overloadname}: only plain forms are taken"
             return self.stay(func, args, kwargs, reason, lambda _: 0, "")
-        return func(*args, **kwargs)
+        return self.plainly(func, args, kwargs)
+
+    def plainly(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Have torch compute an operation as it would outside."""
+        with as_outside():
+            return func(*args, **kwargs)
+
+    def foreign(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator of the program's own: what it has torch do comes here again."""
+        if _tracing():
+            return self.plainly(func, args, kwargs)
+        kernel = own_kernel(func, args, kwargs)
+        before, began = self.report.bookings, time.perf_counter()
+        with as_outside(keys_inside(func)):
+            if kernel is None:
+                result = func(*args, **kwargs)
+            else:
+                with self:
+                    result = kernel(*args, **kwargs)
+        if self.report.bookings == before:
+            # No work that can be seen from here: how much there was, only the program knows.
+            self._book(func, OWN, 0, "", time.perf_counter() - began)
+        return result
 
     def higher_order(self, func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
         """Run flex attention, cond and the like: what they are made of comes here again."""
@@ -139,14 +180,17 @@ class Mode(TorchDispatchMode):
     ) -> Any:
         """Compute an operation on the host; ``flops`` takes its result to its operations."""
         began = time.perf_counter()
-        result = func(*args, **kwargs)
-        seconds = time.perf_counter() - began
+        result = self.plainly(func, args, kwargs)
+        self._book(func, reason, flops(result), size, time.perf_counter() - began)
+        return result
+
+    def _book(self, func: Any, reason: str, flops: int, size: str, seconds: float) -> None:
+        """Book an operation of the host."""
         work = self.report.work(f"{func.namespace}.{func.overloadpacket.__name__}", size, reason)
         work.calls += 1
-        work.flops += flops(result)
+        work.flops += flops
         work.seconds += seconds
         self.report.event(work.op, size, "host", None, seconds)
-        return result
 
     @contextlib.contextmanager
     def account(self, op: str, size: str, flops: int) -> Iterator[None]:
@@ -171,7 +215,7 @@ class Mode(TorchDispatchMode):
                 return "sparse layout of torch"
             if x.dtype not in (*FLOATS, *COMPLEX):
                 return f"dtype {str(x.dtype).removeprefix('torch.')}"
-        if any(torch._C._get_dispatch_mode(key) is not None for key in _TRACING):
+        if _tracing():
             return "traced into a graph"  # which would keep our results as constants
         return f"below min_size={self.min_size:,}" if macs < self.min_size else None
 
@@ -269,6 +313,11 @@ class Mode(TorchDispatchMode):
         return self.meter._matmul(a, right, start, "auto")[0]
 
 
+def _tracing() -> bool:
+    """Whether operations are being written down, for a graph."""
+    return any(torch._C._get_dispatch_mode(key) is not None for key in _TRACING)
+
+
 def _exact(x: Tensor) -> Tensor:
     """Return a tensor in the narrowest type that numpy knows and that holds it exactly."""
     return x if x.dtype is torch.float64 else x.float()
@@ -277,42 +326,6 @@ def _exact(x: Tensor) -> Tensor:
 def _zeroed(a: Array16, pattern: Pattern) -> Array16:
     values, indices = sore.select(a, pattern.n, pattern.m, 1)
     return sore.expand(values, indices, pattern.n, pattern.m, a.shape[1], 1)
-
-
-class _Unfused:
-    """Attention, RNNs, encoder layers and compiled code as single operations, not as fused ones.
-
-    Torch's switches are global: the first block to be entered throws them, the last one to be left
-    throws them back, whichever thread and order.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._users += 1
-            if self._users > 1:
-                return
-            self._stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            before = torch.backends.mkldnn.set_flags(False)
-            self._stack.callback(torch.backends.mkldnn.set_flags, before[0])
-            fast = torch.backends.mha.get_fastpath_enabled()
-            torch.backends.mha.set_fastpath_enabled(False)
-            self._stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
-            # What is compiled has no operations to see; and torch refuses whole graphs inside.
-            self._stack.enter_context(torch.compiler.set_stance("force_eager"))
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                self._stack.close()
-
-
-_UNFUSED = _Unfused()
 
 
 class offload:
@@ -414,7 +427,7 @@ class offload:
         if self._stack is not None:
             raise RuntimeError("this offload is entered already: make another for a nested block")
         stack = contextlib.ExitStack()
-        stack.enter_context(_UNFUSED)
+        stack.enter_context(UNFUSED)
         stack.enter_context(use_device(self._mode.meter))
         stack.enter_context(self._mode)
         self._stack = stack

@@ -127,7 +127,7 @@ def _addmm_activation(
     use_gelu: bool = False,
 ) -> Tensor:
     made = _addmm(mode, base, a, b, beta=beta, alpha=alpha)
-    return torch.nn.functional.gelu(made, approximate="tanh") if use_gelu else made.relu()
+    return torch.nn.functional.gelu(made) if use_gelu else made.relu()
 
 
 @handles("addmv", _plus(_column, lambda size: (size[1],)))

@@ -11,6 +11,9 @@ from typing import Any
 from sat.dataflow.products import Product
 from sat.devices.base import Run
 
+OWN = "an operator of the program's own, of unknown size"
+"""Reason for operators in which no matrix work of torch was seen: theirs may be in other code."""
+
 CLOCK_HZ = 100e6
 """Clock that simulated times are given for, where none is named."""
 
@@ -121,6 +124,13 @@ class OffloadReport:
         Clock that simulated seconds are given for.
     trace : bool
         Whether each product is kept for `to_perfetto`.
+
+    Attributes
+    ----------
+    seconds, device_seconds : float
+        Time of the host's clock inside the block, and in it for devices.
+    bookings : int
+        How often work was booked.
     """
 
     def __init__(self, device: str, precision: str, clock_hz: float, trace: bool) -> None:
@@ -129,6 +139,7 @@ class OffloadReport:
         self.clock_hz = clock_hz
         self.seconds = 0.0
         self.device_seconds = 0.0
+        self.bookings = 0
         self._work: dict[tuple[str, str, str | None], Work] = {}
         self._events: list[Event] | None = [] if trace else None
 
@@ -137,7 +148,8 @@ class OffloadReport:
         return iter(sorted(self._work.values(), key=lambda work: -work.flops))
 
     def work(self, op: str, size: str, reason: str | None) -> Work:
-        """Return the entry for a kind of work, made if there is none."""
+        """Return the entry for a kind of work that is to be booked, made if there is none."""
+        self.bookings += 1
         key = (op, size, reason)
         if key not in self._work:
             self._work[key] = Work(op, size, reason)
@@ -197,6 +209,11 @@ class OffloadReport:
         each = [part.cycles for part in self.devices.values()]
         return None if None in each else sum(cycles or 0 for cycles in each)
 
+    @property
+    def calls_of_unknown_size(self) -> int:
+        """Calls of operators of the program's own in which no matrix work could be seen."""
+        return sum(work.calls for work in self._work.values() if work.reason == OWN)
+
     def host_reasons(self) -> dict[str, tuple[int, int]]:
         """Return why work stayed on the host: reason to (calls, flops)."""
         found: dict[str, tuple[int, int]] = {}
@@ -239,6 +256,7 @@ class OffloadReport:
             "flops_offloaded": self.flops_offloaded,
             "coverage": self.coverage,
             "calls": self.calls,
+            "calls_of_unknown_size": self.calls_of_unknown_size,
             "seconds": self.seconds,
             "device_seconds": self.device_seconds,
             "devices": {name: device_json(part) for name, part in self.devices.items()},
@@ -267,7 +285,9 @@ class OffloadReport:
             Whether to ask devices that count none for predictions.
         """
         head = f"offload to {self.device}, precision {self.precision}: {self.coverage:.1%} of "
-        lines = [f"{head}{self.flops:,} matrix FLOPs, {self.calls:,} calls"]
+        unknown = self.calls_of_unknown_size
+        beside = f", and {unknown:,} calls of unknown size" if unknown else ""
+        lines = [f"{head}{self.flops:,} matrix FLOPs, {self.calls:,} calls{beside}"]
         entries = list(self)
         if entries:
             wide = max(len(work.op) for work in entries[:rows])

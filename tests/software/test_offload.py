@@ -315,6 +315,31 @@ TRANSPOSED = {
     "2d": {"x": (2, 4, 4, 3), "w": (4, 2, 3, 3), "stride": 2, "groups": 2},
     "2d, gaps": {"x": (1, 3, 3, 3), "w": (3, 2, 2, 2), "stride": 3},
     "3d": {"x": (1, 2, 3, 2, 2), "w": (2, 3, 2, 3, 2), "dilation": 2},
+    # Torch allows output padding up to the stride or the dilation, whichever is more.
+    "1d, padding of the stride": {
+        "x": (2, 4, 3),
+        "w": (4, 2, 2),
+        "dilation": 4,
+        "output_padding": 3,
+        "padding": 1,
+        "groups": 2,
+    },
+    "1d, one tap": {"x": (1, 2, 2), "w": (2, 3, 1), "dilation": 4, "output_padding": 2},
+    "2d, padding of the stride": {
+        "x": (2, 2, 4, 3),
+        "w": (2, 1, 2, 3),
+        "stride": (1, 2),
+        "dilation": (2, 3),
+        "output_padding": (1, 2),
+        "padding": (0, 2),
+        "groups": 2,
+    },
+    "3d, padding of the stride": {
+        "x": (1, 2, 2, 3, 2),
+        "w": (2, 2, 2, 1, 2),
+        "dilation": 3,
+        "output_padding": (2, 0, 1),
+    },
 }
 
 
@@ -332,8 +357,12 @@ def test_transposed_convolution_is_the_gradient_of_one(name):
         y.backward(dy)
     assert report.coverage == 1.0
     stride, padding, dilation, groups = full(case, axes)
-    triples = list(scalar_convolution(y, w, None, stride, padding, dilation, groups))
-    # The convolution runs over y here: its outputs are x.
+    # The convolution runs over y here: its outputs are x, and what more y would have room for.
+    triples = [
+        (o, i, j)
+        for o, i, j in scalar_convolution(y, w, None, stride, padding, dilation, groups)
+        if all(place < size for place, size in zip(o[2:], x.shape[2:], strict=True))
+    ]
     order = sorted(triples, key=by_tap)
     start = bias.reshape(1, -1, *[1] * axes).expand(y.shape).clone()
     same(y.detach(), scalar_fold([(i, o, j) for o, i, j in order], x, w, start))

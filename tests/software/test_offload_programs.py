@@ -209,29 +209,6 @@ def test_matrix_work_of_the_host_is_in_the_report(name):
         torch.testing.assert_close(got, want, equal_nan=True)
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_nested_tensors():
-    pieces, w = [randn(3, 4), randn(2, 4)], randn(5, 4).requires_grad_()
-    jagged = torch.nested.nested_tensor(pieces, layout=torch.jagged)
-    result, report = offloaded(lambda: functional.linear(jagged, w).values())
-    assert (report.coverage, report.flops) == (1.0, 2 * 5 * 4 * 5)
-    want = torch.cat(pieces).double() @ w.double().T
-    assert (result - want).abs().max() < 1e-6
-    _, report = offloaded(lambda: result.sum().backward())
-    assert (report.coverage, report.flops) == (1.0, 2 * 5 * 4 * 5)
-    # Those of strided layout come as one operation.
-    one, two = (torch.nested.nested_tensor(pieces, requires_grad=True) for _ in range(2))
-    other = torch.nested.nested_tensor([randn(4, 5), randn(4, 5)])
-
-    def program():
-        functional.linear(one, w).to_padded_tensor(0).sum().backward()
-        (two @ other).to_padded_tensor(0).sum().backward()
-
-    _, report = offloaded(program)
-    assert report.host_reasons() == {"nested tensors": (4, 200 + 400 + 200 + 200)}
-    assert report.calls == 0
-
-
 class Weight(nn.Parameter):
     pass
 

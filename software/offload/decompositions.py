@@ -50,7 +50,7 @@ def as_outside(restored: DispatchKeySet | None = None) -> AbstractContextManager
     c = torch._C
     left_out = c._dispatch_tls_local_exclude_set() - _LAZY
     if restored is not None:
-        with c._RestorePythonTLSSnapshot():
+        with c._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
             outside = c._dispatch_tls_local_exclude_set()
         left_out = (left_out - restored) | (outside & restored)
     guard: AbstractContextManager[Any] = c._ForceDispatchKeyGuard(

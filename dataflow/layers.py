@@ -26,9 +26,10 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 
+from sat.dataflow.fit import DoesNotFit
 from sat.dataflow.mapping import ceil_div, round_up
 from sat.rtl.axi import BOUNDARY_BYTES
-from sat.rtl.config import SatConfig, require
+from sat.rtl.config import M_CHOICES, SatConfig
 from sat.sim.layer import Layer as Layer
 from sat.sim.layer import Pair as Pair
 
@@ -51,19 +52,8 @@ class Packing:
 
     @classmethod
     def of(cls, channels: int, pattern: Pair, config: SatConfig) -> Packing:
-        """Return the packing of a pattern over channels of one group.
-
-        Raises
-        ------
-        ValueError
-            The device's ``max_m`` is too small for the pattern.
-        """
+        """Return the packing of a pattern over channels of one group."""
         n, m = pattern
-        if m > config.max_m:
-            raise ValueError(
-                f"pattern {n}:{m}: this device has max_m={config.max_m}; build it with "
-                f"max_m={m} or use a smaller M"
-            )
         padded = round_up(channels, config.max_m)
         # Padding is -0 and comes last, so it is never chosen before a channel.
         if m == 1 and round_up(channels, 2) < config.max_m:
@@ -106,6 +96,76 @@ class Region:
         return replace(self, address=self.address + by)
 
 
+def _fits_word(layer: Layer, word: int) -> bool:
+    """Whether words of so many channels fit a layer's patterns and groups."""
+    if word < max(layer.ff[1], layer.bp[1]):
+        return False
+    alone = layer.groups == 1 or layer.depthwise
+    return alone or (layer.in_per_group % word == 0 and layer.out_per_group % word == 0)
+
+
+def _fits_masks(layer: Layer, word: int, cols: int) -> bool:
+    """Whether the bits of a layer's masks lie in words of so many columns."""
+    if layer.groups == 1 or not (layer.relu or layer.masked):
+        return True
+    if layer.depthwise:
+        return word % cols == 0 or (word % 8 == 0 and cols % word == 0)
+    return (not layer.relu or layer.out_per_group % cols == 0) and (
+        not layer.masked or layer.in_per_group % cols == 0
+    )
+
+
+def _check_channels(layer: Layer, config: SatConfig) -> None:
+    """Check a layer's groups of channels against the device's words and columns.
+
+    Raises
+    ------
+    DoesNotFit
+        With the nearest device whose words and columns fit.
+    """
+    word, cols = config.max_m, config.cols
+    if _fits_word(layer, word) and _fits_masks(layer, word, cols):
+        return
+    one_by_one = "send its products one by one"
+    words = sorted((m for m in M_CHOICES if _fits_word(layer, m)), key=lambda m: (abs(m - word), m))
+    if not words:
+        raise DoesNotFit(
+            f"groups={layer.groups}: {layer.in_per_group} input and {layer.out_per_group} output "
+            f"channels a group are no whole words of 2, 4, 8 or 16 channels, nor one channel each",
+            {},
+            one_by_one,
+        )
+    fixes: dict[str, int] = {}
+    if words[0] != word:
+        word = words[0]
+        fixes["max_m"] = word
+        # A beat is no wider than a word, and holds a bit a column.
+        if config.max_n > word:
+            fixes["max_n"] = word
+        if config.axi.data_bits > 16 * word:
+            fixes["axi.data_bits"] = 16 * word
+        cols = min(cols, fixes.get("axi.data_bits", config.axi.data_bits))
+    cols = next(c for c in range(cols, 0, -1) if _fits_masks(layer, word, c))
+    if cols != config.cols:
+        fixes["cols"] = cols
+    if config.max_m < max(layer.ff[1], layer.bp[1]):
+        n, m = max(layer.ff, layer.bp, key=lambda pattern: pattern[1])
+        what = f"pattern {n}:{m}: this device has max_m={config.max_m}"
+    elif not _fits_word(layer, config.max_m):
+        what = (
+            f"groups={layer.groups} of {layer.in_per_group} input and {layer.out_per_group} output "
+            f"channels: this device runs depthwise layers, and groups of whole words of "
+            f"max_m={config.max_m} channels"
+        )
+    else:
+        what = (
+            f"groups={layer.groups} with a mask: {layer.in_per_group} input and "
+            f"{layer.out_per_group} output channels a group (depthwise: words of {config.max_m}) "
+            f"and mask words of cols={config.cols} columns do not fill each other"
+        )
+    raise DoesNotFit(what, fixes, one_by_one)
+
+
 class LayerMemory:
     """Where a layer's tensors lie.
 
@@ -131,34 +191,14 @@ class LayerMemory:
 
     Raises
     ------
-    ValueError
+    DoesNotFit
         The device cannot run this layer's groups or patterns.
     """
 
     def __init__(self, layer: Layer, config: SatConfig, base: int = 0):
         self.layer, self.config = layer, config
         word, beat = config.max_m, config.axi.beat_bytes
-        if layer.groups > 1 and not layer.depthwise:
-            for name, channels in (("in", layer.in_per_group), ("out", layer.out_per_group)):
-                require(
-                    channels % word == 0,
-                    f"groups={layer.groups}: {channels} {name}put channels a group; only depthwise "
-                    f"layers and groups of whole words ({word} channels) run on this device",
-                )
-            for flag, name in (("relu", "out"), ("masked", "in")):
-                channels = getattr(layer, f"{name}_per_group")
-                require(
-                    not getattr(layer, flag) or channels % config.cols == 0,
-                    f"{flag} with groups={layer.groups}: the {channels} {name}put channels of a "
-                    f"group must fill the array's {config.cols} columns",
-                )
-        if layer.depthwise and (layer.relu or layer.masked):
-            fits = word % config.cols == 0 or (word % 8 == 0 and config.cols % word == 0)
-            require(
-                fits,
-                f"a depthwise layer with a mask: words of {word} channels do not fit mask words "
-                f"of {config.cols} columns; one must be a multiple of the other",
-            )
+        _check_channels(layer, config)
         self.padded_in = round_up(layer.in_channels, word)
         self.padded_out = round_up(layer.out_channels, word)
         self.at = base

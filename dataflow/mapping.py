@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sat.dataflow.fit import DoesNotFit
 from sat.dataflow.products import Product
-from sat.rtl.config import SatConfig
+from sat.rtl.config import SEMAPHORE_MAX, SatConfig
 from sat.sim.memory import MemoryTiming
 
 
@@ -18,6 +19,15 @@ def ceil_div(a: int, b: int) -> int:
 def round_up(a: int, b: int) -> int:
     """Return the least multiple of b that is not below a."""
     return ceil_div(a, b) * b
+
+
+def slot_count(words: int, slot_words: int) -> int:
+    """Return how many slots of a buffer a program uses.
+
+    Each slot that is full, or free, is a raise of one semaphore that nobody may have waited for
+    yet: no more slots are used than its counter can count, whatever the timing.
+    """
+    return min(words // slot_words, SEMAPHORE_MAX)
 
 
 def values_per_word(product: Product, config: SatConfig) -> int:
@@ -58,6 +68,8 @@ class WsMapping:
     ----------
     hold : int
         Weights in each USPE.
+    pass_words : int
+        Words of the depth that one pass takes: as many as the array's rows hold, or fewer.
     tile_rows : int
         Rows of a tile; a multiple of the interleave.
     chunk_passes : int
@@ -67,6 +79,7 @@ class WsMapping:
     """
 
     hold: int
+    pass_words: int
     tile_rows: int
     chunk_passes: int
     rows_outer: bool
@@ -95,13 +108,16 @@ def legal_mappings(product: Product, config: SatConfig, dataflow: str = "auto") 
 
     Raises
     ------
+    DoesNotFit
+        The device cannot run the pattern, or hold it weight stationary.
     ValueError
-        The device cannot run the pattern, or no mapping of this dataflow fits its buffers.
+        ``dataflow`` is none of these.
     """
     if product.m > config.max_m:
-        raise ValueError(
-            f"pattern {product.n}:{product.m}: this device has max_m={config.max_m}; "
-            f"build it with max_m={product.m} or use a smaller M"
+        raise DoesNotFit(
+            f"pattern {product.n}:{product.m}: this device has max_m={config.max_m}",
+            {"max_m": product.m},
+            "use a smaller M",
         )
     if dataflow not in ("auto", "os", "ws"):
         raise ValueError(f"dataflow={dataflow!r}: must be 'auto', 'os' or 'ws'")
@@ -111,18 +127,34 @@ def legal_mappings(product: Product, config: SatConfig, dataflow: str = "auto") 
     if dataflow != "os":
         found += _ws_mappings(product, config)
     if not found:
-        raise ValueError(
-            f"no {dataflow} mapping of {product} fits the device's buffers "
-            f"(a_words={config.a_words}, b_words={config.b_words}, "
-            f"sum_words={config.sum_words}, max_n={config.max_n}); enlarge them"
+        # Output stationary, a word at a time always fits; weights have to fit the USPEs.
+        per_word = values_per_word(product, config)
+        hold = next(n for n in range(1, per_word + 1) if _holds(config, per_word, n))
+        raise DoesNotFit(
+            f"{product} cannot be weight stationary: the {per_word} values of B that meet a word "
+            f"of A need {config.rows} rows of USPEs that hold {hold}, and these hold at most "
+            f"{config.max_n}",
+            {"max_n": hold},
+            "choose dataflow='os'",
         )
     return found
 
 
 def os_mappings(
-    product: Product, config: SatConfig, chunk_words: int | None = None
+    product: Product,
+    config: SatConfig,
+    offsets: tuple[int, ...] = (0,),
+    chunk_words: int | None = None,
 ) -> list[Mapping]:
-    """Return the output stationary mappings worth trying; with chunks of given words if given."""
+    """Return the output stationary mappings worth trying.
+
+    Parameters
+    ----------
+    offsets : tuple of int
+        Where values of a column of B may begin, counted from its first in memory.
+    chunk_words : int, optional
+        Words of every chunk of the depth; if not given, what the buffers hold.
+    """
     s = config.interleave
     per_word = values_per_word(product, config)
     words = ceil_div(product.depth, config.max_m)
@@ -133,9 +165,12 @@ def os_mappings(
         col_tiles = ceil_div(product.cols, tile_cols)
         # The longest chunk of which both operand buffers hold two (or all there is).
         for chunk in _halvings(words) if chunk_words is None else (chunk_words,):
-            a_slot, b_slot, i_slot = os_slots(config, split, chunk, per_word, product.dense)
-            a_fit, b_fit = config.a_words // a_slot, config.b_words // b_slot
-            i_fit = config.i_words // i_slot
+            a_slot, b_slot, i_slot = os_slots(
+                config, split, chunk, per_word, product.dense, offsets
+            )
+            a_fit = slot_count(config.a_words, a_slot)
+            b_fit = slot_count(config.b_words, b_slot)
+            i_fit = slot_count(config.i_words, i_slot)
             if chunk == 1 or (min(a_fit, b_fit, i_fit) >= 2):
                 break
         if min(a_fit, b_fit, i_fit) < 1:
@@ -152,13 +187,20 @@ def os_mappings(
 
 
 def os_slots(
-    config: SatConfig, split: int, chunk_words: int, per_word: int, dense: bool
+    config: SatConfig,
+    split: int,
+    chunk_words: int,
+    per_word: int,
+    dense: bool,
+    offsets: tuple[int, ...] = (0,),
 ) -> tuple[int, int, int]:
     """Return the words of A, B and index banks that a tile's chunk takes."""
     values = chunk_words * per_word
     # A chunk that starts inside a beat brings the values before it along.
-    b_words = ceil_div(values + _skip(config.axi.beat_bytes // 2, values), config.max_m)
-    i_words = ceil_div(values + _skip(config.axi.beat_bytes * 2, values), config.indices_per_word)
+    b_skip = _skip(config.axi.beat_bytes // 2, values, offsets)
+    i_skip = _skip(config.axi.beat_bytes * 2, values, offsets)
+    b_words = ceil_div(values + b_skip, config.max_m)
+    i_words = ceil_div(values + i_skip, config.indices_per_word)
     return (
         (config.interleave >> split) * chunk_words,
         b_words << split,
@@ -166,9 +208,24 @@ def os_slots(
     )
 
 
-def _skip(per_beat: int, chunk_values: int) -> int:
+def _skip(per_beat: int, chunk_values: int, offsets: tuple[int, ...] = (0,)) -> int:
     """Return the most values that a chunk's first beat may hold before the chunk's own."""
-    return 0 if chunk_values % per_beat == 0 else per_beat - 1
+    whole = all(values % per_beat == 0 for values in (chunk_values, *offsets))
+    return 0 if whole else per_beat - 1
+
+
+def _holds(config: SatConfig, per_word: int, hold: int) -> bool:
+    """Whether the array's rows can hold a word's values, ``hold`` in each USPE."""
+    return per_word % hold == 0 and per_word // hold <= config.rows
+
+
+def _pass_words(config: SatConfig, per_word: int, hold: int, dense: bool) -> int:
+    """Return the words of a pass: all that the rows hold, or half, … of it if banks are shallow."""
+    for words in _halvings(config.rows // (per_word // hold)):
+        _, b_slot, i_slot = ws_slots(config, 1, 1, words * per_word, dense)
+        if b_slot <= config.b_words and i_slot <= config.i_words:
+            break
+    return words
 
 
 def _ws_mappings(product: Product, config: SatConfig) -> list[Mapping]:
@@ -177,9 +234,9 @@ def _ws_mappings(product: Product, config: SatConfig) -> list[Mapping]:
     words = ceil_div(product.depth, config.max_m)
     found: list[Mapping] = []
     for hold in range(1, config.max_n + 1):
-        if per_word % hold or per_word // hold > config.rows:
+        if not _holds(config, per_word, hold):
             continue
-        pass_words = config.rows // (per_word // hold)
+        pass_words = _pass_words(config, per_word, hold, product.dense)
         passes = ceil_div(words, pass_words)
         most = min(round_up(product.rows, s), config.sum_words // 2 // s * s, config.a_words)
         for tile_rows in {round_up(t, s) for t in _halvings(most) if t >= min(most, 16)}:
@@ -188,7 +245,9 @@ def _ws_mappings(product: Product, config: SatConfig) -> list[Mapping]:
                     config, tile_rows, chunk, pass_words * per_word, product.dense
                 )
                 fit = min(
-                    config.a_words // a_slot, config.b_words // b_slot, config.i_words // i_slot
+                    slot_count(config.a_words, a_slot),
+                    slot_count(config.b_words, b_slot),
+                    slot_count(config.i_words, i_slot),
                 )
                 # One pass at a time gives the finest overlap; longer chunks, fewer loads.
                 if fit < (1 if chunk == 1 else 2):
@@ -197,6 +256,7 @@ def _ws_mappings(product: Product, config: SatConfig) -> list[Mapping]:
                     found.append(
                         WsMapping(
                             hold=hold,
+                            pass_words=pass_words,
                             tile_rows=tile_rows,
                             chunk_passes=chunk,
                             rows_outer=rows_outer,
@@ -223,7 +283,6 @@ def estimate(product: Product, config: SatConfig, memory: MemoryTiming, mapping:
     """Return roughly how many cycles a mapping takes: array or memory, whichever is slower."""
     beat = config.axi.beat_bytes
     words = ceil_div(product.depth, config.max_m)
-    per_word = values_per_word(product, config)
     a_row = 2 * product.depth / beat
     b_row = (2 if product.dense else 2.5) * product.kept / beat
     s = config.interleave
@@ -243,11 +302,10 @@ def estimate(product: Product, config: SatConfig, memory: MemoryTiming, mapping:
         tile_rows = mapping.tile_rows
         row_tiles = ceil_div(product.rows, tile_rows)
         col_tiles = ceil_div(product.cols, tile_cols)
-        pass_words = config.rows // (per_word // mapping.hold)
-        passes = ceil_div(words, pass_words)
+        passes = ceil_div(words, mapping.pass_words)
         skew = config.rows * (s * mapping.hold + 1) + 3
         compute = row_tiles * col_tiles * passes * max(tile_rows * mapping.hold, skew)
-        fit = config.a_words // (mapping.chunk_passes * tile_rows)
+        fit = slot_count(config.a_words, mapping.chunk_passes * tile_rows)
         chunks = ceil_div(passes, mapping.chunk_passes)
         outer, inner = (row_tiles, col_tiles) if mapping.rows_outer else (col_tiles, row_tiles)
         inner_loads = outer

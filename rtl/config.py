@@ -19,6 +19,9 @@ SEMAPHORES = 16
 SEMAPHORE_BITS = 8
 """Width of a semaphore's counter."""
 
+SEMAPHORE_MAX = (1 << SEMAPHORE_BITS) - 1
+"""How often a semaphore may be raised beyond what was waited for."""
+
 
 def require(condition: bool, message: str) -> None:
     """Raise ValueError with the message unless the condition holds."""

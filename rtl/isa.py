@@ -311,6 +311,15 @@ def field_range(layout: data.StructLayout, name: str) -> range:
     return range(1 << shape.width)
 
 
+_FIELDS = {
+    opcode: {name: (field.offset, field.width, field_range(layout, name)) for name, field in layout}
+    for opcode, layout in BODIES.items()
+}
+"""First bit in the body, bits, values: layouts are slow to ask, and there are many instructions."""
+
+_MASKS = range(1 << SEMAPHORES)
+
+
 @dataclass(frozen=True)
 class Instruction:
     """One decoded instruction.
@@ -331,18 +340,16 @@ class Instruction:
     signal: int = 0
 
     def __post_init__(self) -> None:
-        layout = BODIES[self.opcode]
-        known = dict(layout.members)
+        known = _FIELDS[self.opcode]
         for name in self.body:
             if name not in known:
                 raise ValueError(f"{self.opcode.name} has no field {name!r}: it has {list(known)}")
         object.__setattr__(
             self, "body", {name: int(_plain(self.body.get(name, 0))) for name in known}
         )
-        masks = range(1 << SEMAPHORES)
         for name, value, legal in [
-            *((n, self.body[n], field_range(layout, n)) for n in known),
-            *((n, getattr(self, n), masks) for n in ("wait", "release", "signal")),
+            *((n, self.body[n], legal) for n, (_, _, legal) in known.items()),
+            *((n, getattr(self, n), _MASKS) for n in ("wait", "release", "signal")),
         ]:
             if value not in legal:
                 raise ValueError(
@@ -361,10 +368,8 @@ class Instruction:
         for mask in (self.wait, self.release, self.signal):
             word |= mask << at
             at += SEMAPHORES
-        layout = BODIES[self.opcode]
-        for name, _ in layout.members.items():
-            bits = self.body[name] & ((1 << layout[name].width) - 1)
-            word |= bits << (HEADER_BITS + layout[name].offset)
+        for name, (offset, width, _) in _FIELDS[self.opcode].items():
+            word |= (self.body[name] & ((1 << width) - 1)) << (HEADER_BITS + offset)
         return word.to_bytes(INSTRUCTION_BYTES, "little")
 
     @classmethod
@@ -385,12 +390,10 @@ class Instruction:
             names = ", ".join(f"{o.value:#04x} {o.name}" for o in Opcode)
             raise ValueError(f"opcode {word & 0xFF:#04x} is unknown: known are {names}") from None
         masks = [(word >> (8 + SEMAPHORES * i)) & ((1 << SEMAPHORES) - 1) for i in range(3)]
-        layout = BODIES[opcode]
         body = {}
-        for name in dict(layout.members):
-            width = layout[name].width
-            value = (word >> (HEADER_BITS + layout[name].offset)) & ((1 << width) - 1)
-            below = field_range(layout, name).start
+        for name, (offset, width, legal) in _FIELDS[opcode].items():
+            value = (word >> (HEADER_BITS + offset)) & ((1 << width) - 1)
+            below = legal.start
             body[name] = value - (1 << width) if below and value >= -below else value
         return cls(opcode, body, *masks)
 

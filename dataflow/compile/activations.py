@@ -56,8 +56,8 @@ class _PatchPlanner(OsPlanner):
         offsets: tuple[int, ...],
         epilogue: Epilogue,
     ):
-        super().__init__(product, config, mapping, memory)
-        self.patches, self.offsets, self.epilogue = patches, offsets, epilogue
+        super().__init__(product, config, mapping, memory, offsets)
+        self.patches, self.epilogue = patches, epilogue
 
     def a_loads(self, key: Key) -> list[Load]:
         tile, chunk = key
@@ -82,7 +82,10 @@ class _PatchPlanner(OsPlanner):
         first, end = super().chunk_values(chunk)
         if len(self.offsets) == 1:
             return self.offsets[0] + first, self.offsets[0] + end
-        return self.offsets[chunk], self.offsets[chunk] + end - first
+        # Taps lie apart, each a whole number of chunks.
+        tap, part = divmod(chunk, self.chunks // len(self.offsets))
+        begin = self.offsets[tap] + part * (end - first)
+        return begin, begin + end - first
 
     def _mask_place(self, col_tile: int) -> tuple[int, int]:
         """Return a tile's first byte in a pixel's mask, and its bytes."""
@@ -203,11 +206,13 @@ def _patch_product(
         StartShape.ZERO if bias is None else StartShape.ROW,
     )
     offsets = weights.offsets()
-    mappings = os_mappings(product, config, per_tap if len(offsets) > 1 else None)
-    if not mappings:
-        raise ValueError(
-            f"no mapping of {product} fits the device's buffers (a_words={config.a_words}, "
-            f"b_words={config.b_words}, sum_words={config.sum_words}); enlarge them"
+    if len(offsets) == 1:
+        mappings = os_mappings(product, config, offsets)
+    else:
+        # A chunk lies within a tap, and all are of one size; a word fits every device's buffers.
+        sizes = (size for size in range(per_tap, 0, -1) if per_tap % size == 0)
+        mappings = next(
+            found for size in sizes if (found := os_mappings(product, config, offsets, size))
         )
     mapping = min(mappings, key=lambda m: estimate(product, config, memory, m))
     assert isinstance(mapping, OsMapping)
@@ -353,19 +358,23 @@ def backward(layer: Layer, where: LayerMemory, memory: MemoryTiming) -> list[Ins
 def _zeros(layer: Layer, config: SatConfig, epilogue: Epilogue, columns: int) -> list[Instruction]:
     """Return STOREs of zeros for input positions that no tap meets."""
     grid, result = epilogue.grid, epilogue.result
-    stride = ceil_div(2 * columns, 4 * config.cols)
-    most = config.sum_words // stride
+    # A STORE names sums that are there, though it reads none: two zeros for each.
+    widest = 2 * config.cols * config.sum_words
     made = []
     for begin, count, pixel, step in grid.runs(0, layer.batch * grid.size[0] * grid.size[1]):
-        for first in range(begin, begin + count, most):
-            at = result.address + (pixel + (first - begin) * step) * result.pitch
-            body = {
-                "address": at + 2 * epilogue.column,
-                "pitch": step * result.pitch,
-                "rows": min(most, begin + count - first),
-                "row_bytes": 2 * columns,
-                "format": Format.ZERO,
-                "stride": stride,
-            }
-            made.append(Instruction(Opcode.STORE, body))
+        for column in range(0, columns, widest):
+            width = min(widest, columns - column)
+            stride = ceil_div(2 * width, 4 * config.cols)
+            most = config.sum_words // stride
+            for first in range(begin, begin + count, most):
+                at = result.address + (pixel + (first - begin) * step) * result.pitch
+                body = {
+                    "address": at + 2 * (epilogue.column + column),
+                    "pitch": step * result.pitch,
+                    "rows": min(most, begin + count - first),
+                    "row_bytes": 2 * width,
+                    "format": Format.ZERO,
+                    "stride": stride,
+                }
+                made.append(Instruction(Opcode.STORE, body))
     return made

@@ -2,17 +2,79 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from sat.dataflow.compile.gradient import GradientPlanner, GradientShape
 from sat.dataflow.compile.patches import groups_of, one_after_another
 from sat.dataflow.compile.slots import Key, Load, Step
 from sat.dataflow.layers import Layer, LayerMemory
-from sat.dataflow.mapping import ceil_div, round_up
+from sat.dataflow.mapping import ceil_div, round_up, slot_count
 from sat.dataflow.products import Product
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Buffer, Dataflow, Instruction, Opcode, Start
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """How a word of channels is laid out.
+
+    Parameters
+    ----------
+    config : SatConfig
+    split : int
+        As in `OsMapping`.
+    positions : int
+        Of a chunk.
+    whole : bool
+        Whether all taps, and the indices of all columns, are loaded for a chunk; or a tile's only.
+    """
+
+    config: SatConfig
+    split: int
+    positions: int
+    whole: bool
+
+    @property
+    def tile_rows(self) -> int:
+        return self.config.rows * (self.config.interleave >> self.split)
+
+    @property
+    def tile_cols(self) -> int:
+        return self.config.cols << self.split
+
+    def tap_tiles(self, layer: Layer) -> list[range]:
+        """Return the taps of each tile: a rectangle of the kernel if it is loaded on its own."""
+        lines, pixels = layer.kernel
+        if self.whole:
+            size, step = self.tile_rows, layer.taps
+        elif pixels <= self.tile_rows:
+            size = self.tile_rows // pixels * pixels
+            step = layer.taps
+        else:
+            size, step = self.tile_rows, pixels
+        return [
+            range(at, min(at + size, first + step))
+            for first in range(0, layer.taps, step)
+            for at in range(first, first + step, size)
+        ]
+
+    def index_stride(self) -> int:
+        """Return the words of an index bank that a column takes."""
+        return ceil_div(self.positions, self.config.indices_per_word)
+
+    def slots(self, layer: Layer) -> tuple[int, int, int]:
+        """Return the words of A, B and index banks that a chunk takes."""
+        config = self.config
+        tile_groups = self.tile_rows // config.rows
+        columns = round_up(config.max_m, self.tile_cols) // config.cols
+        groups = round_up(layer.taps, self.tile_rows) // config.rows if self.whole else tile_groups
+        return (
+            groups * self.positions,
+            columns * ceil_div(self.positions, config.max_m),
+            (columns if self.whole else 1 << self.split) * self.index_stride(),
+        )
 
 
 class _DepthwisePlanner(GradientPlanner):
@@ -22,101 +84,114 @@ class _DepthwisePlanner(GradientPlanner):
     channel c of dy, and the pattern 1:max_m with the constant index c picks it from that word.
     """
 
-    def __init__(self, layer: Layer, where: LayerMemory, shape: GradientShape, first: int):
-        super().__init__(layer, where, shape, first, first)
-        config = where.config
-        word = config.max_m
-        channels = min(word, layer.in_channels - first)
-        self.product = Product(layer.taps, channels, layer.out_positions * word, 1, word)
+    def __init__(self, layer: Layer, where: LayerMemory, shape: _Shape, first: int):
+        super().__init__(
+            layer, where, GradientShape(shape.split, 1, 1, shape.positions), first, first
+        )
+        word = where.config.max_m
+        self.layout = shape
+        self.channels = min(word, layer.in_channels - first)
+        self.product = Product(layer.taps, self.channels, layer.out_positions * word, 1, word)
         self.per_word = 1
-        self.a_slot, self.b_slot, self.i_slot = depthwise_slots(layer, config, shape)
+        self.a_slot, self.b_slot, self.i_slot = shape.slots(layer)
+
+    def _positions(self, chunk: int) -> int:
+        positions = self.shape.positions
+        return min(positions, self.layer.out_positions - chunk * positions)
 
     def a_loads(self, key: Key) -> list[Load]:
-        _, chunk = key
-        layer, config, positions = self.layer, self.config, self.shape.positions
+        first_tap, count, chunk = key
+        layer, config = self.layer, self.config
         patches = replace(
             self.patches(0, self.first_in, config.max_m),
             tap=layer.dilation,
             taps=layer.kernel,
         )
-        first = chunk * positions
+        lines, pixels = divmod(count, layer.kernel[1])
+        line, pixel = divmod(first_tap, layer.kernel[1])
         body = {
-            **patches.position(first),
-            "y": patches.start[0],
-            "x": patches.start[1],
-            "taps_y": layer.kernel[0],
-            "taps_x": layer.kernel[1],
+            **patches.position(chunk * self.shape.positions),
+            "y": patches.start[0] + line * layer.dilation[0],
+            "x": patches.start[1] + pixel * layer.dilation[1],
+            "taps_y": max(1, lines),
+            "taps_x": layer.kernel[1] if lines else pixels,
             "offset": patches.offset,
             "segment_bytes": config.word_bytes,
-            "rows": min(positions, layer.out_positions - first),
+            "rows": self._positions(chunk),
             "destination": Buffer.A,
             "by_word": 1,
             "copies": 1,
             "words_per_pass": config.rows,
-            "stride": positions,
-            "groups": ceil_div(layer.taps, config.rows),
+            "stride": self.shape.positions,
+            "groups": ceil_div(count, config.rows),
         }
         return [*patches.setup(), (Opcode.GATHER, body)]
 
     def b_loads(self, key: Key) -> list[Load]:
-        _, _, chunk = key
-        config, layer, positions = self.config, self.layer, self.shape.positions
+        column, count, chunk = key
+        config = self.config
         loads = self.transposed(self.patches(None, self.first_out, config.max_m), chunk, Buffer.B)
         (_, body) = loads[-1]
-        count = min(positions, layer.out_positions - chunk * positions)
-        body["rows"] = count
+        body["rows"] = self._positions(chunk)
         region = self.where["lane_index"]
         index = {
-            "address": region.address,
+            "address": region.address + column * region.pitch,
             "pitch": region.pitch,
-            "rows": config.max_m,
-            "row_bytes": ceil_div(count, 2),
+            "rows": count,
+            "row_bytes": ceil_div(self._positions(chunk), 2),
             "destination": Buffer.INDEX,
-            "stride": ceil_div(positions, config.indices_per_word),
-            "groups": ceil_div(config.max_m, config.cols),
+            "stride": self.i_stride,
+            "groups": ceil_div(count, config.cols),
         }
         return [*loads, (Opcode.LOAD, index)]
 
     def steps(self) -> Iterator[Step]:
-        config, shape, layer = self.config, self.shape, self.layer
+        config, shape, layer, layout = self.config, self.shape, self.layer, self.layout
         chunks = ceil_div(layer.out_positions, shape.positions)
-        cols = min(config.max_m, layer.in_channels - self.first_in)
-        tiles = [
-            (r, c)
-            for r in range(0, layer.taps, self.tile_rows)
-            for c in range(0, cols, self.tile_cols)
-        ]
         region = self.memory.result
-        for opened, (r, c) in enumerate(tiles):
+        tiles = itertools.product(
+            layout.tap_tiles(layer), range(0, self.channels, layout.tile_cols)
+        )
+        for opened, (taps, column) in enumerate(tiles):
+            cols = min(layout.tile_cols, self.channels - column)
+            # What a chunk loads: all that any tile needs, or what this one does.
+            rows_key, cols_key = (0, layer.taps), (0, config.max_m)
+            row_group, col_group = taps.start // config.rows, column // config.cols
+            index_group = col_group
+            if not layout.whole:
+                rows_key, row_group = (taps.start, len(taps)), 0
+                cols_key = (column, min(layout.tile_cols, config.max_m - column))
+                index_group = 0
             # The sums of a tile stay in the array; a further tile goes over the chunks again.
             for chunk in range(chunks):
                 first, last = chunk == 0, chunk == chunks - 1
-                positions = min(shape.positions, layer.out_positions - chunk * shape.positions)
                 store = {
-                    "address": region.address + r * region.pitch + 4 * (self.first_out + c),
+                    "address": region.address
+                    + taps.start * region.pitch
+                    + 4 * (self.first_out + column),
                     "pitch": region.pitch,
-                    "rows": min(self.tile_rows, layer.taps - r),
-                    "row_bytes": 4 * min(self.tile_cols, cols - c),
+                    "rows": len(taps),
+                    "row_bytes": 4 * cols,
                     "stride": self.sum_width(),
                     "check": 1,
                 }
                 yield Step(
-                    a=(0, chunk),
-                    b=(0, 0, chunk),
+                    a=(*rows_key, chunk),
+                    b=(*cols_key, chunk),
                     body={
                         **self.common(),
                         "dataflow": Dataflow.OS,
                         "start": Start.ZERO if first else Start.KEEP,
                         "emit": int(last),
                         "split": shape.split,
-                        "words": positions,
+                        "words": self._positions(chunk),
                         "values": 1,
                         "last": 1,
-                        "a_base": r // config.rows * shape.positions,
+                        "a_base": row_group * shape.positions,
                         "a_stride": shape.positions,
-                        "b_base": c // config.cols * self.chunk_words,
+                        "b_base": col_group * self.chunk_words,
                         "b_stride": self.chunk_words,
-                        "i_base": c // config.cols * self.i_stride,
+                        "i_base": index_group * self.i_stride,
                         "i_stride": self.i_stride,
                     },
                     output=opened,
@@ -126,47 +201,35 @@ class _DepthwisePlanner(GradientPlanner):
 
     @property
     def i_stride(self) -> int:
-        return ceil_div(self.shape.positions, self.config.indices_per_word)
+        return self.layout.index_stride()
 
 
-def depthwise_slots(layer: Layer, config: SatConfig, shape: GradientShape) -> tuple[int, int, int]:
-    """Return the words of A, B and index banks that a chunk of a depthwise WU takes."""
-    tile_rows = config.rows * (config.interleave >> shape.split)
-    groups = round_up(layer.taps, tile_rows) // config.rows
-    columns = round_up(config.max_m, config.cols << shape.split) // config.cols
-    return (
-        groups * shape.positions,
-        columns * (shape.positions // config.max_m),
-        columns * ceil_div(shape.positions, config.indices_per_word),
-    )
+def _shape(layer: Layer, config: SatConfig) -> _Shape:
+    """Return the shape with the fewest passes, then the longest chunks, that fits.
 
-
-def _depthwise_shape(layer: Layer, config: SatConfig) -> GradientShape:
-    """Return the shape with the fewest passes, then the longest chunks, that fits."""
+    One always does: a tile's taps at one position take ``interleave`` words of A, a word's
+    channels at most ``max_m`` of B, the indices of ``cols`` columns one.
+    """
     found = []
+    longest = round_up(layer.out_positions, config.max_m)
+    most = config.a_words.bit_length()
+    sizes = [(config.max_m << n, False) for n in range(most)]
+    sizes += [(config.max_m >> n, True) for n in range(1, config.max_m.bit_length())]
     for split in range(config.interleave.bit_length()):
-        tile_rows = config.rows * (config.interleave >> split)
-        passes = ceil_div(layer.taps, tile_rows) * ceil_div(config.max_m, config.cols << split)
-        for n in range(config.a_words.bit_length()):
-            shape = GradientShape(split, 1, 1, config.max_m << n)
-            sizes = depthwise_slots(layer, config, shape)
+        for (positions, short), whole in itertools.product(sizes, (True, False)):
+            shape = _Shape(config, split, min(positions, longest), whole)
             depths = (config.a_words, config.b_words, config.i_words)
-            room = min(depth // size for size, depth in zip(sizes, depths, strict=True))
+            room = min(map(slot_count, depths, shape.slots(layer)))
             if room:
-                longest = min(shape.positions, round_up(layer.out_positions, config.max_m))
-                rank = (room == 1, passes, -longest)
-                found.append((rank, replace(shape, positions=longest)))
-    if not found:
-        raise ValueError(
-            f"kernel={layer.kernel}: the gradient of its {layer.taps} depthwise taps does not fit "
-            f"the device's buffers (a_words={config.a_words}); enlarge them"
-        )
+                passes = len(shape.tap_tiles(layer)) * ceil_div(config.max_m, shape.tile_cols)
+                rank = (not whole or short, room == 1, passes, -shape.positions)
+                found.append((rank, shape))
     return min(found, key=lambda entry: entry[0])[1]
 
 
 def depthwise_gradient(layer: Layer, where: LayerMemory) -> list[Instruction]:
     """Return WU of a depthwise layer; infinite and NaN sums are counted."""
-    shape = _depthwise_shape(layer, where.config)
+    shape = _shape(layer, where.config)
     return one_after_another(
         _DepthwisePlanner(layer, where, shape, first).emit()
         for first, _, _ in groups_of(layer, where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,91 @@ from sat.dataflow.compile.patches import Patches, groups_of, one_after_another
 from sat.dataflow.compile.planner import Planner
 from sat.dataflow.compile.slots import Key, Load, Step
 from sat.dataflow.layers import Layer, LayerMemory, Pair, Region
-from sat.dataflow.mapping import ceil_div, round_up
+from sat.dataflow.mapping import ceil_div, round_up, slot_count
 from sat.dataflow.products import Product
+from sat.rtl import isa
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Buffer, Dataflow, Instruction, Opcode, Start
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """How the channels along one side of the gradient are cut into blocks of tiles.
+
+    GATHERs start on a beat of channels, tiles on a bank. So a block is whole beats, or, where its
+    tiles are narrower than a beat, beats are cut into blocks that share what is loaded.
+
+    Parameters
+    ----------
+    channels : int
+        Of a group of the layer.
+    banks : int
+        Rows or columns of the array: channels that lie side by side.
+    tile : int
+        Channels of a tile, a multiple of ``banks``.
+    tiles : int
+        The most tiles of a block.
+    beat : int
+        Channels of a beat.
+    """
+
+    channels: int
+    banks: int
+    tile: int
+    tiles: int
+    beat: int
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """First channel of each block, and the first behind it."""
+        channels, span, beat = self.channels, self.tiles * self.tile, self.beat
+        if span >= channels:
+            return [(0, channels)]
+        if span >= beat:
+            step = span // beat * beat
+            return [(at, min(at + step, channels)) for at in range(0, channels, step)]
+        return [
+            (at, min(at + span, first + beat, channels))
+            for first in range(0, channels, beat)
+            for at in range(first, min(first + beat, channels), span)
+        ]
+
+    def loaded(self, first: int) -> tuple[int, int]:
+        """Return the channels loaded for the block that begins with one: the first, how many."""
+        span, start = self.tiles * self.tile, first // self.beat * self.beat
+        size = max(self.beat, span if span >= self.channels else span // self.beat * self.beat)
+        return start, min(size, self.channels - start)
+
+    @property
+    def most_loaded(self) -> int:
+        """Channels that the largest block loads, in whole beats."""
+        return round_up(self.loaded(0)[1], self.beat)
+
+    @property
+    def groups(self) -> int:
+        """Words of a bank that a block takes for each word of positions."""
+        reach = max(
+            round_up(end - first, self.tile) + first - self.loaded(first)[0]
+            for first, end in self.blocks
+        )
+        # Whole beats of channels come, and whole tiles are read.
+        return max(ceil_div(self.most_loaded, self.banks), reach // self.banks)
+
+    @property
+    def passes(self) -> int:
+        """Tiles of all blocks."""
+        return sum(ceil_div(end - first, self.tile) for first, end in self.blocks)
+
+
+def _axes(layer: Layer, config: SatConfig, split: int, tiles: Pair) -> tuple[_Axis, _Axis]:
+    """Return the rows and columns of the gradient in blocks of so many tiles."""
+    wide = config.interleave >> split, 1 << split
+    return (
+        _Axis(
+            layer.out_per_group, config.rows, config.rows * wide[0], tiles[0], config.beat_halves
+        ),
+        _Axis(layer.in_per_group, config.cols, config.cols * wide[1], tiles[1], config.beat_halves),
+    )
 
 
 @dataclass(frozen=True)
@@ -52,14 +134,13 @@ class GradientPlanner(Planner):
         self.layer, self.where, self.shape = layer, where, shape
         self.first_in, self.first_out = first_in, first_out
         s = config.interleave
-        self.tile_rows, self.tile_cols = (
-            config.rows * (s >> shape.split),
-            config.cols << shape.split,
+        self.row_axis, self.col_axis = _axes(
+            layer, config, shape.split, (shape.row_tiles, shape.col_tiles)
         )
-        self.block_rows = min(shape.row_tiles * self.tile_rows, round_up(rows, self.tile_rows))
-        self.block_cols = min(shape.col_tiles * self.tile_cols, round_up(cols, self.tile_cols))
-        self.chunk_words = shape.positions // config.max_m
-        self.a_slot, self.b_slot = gradient_slots(layer, config, shape)
+        self.tile_rows, self.tile_cols = self.row_axis.tile, self.col_axis.tile
+        self.chunk_words = ceil_div(shape.positions, config.max_m)
+        self.a_slot = self.row_axis.groups * self.chunk_words
+        self.b_slot = self.col_axis.groups * self.chunk_words
         self.sum_slot = config.rows * s
 
     def sum_width(self) -> int:
@@ -107,51 +188,52 @@ class GradientPlanner(Planner):
 
     def a_loads(self, key: Key) -> list[Load]:
         row, chunk = key
-        channels = min(self.block_rows, self.product.rows - row)
+        _, channels = self.row_axis.loaded(row)
         return self.transposed(self.patches(None, self.first_out + row, channels), chunk, Buffer.A)
 
     def b_loads(self, key: Key) -> list[Load]:
         tap, col, chunk = key
-        channels = min(self.block_cols, self.product.cols - col)
+        _, channels = self.col_axis.loaded(col)
         patches = self.patches(tap, self.first_in + col, channels)
         return self.transposed(patches, chunk, Buffer.B)
 
-    def _gradient_store(self, row: int, tap: int, col: int) -> list[dict[str, Any]]:
+    def _gradient_store(self, tap: int, rows: range, cols: range) -> dict[str, Any]:
         region, channels = self.memory.result, self.where.ff.channels
-        at = region.address + (self.first_out + row) * region.pitch
-        return [
-            {
-                "address": at + 4 * (tap * channels + col),
-                "pitch": region.pitch,
-                "rows": min(self.tile_rows, self.product.rows - row),
-                "row_bytes": 4 * min(self.tile_cols, self.product.cols - col),
-                "stride": self.sum_width(),
-                "check": 1,
-            }
-        ]
+        at = region.address + (self.first_out + rows.start) * region.pitch
+        return {
+            "address": at + 4 * (tap * channels + cols.start),
+            "pitch": region.pitch,
+            "rows": len(rows),
+            "row_bytes": 4 * len(cols),
+            "stride": self.sum_width(),
+            "check": 1,
+        }
 
     def steps(self) -> Iterator[Step]:
-        config, shape, product = self.config, self.shape, self.product
-        chunks = ceil_div(product.depth, shape.positions)
-        groups = config.interleave >> shape.split
+        config, shape, depth = self.config, self.shape, self.product.depth
+        chunks = ceil_div(depth, shape.positions)
         opened = 0
-        for tap, row, col in self._blocks():
-            tiles = [
-                (r, c)
-                for r in range(row, min(row + self.block_rows, product.rows), self.tile_rows)
-                for c in range(col, min(col + self.block_cols, product.cols), self.tile_cols)
-            ]
+        for tap, row_block, col_block in itertools.product(
+            range(self.layer.taps), self.row_axis.blocks, self.col_axis.blocks
+        ):
+            tiles = list(
+                itertools.product(_cut(row_block, self.tile_rows), _cut(col_block, self.tile_cols))
+            )
+            first_row, _ = self.row_axis.loaded(row_block[0])
+            first_col, _ = self.col_axis.loaded(col_block[0])
             alone = len(tiles) == 1
             for chunk in range(chunks):
                 first, last = chunk == 0, chunk == chunks - 1
-                positions = min(shape.positions, product.depth - chunk * shape.positions)
+                positions = min(shape.positions, depth - chunk * shape.positions)
                 words = ceil_div(positions, config.max_m)
-                for number, (r, c) in enumerate(tiles):
+                for number, (rows, cols) in enumerate(tiles):
+                    row_group = (rows.start - first_row) // config.rows
+                    col_group = (cols.start - first_col) // config.cols
                     # A tile alone keeps its sums in the array.
                     again = Start.KEEP if alone else Start.OUTPUT
                     yield Step(
-                        a=(row, chunk),
-                        b=(tap, col, chunk),
+                        a=(first_row, chunk),
+                        b=(tap, first_col, chunk),
                         body={
                             **self.common(),
                             "dataflow": Dataflow.OS,
@@ -161,100 +243,79 @@ class GradientPlanner(Planner):
                             "words": words,
                             "values": self.per_word,
                             "last": positions - (words - 1) * self.per_word,
-                            "a_base": (r - row) // self.tile_rows * groups * self.chunk_words,
+                            "a_base": row_group * self.chunk_words,
                             "a_stride": self.chunk_words,
-                            "b_base": (c - col) // config.cols * self.chunk_words,
+                            "b_base": col_group * self.chunk_words,
                             "b_stride": self.chunk_words,
                         },
                         output=opened + number,
                         opens=first,
-                        stores=self._gradient_store(r, tap, c) if last else [],
+                        stores=[self._gradient_store(tap, rows, cols)] if last else [],
                         adds=not first and not alone,
                         added=not last and not alone,
                     )
             opened += len(tiles)
 
-    def _blocks(self) -> Iterator[tuple[int, int, int]]:
-        for tap in range(self.layer.taps):
-            for row in range(0, self.product.rows, self.block_rows):
-                for col in range(0, self.product.cols, self.block_cols):
-                    yield tap, row, col
 
-
-def gradient_slots(layer: Layer, config: SatConfig, shape: GradientShape) -> Pair:
-    """Return the words of A and of B that a chunk of a block takes."""
-    per_beat, words = config.beat_halves, shape.positions // config.max_m
-    groups = []
-    for banks, wide, tiles, channels in (
-        (config.rows, config.interleave >> shape.split, shape.row_tiles, layer.out_per_group),
-        (config.cols, 1 << shape.split, shape.col_tiles, layer.in_per_group),
-    ):
-        block = min(tiles * wide * banks, round_up(channels, wide * banks))
-        # Whole beats of channels come, and whole tiles are read.
-        loaded = round_up(min(block, channels), per_beat)
-        groups.append(max(ceil_div(loaded, banks), ceil_div(block, banks)))
-    return groups[0] * words, groups[1] * words
+def _cut(block: tuple[int, int], size: int) -> Iterator[range]:
+    """Yield the channels of a block's tiles."""
+    first, end = block
+    for at in range(first, end, size):
+        yield range(at, min(at + size, end))
 
 
 def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, GradientShape]]:
-    """Yield shapes that fit the buffers, each with roughly the cycles it takes."""
-    s, word = config.interleave, config.max_m
-    rows, cols, depth = layer.out_per_group, layer.in_per_group, layer.out_positions
-    places = config.sum_words // (config.rows * s)
+    """Yield shapes that fit the buffers, each with roughly the cycles it takes.
+
+    There always is one: with a tile to a block, and a word of positions, a block's channels take
+    at most 16 words of a bank, the least that a bank has.
+    """
+    s, word, depth = config.interleave, config.max_m, layer.out_positions
+    most_positions = isa.field_range(isa.GATHER, "rows").stop - 1
+    # Each place may hold sums that nobody has waited for yet (SUMS).
+    places = slot_count(config.sum_words, config.rows * s)
     for split in range(s.bit_length()):
-        tile_rows, tile_cols = config.rows * (s >> split), config.cols << split
-        for row_tiles in range(1, min(places, ceil_div(rows, tile_rows)) + 1):
-            for col_tiles in range(1, min(places, ceil_div(cols, tile_cols)) + 1):
-                tiles = row_tiles * col_tiles
-                if tiles > places:
+        whole = (axis.passes for axis in _axes(layer, config, split, (1, 1)))
+        most = tuple(min(places, passes) for passes in whole)
+        all_rows = [_axes(layer, config, split, (n, 1))[0] for n in range(1, most[0] + 1)]
+        all_cols = [_axes(layer, config, split, (1, n))[1] for n in range(1, most[1] + 1)]
+        for rows, cols in itertools.product(all_rows, all_cols):
+            tiles = rows.tiles * cols.tiles
+            if tiles > places:
+                continue
+            row_groups, col_groups = rows.groups, cols.groups
+            blocks = len(rows.blocks) * len(cols.blocks)
+            passes = rows.passes * cols.passes
+            beats = (rows.most_loaded + cols.most_loaded) // config.beat_halves
+            for positions in {
+                min(round_up(depth, word), word << n) for n in range(config.a_words.bit_length())
+            }:
+                if min(positions, depth) > most_positions:
                     continue
-                whole_rows = row_tiles * tile_rows >= rows
-                whole_cols = col_tiles * tile_cols >= cols
-                if not whole_rows and row_tiles * tile_rows % config.beat_halves:
+                shape = GradientShape(split, rows.tiles, cols.tiles, positions)
+                a_slot, b_slot = row_groups * positions // word, col_groups * positions // word
+                if a_slot > config.a_words or b_slot > config.b_words:
                     continue
-                if not whole_cols and col_tiles * tile_cols % config.beat_halves:
-                    continue
-                for positions in {
-                    min(round_up(depth, word), word << n)
-                    for n in range(config.a_words.bit_length())
-                }:
-                    shape = GradientShape(split, row_tiles, col_tiles, positions)
-                    a_slot, b_slot = gradient_slots(layer, config, shape)
-                    if a_slot > config.a_words or b_slot > config.b_words:
-                        continue
-                    # Loads, stores and the array side by side need two places each.
-                    alone = 2 * a_slot > config.a_words or 2 * b_slot > config.b_words
-                    row_blocks = ceil_div(rows, row_tiles * tile_rows)
-                    col_blocks = ceil_div(cols, col_tiles * tile_cols)
-                    chunks = ceil_div(depth, positions)
-                    blocks = row_blocks * col_blocks
-                    passes = ceil_div(rows, tile_rows) * ceil_div(cols, tile_cols)
-                    # A tile's pass is no shorter than its sums' way through the chain.
-                    compute = s * passes * max(depth, chunks * config.rows)
-                    if tiles > 1:
-                        # A tile's sums must be back before its next chunk.
-                        wait = s * positions + 2 * config.rows * s + 2 * config.cols + 40
-                        compute = max(compute, blocks * chunks * wait)
-                    beats = ceil_div(min(rows, row_tiles * tile_rows), config.beat_halves)
-                    beats += ceil_div(min(cols, col_tiles * tile_cols), config.beat_halves)
-                    loads = depth * blocks * beats
-                    first = positions * beats + chunks * blocks * 8
-                    cycles = compute + loads if alone else max(compute, loads)
-                    if 2 * tiles > places > 1:
-                        cycles += blocks * tiles * config.rows * s * 4
-                    yield cycles * layer.taps + first, shape
+                # Loads, stores and the array side by side need two places each.
+                alone = 2 * a_slot > config.a_words or 2 * b_slot > config.b_words
+                chunks = ceil_div(depth, positions)
+                # A tile's pass is no shorter than its sums' way through the chain.
+                compute = s * passes * max(depth, chunks * config.rows)
+                if tiles > 1:
+                    # A tile's sums must be back before its next chunk.
+                    wait = s * positions + 2 * config.rows * s + 2 * config.cols + 40
+                    compute = max(compute, blocks * chunks * wait)
+                loads = depth * blocks * beats
+                first = positions * beats + chunks * blocks * 8
+                cycles = compute + loads if alone else max(compute, loads)
+                if 2 * tiles > places > 1:
+                    cycles += blocks * tiles * config.rows * s * 4
+                yield cycles * layer.taps + first, shape
 
 
 def gradient(layer: Layer, where: LayerMemory) -> list[Instruction]:
     """Return WU: g = dy, transposed, * x; infinite and NaN sums are counted."""
-    config = where.config
-    shapes = list(_gradient_shapes(layer, config))
-    if not shapes:
-        raise ValueError(
-            f"the weight gradient of {layer} does not fit the device's buffers "
-            f"(a_words={config.a_words}, b_words={config.b_words}); enlarge them"
-        )
-    cost = {shape: cycles for cycles, shape in shapes}
+    cost = {shape: cycles for cycles, shape in _gradient_shapes(layer, where.config)}
     shape = min(cost, key=lambda s: (cost[s], s.positions))
     return one_after_another(
         GradientPlanner(layer, where, shape, first_in, first_out).emit()

@@ -16,16 +16,24 @@ from sat.rtl.isa import Buffer, Dataflow, Opcode, Start
 class OsPlanner(Planner):
     """A product under an `OsMapping`: a tile of sums stays while the depth passes."""
 
-    def __init__(self, product: Product, config: SatConfig, mapping: OsMapping, memory: MemoryMap):
+    def __init__(
+        self,
+        product: Product,
+        config: SatConfig,
+        mapping: OsMapping,
+        memory: MemoryMap,
+        offsets: tuple[int, ...] = (0,),
+    ):
         super().__init__(product, config, memory)
         self.mapping = mapping
+        self.offsets = offsets
         self.tile_rows = config.rows * (config.interleave >> mapping.split)
         self.tile_cols = config.cols << mapping.split
         self.row_tiles = ceil_div(product.rows, self.tile_rows)
         self.col_tiles = ceil_div(product.cols, self.tile_cols)
         self.chunks = ceil_div(self.words, mapping.chunk_words)
         self.a_slot, self.b_slot, self.i_slot = os_slots(
-            config, mapping.split, mapping.chunk_words, self.per_word, product.dense
+            config, mapping.split, mapping.chunk_words, self.per_word, product.dense, offsets
         )
         self.sum_slot = config.rows * config.interleave
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sat.dataflow.compile.memory import MemoryMap
 from sat.dataflow.compile.slots import Fill, Key, Load, Ring, Semaphore, Step, bit
-from sat.dataflow.mapping import ceil_div, values_per_word
+from sat.dataflow.mapping import ceil_div, slot_count, values_per_word
 from sat.dataflow.products import Product
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Buffer, Instruction, Opcode, Start
@@ -132,12 +132,12 @@ class Planner:
     def emit(self) -> list[Instruction]:
         """Return the instructions, without END; when done they leave every semaphore at 0."""
         config = self.config
-        a = Ring(config.a_words // self.a_slot)
-        b_slots = config.b_words // self.b_slot_words
+        a = Ring(slot_count(config.a_words, self.a_slot))
+        b_slots = slot_count(config.b_words, self.b_slot_words)
         if not self.product.dense:
-            b_slots = min(b_slots, config.i_words // self.i_slot_words)
+            b_slots = min(b_slots, slot_count(config.i_words, self.i_slot_words))
         b = Ring(b_slots)
-        output_slots = config.sum_words // self.sum_slot
+        output_slots = slot_count(config.sum_words, self.sum_slot)
         start, mask = Ring(output_slots), Ring(output_slots)
         steps = []
         for number, step in enumerate(self.steps()):

@@ -15,8 +15,10 @@ import numpy as np
 from sat.dataflow.compile.activations import backward, forward
 from sat.dataflow.compile.depthwise import depthwise_gradient
 from sat.dataflow.compile.gradient import gradient
-from sat.dataflow.compile.update import update
+from sat.dataflow.compile.update import UpdatePlan, update
+from sat.dataflow.fit import attempt
 from sat.dataflow.layers import Layer, LayerMemory
+from sat.dataflow.limits import check_addresses, check_sizes
 from sat.dataflow.mapping import round_up
 from sat.dataflow.program import Program
 from sat.rtl import isa
@@ -132,20 +134,52 @@ def compile_step(
     Raises
     ------
     ValueError
-        A stage is unknown, or the layer does not fit the device.
+        A stage is unknown.
+    DoesNotFit
+        The device cannot run the layer: the message names what would help.
     """
-    where = LayerMemory(layer, config, base)
-    rates = (sgd or Sgd()).fields()
-    instructions: list[Instruction] = []
-    marks = []
-    for name in stages:
-        if instructions:
-            instructions.append(Instruction(Opcode.FENCE, {}))
-        first = len(instructions)
-        instructions += stage(name, layer, where, memory, rates)
-        marks.append((name, first, len(instructions)))
-    instructions.append(Instruction(Opcode.END, {}))
-    address = round_up(where.end, 4 * isa.INSTRUCTION_BYTES)
-    program = Program(instructions)
-    end = address + len(program) * isa.INSTRUCTION_BYTES
-    return CompiledStep(layer, where, program, tuple(marks), address, end)
+
+    def make(config: SatConfig) -> CompiledStep:
+        where = LayerMemory(layer, config, base)
+        check_sizes(where)
+        rates = (sgd or Sgd()).fields()
+        instructions: list[Instruction] = []
+        marks = []
+        for name in stages:
+            if instructions:
+                instructions.append(Instruction(Opcode.FENCE, {}))
+            first = len(instructions)
+            instructions += stage(name, layer, where, memory, rates)
+            marks.append((name, first, len(instructions)))
+        instructions.append(Instruction(Opcode.END, {}))
+        address = round_up(where.end, 4 * isa.INSTRUCTION_BYTES)
+        program = Program(instructions)
+        end = address + len(program) * isa.INSTRUCTION_BYTES
+        check_addresses(end, config, f"{', '.join(stages)} of {layer}")
+        return CompiledStep(layer, where, program, tuple(marks), address, end)
+
+    return attempt(make, config)
+
+
+SURELY_ENOUGH = 64
+"""Times a layer's tensors at which its programs surely have room beside them."""
+
+
+def check_layer(layer: Layer, config: SatConfig) -> None:
+    """Check that a device can run all stages of a layer, mostly without compiling them.
+
+    Raises
+    ------
+    DoesNotFit
+        As `compile_step` for `STAGES`.
+    """
+
+    def make(config: SatConfig) -> None:
+        where = LayerMemory(layer, config)
+        check_sizes(where)
+        UpdatePlan.of(layer, where)
+        check_addresses(where.end, config, f"the tensors of {layer}")
+        if SURELY_ENOUGH * where.end > 1 << config.axi.address_bits:
+            compile_step(layer, config, MemoryTiming())
+
+    attempt(make, config)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from sat.dataflow.compile.slots import Semaphore, bit
+from sat.dataflow.fit import DoesNotFit, at_least
 from sat.dataflow.layers import Layer, LayerMemory, Packing, Pair
-from sat.dataflow.mapping import ceil_div, round_up
+from sat.dataflow.mapping import ceil_div, round_up, slot_count
+from sat.rtl.config import SatConfig
 from sat.rtl.isa import Buffer, Instruction, Opcode, Source
 
 
@@ -23,6 +26,134 @@ class _UpdateTile:
     stores: tuple[tuple[Source, dict[str, int]], ...]  # of the copies
 
 
+class _Room(NamedTuple):
+    """What a tile takes of each lane's banks, and how many such tiles they hold."""
+
+    words: int
+    ff_words: int
+    bp_words: int
+    in_slots: int
+    out_slots: int
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """How the weights of a layer are cut into tiles for UPDATE.
+
+    Parameters
+    ----------
+    config : SatConfig
+    ff, bp : (int, int)
+        Patterns along columns and rows.
+    rows, columns : int
+        Of the largest tile.
+    """
+
+    config: SatConfig
+    ff: Pair
+    bp: Pair
+    rows: int = 0
+    columns: int = 0
+
+    def room(self, rows: int, columns: int) -> _Room:
+        """Return what a tile of this size takes."""
+        config = self.config
+        row_groups = ceil_div(rows, config.update_lanes)
+        column_groups = ceil_div(columns, config.update_lanes)
+        ff, bp, halves = self.ff, self.bp, config.beat_halves
+        words = row_groups * (columns // config.beat_weights)
+        ff_words = row_groups * ceil_div(columns * ff[0] // ff[1], halves)
+        bp_words = column_groups * ceil_div(rows * bp[0] // bp[1], halves)
+        in_slots = slot_count(config.update_words, words)
+        copies = slot_count(config.copy_words, max(ff_words, bp_words))
+        return _Room(words, ff_words, bp_words, in_slots, min(in_slots, copies))
+
+    def weights(self, rows: int, columns: int) -> int:
+        """Return what counts against ``tile_weights``: lanes without a row take room, too."""
+        return round_up(rows, self.config.update_lanes) * columns
+
+    def fits(self, rows: int, columns: int) -> bool:
+        """Whether UPDATE takes a tile of this size."""
+        enough = self.weights(rows, columns) <= self.config.tile_weights
+        return enough and self.room(rows, columns).out_slots >= 1
+
+    @classmethod
+    def of(cls, layer: Layer, where: LayerMemory) -> UpdatePlan:
+        """Return the plan for a layer: near a square, as large as a tile may be and banks hold.
+
+        Raises
+        ------
+        DoesNotFit
+            Not even the smallest tile that ends on whole bytes of indices fits.
+        """
+        config = where.config
+        if layer.depthwise:
+            plan = cls(config, (1, 1), (1, 1))
+            whole, units = (layer.taps, where.padded_out), (1, config.beat_weights)
+            first = plan._depthwise_first(*whole)
+        else:
+            plan = cls(config, (where.ff.n, where.ff.m), (where.bp.n, where.bp.m))
+            whole = where.bp.channels, where.ff.channels
+            units = _unit(where.bp, 1), _unit(where.ff, config.beat_weights)
+            side = 1 << (config.tile_weights.bit_length() - 1) // 2
+            first = min(side, whole[0]), min(side, whole[1])
+        legal = all(
+            size == most or size % unit == 0
+            for size, most, unit in zip(first, whole, units, strict=True)
+        )
+        if legal and plan.fits(*first):
+            return replace(plan, rows=first[0], columns=first[1])
+        sides = [
+            {most, *(unit << n for n in range((most // unit).bit_length()))}
+            for most, unit in zip(whole, units, strict=True)
+        ]
+        found = [pair for pair in itertools.product(*sides) if plan.fits(*pair)]
+        if found:
+            # Tiles that overlap first, then few of them, then square ones.
+            rows, columns = max(
+                found,
+                key=lambda p: (plan.room(*p).out_slots > 1, p[0] * p[1], -abs(p[0] - p[1]), p),
+            )
+            return replace(plan, rows=rows, columns=columns)
+        least = min(sides[0]), min(sides[1])
+        raise plan._refusal(*least)
+
+    def _depthwise_first(self, taps: int, channels: int) -> Pair:
+        """Return all taps of as many channels as leave room for a second tile."""
+        config = self.config
+        groups, beat = ceil_div(taps, config.update_lanes), config.beat_weights
+        most = config.tile_weights // (groups * config.update_lanes) // beat * beat
+        fits = config.update_words // 2 // groups * beat
+        return taps, max(beat, min(most, fits, channels))
+
+    def _refusal(self, rows: int, columns: int) -> DoesNotFit:
+        config, room = self.config, self.room(rows, columns)
+        needs = {
+            "tile_weights": self.weights(rows, columns),
+            "update_words": room.words,
+            "copy_words": max(room.ff_words, room.bp_words),
+        }
+        fixes = {
+            name: at_least(need) for name, need in needs.items() if need > getattr(config, name)
+        }
+        has = ", ".join(f"{name}={getattr(config, name)}" for name in fixes)
+        return DoesNotFit(
+            f"weights pruned {self.ff[0]}:{self.ff[1]} for FF and {self.bp[0]}:{self.bp[1]} for BP "
+            f"are updated in tiles of at least {rows} x {columns}: too many for {has}",
+            fixes,
+        )
+
+
+def _unit(packing: Packing, beat: int) -> int:
+    """Return the channels of which a tile's side is a multiple.
+
+    Whole groups of the pattern, whole beats of weights, and, as a tile's indices are stored on
+    their own, whole bytes of them.
+    """
+    odd = not packing.dense and packing.n % 2
+    return max(packing.m * (2 if odd else 1), beat)
+
+
 def update(layer: Layer, where: LayerMemory, rates: dict[str, int]) -> list[Instruction]:
     """Return the weight update and both prunings: WUVE, SORE, pre-generation.
 
@@ -32,26 +163,19 @@ def update(layer: Layer, where: LayerMemory, rates: dict[str, int]) -> list[Inst
         Fields of RATES.
     """
     config = where.config
-    ff, bp = ((1, 1), (1, 1)) if layer.depthwise else _patterns(where)
+    plan = UpdatePlan.of(layer, where)
+    ff, bp = plan.ff, plan.bp
     fields = {
         "ff_n": ff[0], "ff_log2_m": ff[1].bit_length() - 1,
         "bp_n": bp[0], "bp_log2_m": bp[1].bit_length() - 1,
     }  # fmt: skip
-    tiles = list(_depthwise_tiles(layer, where) if layer.depthwise else _tiles(layer, where))
+    tiles = list(_depthwise_tiles(where, plan) if layer.depthwise else _tiles(layer, where, plan))
     lanes, halves = config.update_lanes, config.beat_halves
-    words = max(ceil_div(t.rows, lanes) * (t.columns // config.beat_weights) for t in tiles)
-    ff_stride = max(ceil_div(t.columns * ff[0] // ff[1], halves) for t in tiles)
-    bp_stride = max(ceil_div(t.rows * bp[0] // bp[1], halves) for t in tiles)
-    ff_words = max(ceil_div(t.rows, lanes) for t in tiles) * ff_stride
-    bp_words = max(ceil_div(t.columns, lanes) for t in tiles) * bp_stride
-    in_slots = config.update_words // words if words else 1
-    out_slots = min(in_slots, config.copy_words // ff_words, config.copy_words // bp_words)
-    if out_slots < 1:
-        raise ValueError(
-            f"a tile of {tiles[0].rows} x {tiles[0].columns} weights does not fit the update "
-            f"engine's banks (update_words={config.update_words}, copy_words={config.copy_words}); "
-            "enlarge them or lower tile_weights"
-        )
+    full = plan.room(plan.rows, plan.columns)
+    words, ff_words, bp_words = full.words, full.ff_words, full.bp_words
+    ff_stride = ceil_div(plan.columns * ff[0] // ff[1], halves)
+    bp_stride = ceil_div(plan.rows * bp[0] // bp[1], halves)
+    in_slots, out_slots = full.in_slots, full.out_slots
     made = [Instruction(Opcode.RATES, rates)]
 
     def loads(number: int) -> list[Instruction]:
@@ -144,26 +268,15 @@ def update(layer: Layer, where: LayerMemory, rates: dict[str, int]) -> list[Inst
     return made
 
 
-def _patterns(where: LayerMemory) -> tuple[Pair, Pair]:
-    return (where.ff.n, where.ff.m), (where.bp.n, where.bp.m)
-
-
-def _tiles(layer: Layer, where: LayerMemory) -> Iterator[_UpdateTile]:
-    """Yield tiles of at most ``tile_weights``, each at one tap of one group."""
-    side = 1 << (where.config.tile_weights.bit_length() - 1) // 2
+def _tiles(layer: Layer, where: LayerMemory, plan: UpdatePlan) -> Iterator[_UpdateTile]:
+    """Yield tiles, each at one tap of one group."""
     rows_of, columns_of = where.bp.channels, where.ff.channels
-    sides = (min(side, rows_of), min(side, columns_of))
-    for packing, size in ((where.bp, sides[0]), (where.ff, sides[1])):
-        if size < packing.channels and size * packing.n // packing.m % 2:
-            raise ValueError(
-                f"pattern {packing.n}:{packing.m}: an update tile of {size} channels would end "
-                f"inside a byte of indices; raise tile_weights={where.config.tile_weights}"
-            )
     for group in range(layer.groups):
         for tap in range(layer.taps):
-            for row in range(0, rows_of, sides[0]):
-                for column in range(0, columns_of, sides[1]):
-                    rows, columns = min(sides[0], rows_of - row), min(sides[1], columns_of - column)
+            for row in range(0, rows_of, plan.rows):
+                for column in range(0, columns_of, plan.columns):
+                    rows = min(plan.rows, rows_of - row)
+                    columns = min(plan.columns, columns_of - column)
                     stores = [
                         *_copy_stores(
                             where, "ff", tap, group * rows_of + row, rows, column, columns
@@ -199,26 +312,17 @@ def _copy_stores(
             yield Source[f"{name.upper()}_{what}"], body
 
 
-def _depthwise_tiles(layer: Layer, where: LayerMemory) -> Iterator[_UpdateTile]:
-    """Yield tiles of all taps; their columns, the channels, become the rows of the copy."""
-    config, region = where.config, where["ff"]
-    padded = round_up(layer.taps, config.update_lanes)
-    most = config.tile_weights // padded // config.beat_weights * config.beat_weights
-    if most == 0:
-        raise ValueError(
-            f"kernel={layer.kernel}: {layer.taps} taps of a beat of channels are more than a tile "
-            f"of tile_weights={config.tile_weights}; raise it"
-        )
-    # No larger than half of the banks, so that tiles overlap.
-    groups = ceil_div(layer.taps, config.update_lanes)
-    fits = config.update_words // 2 // groups * config.beat_weights
-    side = max(config.beat_weights, min(most, fits, where.padded_out))
-    for column in range(0, where.padded_out, side):
-        columns = min(side, where.padded_out - column)
-        body = {
-            "address": region.address + column * region.pitch,
-            "pitch": region.pitch,
-            "rows": columns,
-            "row_bytes": 2 * layer.taps,
-        }
-        yield _UpdateTile(0, column, layer.taps, columns, ((Source.BP_VALUES, body),))
+def _depthwise_tiles(where: LayerMemory, plan: UpdatePlan) -> Iterator[_UpdateTile]:
+    """Yield tiles of taps; their columns, the channels, become the rows of the copy."""
+    region, taps = where["ff"], where.layer.taps
+    for column in range(0, where.padded_out, plan.columns):
+        columns = min(plan.columns, where.padded_out - column)
+        for row in range(0, taps, plan.rows):
+            rows = min(plan.rows, taps - row)
+            body = {
+                "address": region.address + column * region.pitch + 2 * row,
+                "pitch": region.pitch,
+                "rows": columns,
+                "row_bytes": 2 * rows,
+            }
+            yield _UpdateTile(row, column, rows, columns, ((Source.BP_VALUES, body),))

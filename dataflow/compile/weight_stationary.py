@@ -20,7 +20,7 @@ class WsPlanner(Planner):
         super().__init__(product, config, memory)
         self.mapping = mapping
         self.copies = self.per_word // mapping.hold
-        self.pass_words = config.rows // self.copies
+        self.pass_words = mapping.pass_words
         self.pass_values = self.pass_words * self.per_word
         self.passes = ceil_div(self.words, self.pass_words)
         self.chunks = ceil_div(self.passes, mapping.chunk_passes)

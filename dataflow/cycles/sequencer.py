@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from sat.dataflow.cycles.timing import Times
 from sat.dataflow.cycles.update import UpdateTiming
 from sat.dataflow.program import Program, ProgramError
 from sat.rtl.check import CHECK_CYCLES
-from sat.rtl.config import SEMAPHORES, SatConfig
+from sat.rtl.config import SEMAPHORE_MAX, SEMAPHORES, SatConfig
 from sat.rtl.isa import ENGINES, Opcode, Status
 from sat.sim.memory import MemoryTiming
 
@@ -55,7 +56,8 @@ def predict(
     ------
     ProgramError
         An instruction waits for what no earlier one raises: the program would hang, or depend
-        on a race.
+        on a race. Or a semaphore's counter overflows, with this memory; the instruction is the
+        one that raises it too high.
     ValueError
         A semaphore is raised, or waited for, by more than one engine.
     """
@@ -69,7 +71,8 @@ def predict(
     }
     engine_of = {opcode: name for name, opcodes in ENGINES.items() for opcode in opcodes}
     accepts = {name: deque([-1] * config.queue_depth) for name in engines}
-    raised: list[deque[int]] = [deque() for _ in range(SEMAPHORES)]
+    raises: list[list[tuple[int, int]]] = [[] for _ in range(SEMAPHORES)]  # (cycle, instruction)
+    takes: list[list[int]] = [[] for _ in range(SEMAPHORES)]
     raisers: list[str | None] = [None] * SEMAPHORES
     waiters: list[str | None] = [None] * SEMAPHORES
     times: list[Times | None] = []
@@ -93,6 +96,8 @@ def predict(
             dispatched = max(decided, *(engine.idle for engine in engines.values()))
             times.append(None)
             if opcode is Opcode.END:
+                for semaphore in range(SEMAPHORES):
+                    _check_counter(semaphore, raises[semaphore], takes[semaphore])
                 return Prediction(dispatched + 1, times, load.beats, store.beats)
             continue
         name = engine_of[opcode]
@@ -100,15 +105,18 @@ def predict(
         offered = dispatched + 1
         for semaphore in _bits(instruction.wait):
             owner(waiters, semaphore, name, "waited for")
-            if not raised[semaphore]:
+            taken_before = len(takes[semaphore])
+            if taken_before == len(raises[semaphore]):
                 raise ProgramError(
                     Status.WATCHDOG,
                     pc,
                     f"{opcode.name} waits for semaphore {semaphore}, which nothing before it "
                     "raises often enough",
                 )
-            offered = max(offered, raised[semaphore].popleft() + 1)
+            offered = max(offered, raises[semaphore][taken_before][0] + 1)
         moment = engines[name].run(instruction, offered)
+        for semaphore in _bits(instruction.wait):
+            takes[semaphore].append(moment.accept)
         accepts[name].append(moment.accept)
         times.append(moment)
         for mask, cycle in (
@@ -117,8 +125,27 @@ def predict(
         ):
             for semaphore in _bits(mask):
                 owner(raisers, semaphore, name, "raised")
-                raised[semaphore].append(cycle)
+                raises[semaphore].append((cycle, pc))
     raise ProgramError(Status.NO_END, len(program) - 1, "the program's last must be END")
+
+
+def _check_counter(semaphore: int, raises: list[tuple[int, int]], takes: list[int]) -> None:
+    """Raise if a counter would ever pass `SEMAPHORE_MAX`.
+
+    Of raises and takes in one cycle both count: each raise needs the take `SEMAPHORE_MAX` before
+    it to be no later.
+    """
+    raises = sorted(raises)
+    for (cycle, pc), taken in itertools.zip_longest(
+        raises[SEMAPHORE_MAX:], takes[: max(0, len(raises) - SEMAPHORE_MAX)]
+    ):
+        if taken is None or taken > cycle:
+            raise ProgramError(
+                Status.SEMAPHORE,
+                pc,
+                f"it raises semaphore {semaphore} above {SEMAPHORE_MAX}: nothing has waited for "
+                f"it often enough by cycle {cycle}",
+            )
 
 
 def _bits(mask: int) -> list[int]:

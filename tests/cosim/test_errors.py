@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import sys
+from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from sat.dataflow.compile import compile_product
+from sat.dataflow.cycles import predict
 from sat.dataflow.host import write_product
 from sat.dataflow.mapping import legal_mappings
 from sat.dataflow.products import Product
@@ -180,6 +183,45 @@ def test_semaphore_that_overflows(ready):
     memory = dev.memory.copy()
     dev.memory[: len(raw)] = raw
     assert dev.run(0, len(program)).status is Status.SEMAPHORE
+    dev.memory[:] = memory
+
+
+def test_semaphores_at_their_limit(ready):
+    """LOADs raise, RATES take a few at a time: RTL as predicted, and well if the validator says so.
+
+    Whether the counter passes 255 depends on how far the two engines are apart.
+    """
+    dev, compiled = ready
+    rng = random.Random(0)
+    load = compiled.program[first(compiled.program, Opcode.LOAD)]
+    load = replace(load, wait=0, release=0, signal=1)
+    rates = Instruction(Opcode.RATES, {}, wait=1)
+    memory = dev.memory.copy()
+    seen = Counter()
+    for _ in range(40):
+        made = [load] * rng.randint(235, 255)
+        for _ in range(rng.randint(1, 12)):
+            some = [load] * rng.randint(0, 9) + [rates] * rng.randint(0, 9)
+            rng.shuffle(some)
+            made += some
+        program = Program([*made, Instruction(Opcode.END, {})])
+        raw = np.frombuffer(program.encode(), np.uint8)
+        dev.memory[: len(raw)] = raw
+        outcome = dev.run(0, len(program))
+        try:
+            assert predict(program, CONFIG, dev.timing).cycles == outcome.cycles
+            predicted = Status.DONE
+        except ProgramError as error:
+            predicted = error.status
+        assert outcome.status is predicted
+        try:
+            program.validate(CONFIG, window=(0, MEMORY))
+            assert outcome.status is Status.DONE
+            seen["valid"] += 1
+        except ProgramError as error:
+            assert error.status is Status.SEMAPHORE
+        seen[outcome.status] += 1
+    assert min(seen[key] for key in (Status.DONE, Status.SEMAPHORE, "valid")) >= 5, seen
     dev.memory[:] = memory
 
 

@@ -1,0 +1,58 @@
+"""Random devices: every field of `SatConfig`, small values more often than large ones."""
+
+from __future__ import annotations
+
+import random
+
+from sat.rtl.config import AxiConfig, FpTiming, SatConfig
+
+
+def _depth(rng: random.Random, least: int, most: int) -> int:
+    """Return a power of two, often the least."""
+    found = least
+    while found < most and rng.random() < 0.6:
+        found *= 2
+    return found
+
+
+def random_config(rng: random.Random, side: int = 64, depth: int = 32768) -> SatConfig:
+    """Return a legal configuration with at most ``side`` rows and columns.
+
+    Parameters
+    ----------
+    depth : int
+        The most words of a buffer, where its rules leave a choice.
+    """
+    max_m = rng.choice([2, 4, 8, 16])
+    data_bits = rng.choice([bits for bits in (32, 64, 128, 256) if bits <= 16 * max_m])
+    interleave = rng.choice([1, 2, 4, 8])
+    sides = [rng.randint(1, rng.choice([3, 5, 9, 17, side])) for _ in range(2)]
+    rows, cols = (min(value, side, data_bits) for value in sides)
+    sums = 16
+    while sums < 2 * rows * interleave:
+        sums *= 2
+    return SatConfig(
+        rows=rows,
+        cols=cols,
+        max_m=max_m,
+        max_n=rng.randint(1, max_m),
+        interleave=interleave,
+        fp=FpTiming(
+            multiplier_stages=rng.randint(1, 3), adder_stages=rng.randint(1, min(7, interleave))
+        ),
+        a_words=_depth(rng, 16, depth),
+        b_words=_depth(rng, 16, depth),
+        sum_words=_depth(rng, sums, max(sums, depth)),
+        update_lanes=rng.choice([1, 2, 4, 8]),
+        update_words=_depth(rng, 16, depth),
+        copy_words=_depth(rng, 16, depth),
+        tile_weights=_depth(rng, 256, 16384),
+        axi=AxiConfig(
+            data_bits=data_bits,
+            address_bits=rng.randint(21, 48),
+            burst_beats=1 << rng.randint(0, 8),
+            outstanding=1 << rng.randint(1, 6),
+        ),
+        queue_depth=rng.choice([2, 4, 8, 16]),
+        watchdog_cycles=1 << rng.randint(14, 30),
+    )

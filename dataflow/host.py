@@ -22,6 +22,11 @@ def _put(memory: np.ndarray, region: Region, matrix: np.ndarray) -> None:
     _rows(memory, region)[:] = np.ascontiguousarray(matrix).view(np.uint8)
 
 
+def _flat(matrices: np.ndarray) -> np.ndarray:
+    """Return the rows of all matrices of a stack, one matrix after the other, without gaps."""
+    return np.ascontiguousarray(matrices).reshape(-1, matrices.shape[-1])
+
+
 def pack_indices(indices: np.ndarray) -> np.ndarray:
     """Return 4-bit indices packed in pairs along the last axis, the first in the low bits.
 
@@ -52,7 +57,7 @@ def write_product(
     Parameters
     ----------
     memory : flat uint8, at least ``where.end`` bytes
-    a : (rows, depth) float16
+    a : (rows, depth) float16; here and below, a stack of products has its number in front
     values : (kept, cols) float16
     indices : (kept, cols) uint8, or None for a dense B
     start : (rows, cols) or (cols,) float32, or None, as the memory map has it
@@ -71,25 +76,28 @@ def write_left(
     """Put all but the right operand into device memory; parameters as for `write_product`."""
     raw = np.frombuffer(program.encode(), np.uint8)
     memory[where.program.address : where.program.address + len(raw)] = raw
-    _put(memory, where.a, a)
+    _put(memory, where.a, _flat(a))
     if where.start is not None:
         assert start is not None
-        _put(memory, where.start, np.atleast_2d(start))
+        _put(memory, where.start, _flat(np.atleast_2d(start)))
 
 
 def write_right(
     memory: np.ndarray, where: MemoryMap, values: np.ndarray, indices: np.ndarray | None
 ) -> None:
     """Put a product's right operand into device memory; parameters as for `write_product`."""
-    _put(memory, where.b, values.T)
+    _put(memory, where.b, _flat(values.swapaxes(-1, -2)))
     if where.indices is not None:
         assert indices is not None
-        _put(memory, where.indices, pack_indices(np.ascontiguousarray(indices.T)))
+        _put(memory, where.indices, pack_indices(_flat(indices.swapaxes(-1, -2))))
 
 
 def read_result(memory: np.ndarray, where: MemoryMap) -> np.ndarray:
-    """Return a copy of the result, (rows, cols) float32."""
-    return _rows(memory, where.result).copy().view(np.float32)
+    """Return a copy of the result, (rows, cols) float32; (count, rows, cols) of a stack."""
+    result = _rows(memory, where.result).copy().view(np.float32)
+    if where.count == 1:
+        return result
+    return result.reshape(where.count, -1, result.shape[1])
 
 
 def _pixels(memory: np.ndarray, region: Region, size: tuple[int, ...], channels: int) -> np.ndarray:

@@ -30,6 +30,8 @@ class Product:
     n, m : int
         B's pattern; 1:1 is dense.
     start : StartShape
+    count : int
+        Products of a stack, one after the other in one program; 1 if there is no stack.
 
     Raises
     ------
@@ -43,9 +45,10 @@ class Product:
     n: int = 1
     m: int = 1
     start: StartShape = StartShape.ZERO
+    count: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("rows", "cols", "depth"):
+        for name in ("rows", "cols", "depth", "count"):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name}={value}: a product has at least 1")
@@ -67,8 +70,8 @@ class Product:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates: rows · cols · stored depth."""
-        return self.rows * self.cols * self.kept
+        """Multiply-accumulates: count · rows · cols · stored depth."""
+        return self.count * self.rows * self.cols * self.kept
 
 
 def kept_values(depth: int, n: int, m: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 from sat.dataflow.compile.product import CompiledProduct, compile_product
 from sat.dataflow.cycles import predict
@@ -13,6 +14,9 @@ from sat.sim.memory import MemoryTiming
 
 EXACT = 4
 """Mappings that are compiled and costed exactly, the most promising first."""
+
+SAMPLE = 2
+"""Products of a stack that mappings are compared by."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -32,6 +36,12 @@ def best_mapping(
     ValueError
         As `sat.dataflow.mapping.legal_mappings`.
     """
+    if product.count > SAMPLE:
+        # One after the other, products of a stack cost the same: the mapping of a few is the
+        # mapping of all.
+        few, _ = best_mapping(replace(product, count=SAMPLE), config, memory, dataflow)
+        compiled = compile_product(product, config, few.mapping)
+        return compiled, predict(compiled.program, config, memory).cycles
     mappings = legal_mappings(product, config, dataflow)
     mappings.sort(key=lambda mapping: estimate(product, config, memory, mapping))
     best: tuple[int, CompiledProduct] | None = None

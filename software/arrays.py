@@ -54,6 +54,24 @@ def array_of(x: Tensor) -> NDArray[Any]:
     return np.from_dlpack(_Exported(x))
 
 
+class _OfTensor(np.ndarray):
+    """All of a tensor's memory as an array; views and copies of it are plain arrays of numpy's."""
+
+    tensor: Tensor
+
+
+def empty_array(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return a new array of float32, not set, that `tensor_of` makes a tensor without copying."""
+    tensor = torch.empty(shape)
+    array = np.from_dlpack(_Exported(tensor)).view(_OfTensor)
+    array.tensor = tensor
+    return array
+
+
 def tensor_of(array: NDArray[Any]) -> Tensor:
-    """Return a tensor of a numpy array's numbers, in memory of its own."""
-    return torch.from_numpy(array).clone()
+    """Return a tensor of a numpy array's numbers, in memory that is not numpy's.
+
+    That is a copy, but of what `empty_array` made.
+    """
+    made: Tensor | None = getattr(array, "tensor", None)
+    return torch.from_numpy(array).clone() if made is None else made

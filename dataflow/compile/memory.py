@@ -17,7 +17,8 @@ class MemoryMap:
 
     Rows of A and of the result are rows of the product; rows of B (values, indices) are its
     columns. ``start`` has one row when it is the same for all rows of the product. B comes last,
-    on a 4 KiB boundary, so that it may lie elsewhere (`CompiledProduct.with_b_at`).
+    on a 4 KiB boundary, so that it may lie elsewhere (`CompiledProduct.with_b_at`). The products of
+    a stack follow each other in each region.
     """
 
     program: Region
@@ -26,6 +27,26 @@ class MemoryMap:
     indices: Region | None
     start: Region | None
     result: Region
+    count: int = 1
+
+    def of(self, number: int) -> MemoryMap:
+        """Return where one product of a stack lies."""
+
+        def part(region: Region) -> Region:
+            rows = region.rows // self.count
+            pitch = 0 if region is self.start and rows == 1 else region.pitch
+            address = region.address + number * rows * region.pitch
+            return replace(region, address=address, pitch=pitch, rows=rows)
+
+        return replace(
+            self,
+            a=part(self.a),
+            b=part(self.b),
+            indices=self.indices and part(self.indices),
+            start=self.start and part(self.start),
+            result=part(self.result),
+            count=1,
+        )
 
     @property
     def held(self) -> range:
@@ -51,14 +72,18 @@ def memory_map(product: Product, config: SatConfig, program_bytes: int, base: in
         return made
 
     program = region(1, program_bytes)
-    a = region(product.rows, 2 * product.depth)
+    count = product.count
+    a = region(count * product.rows, 2 * product.depth)
     start = None
     if product.start is StartShape.ROW:
-        start = replace(region(1, 4 * product.cols), pitch=0)
+        start = region(count, 4 * product.cols)
+        start = replace(start, pitch=0) if count == 1 else start
     elif product.start is StartShape.MATRIX:
-        start = region(product.rows, 4 * product.cols)
-    result = region(product.rows, 4 * product.cols)
+        start = region(count * product.rows, 4 * product.cols)
+    result = region(count * product.rows, 4 * product.cols)
     at = round_up(at, BOUNDARY_BYTES)
-    b = region(product.cols, 2 * product.kept)
-    indices = None if product.dense else region(product.cols, ceil_div(product.kept, 2))
-    return MemoryMap(program, a, b, indices, start, result)
+    b = region(count * product.cols, 2 * product.kept)
+    indices = None
+    if not product.dense:
+        indices = region(count * product.cols, ceil_div(product.kept, 2))
+    return MemoryMap(program, a, b, indices, start, result, count)

@@ -129,6 +129,26 @@ class Planner:
         }
         return [body]
 
+    def _stack(self) -> Iterator[Step]:
+        """Yield the steps of each product of a stack; while they are used, the memory is its own.
+
+        What differs between products is where they lie, so all have the same slots: the loads of
+        one go on while another is multiplied.
+        """
+        if self.product.count == 1:
+            yield from self.steps()
+            return
+        whole, taken = self.memory, 0
+        for number in range(self.product.count):
+            self.memory, places = whole.of(number), 0
+            for step in self.steps():
+                step.number = number
+                places = max(places, step.output + 1)
+                step.output += taken
+                yield step
+            taken += places
+        self.memory = whole
+
     def emit(self) -> list[Instruction]:
         """Return the instructions, without END; when done they leave every semaphore at 0."""
         config = self.config
@@ -140,12 +160,13 @@ class Planner:
         output_slots = slot_count(config.sum_words, self.sum_slot)
         start, mask = Ring(output_slots), Ring(output_slots)
         steps = []
-        for number, step in enumerate(self.steps()):
-            step.fills["a"] = a.use(step.a, number, partial(self.a_loads, step.a))
-            step.fills["b"] = b.use(step.b, number, partial(self.b_loads, step.b))
+        for number, step in enumerate(self._stack()):
+            of = step.number
+            step.fills["a"] = a.use((of, *step.a), number, partial(self.a_loads, step.a))
+            step.fills["b"] = b.use((of, *step.b), number, partial(self.b_loads, step.b))
             if step.start is not None:
                 load = partial(self.start_loads, step.start)
-                step.fills["start"] = start.use(step.start, number, load)
+                step.fills["start"] = start.use((of, *step.start), number, load)
             if step.masks:
                 # Every closing step has masks or none has: mask and output slots stay in step.
                 mask.use((step.output,), number, partial(list, step.masks))

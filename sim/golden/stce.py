@@ -150,6 +150,7 @@ def fold(
     n: int = 1,
     m: int = 1,
     threads: int = 1,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return what `matmul` does, of operands that are known to fit each other.
 
@@ -162,12 +163,14 @@ def fold(
         (…, kept, cols) float16 and uint8, both C-contiguous.
     start : numpy.ndarray or None
         (…, rows, cols) float32, any strides.
+    out : numpy.ndarray, optional
+        (…, rows, cols) float32, C-contiguous, for the result; a new array if not given.
     """
     where = None if start is None else (start.shape, start.strides)
     plan, address, shape = _plan(
         (a.shape, a.strides), (values.shape, values.strides), where, n, m, threads
     )
-    out = np.empty(shape, np.float32)
+    out = np.empty(shape, np.float32) if out is None else out
     status = _fold()(
         address,
         a.ctypes.data,

@@ -55,6 +55,8 @@ class Run:
         Time that the host waited, in seconds.
     device : str, optional
         Which one ran, where a device is made of several.
+    parts : tuple of Run
+        Accounts of the devices that shared a stack, where each took some of its products in turn.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Run:
         bytes_kept: int = 0,
         wall_seconds: float | None = None,
         device: str | None = None,
+        parts: tuple[Run, ...] = (),
     ) -> None:
         self.macs = macs
         self.cycles = cycles
@@ -80,6 +83,7 @@ class Run:
         self.bytes_kept = bytes_kept
         self.wall_seconds = wall_seconds
         self.device = device
+        self.parts = parts
         self._predicted_cycles = predicted_cycles
 
     @property
@@ -197,21 +201,23 @@ class Device(ABC):
         start: NDArray[np.float32] | None,
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
-        """Compute one product; the operands are checked.
+        """Compute one product, or a stack of them; the operands are checked.
 
         Parameters
         ----------
-        a : (rows, depth) float16, C-contiguous
+        a : (rows, depth) or (count, rows, depth) float16
+            Any strides.
         b : RightOperand
-        start : (rows, cols) float32 or None
+            For a stack exactly if ``a`` is one.
+        start : (…, rows, cols) float32 or None
             First value of each sum. One value per column comes as a view whose row stride is 0:
-            ``start.strides[0] == 0``.
+            ``start.strides[-2] == 0``.
         dataflow : str
             One of `DATAFLOWS`.
 
         Returns
         -------
-        result : (rows, cols) float32
+        result : (rows, cols) or (count, rows, cols) float32
             A new array; every NaN is 0x7fc00000.
         run : Run
         """
@@ -245,19 +251,21 @@ class Device(ABC):
         Parameters
         ----------
         a : torch.Tensor or numpy.ndarray
-            (rows, depth) float16.
+            (rows, depth) float16; (count, rows, depth) for a stack of products, which the device
+            computes in one go.
         b : torch.Tensor, numpy.ndarray, NMTensor or RightOperand
-            (depth, cols) float16; an `NMTensor` has its groups along axis 0. What `resident`
-            returned stays in the device's memory.
+            (depth, cols), of a stack (count, depth, cols), float16; an `NMTensor` has its groups
+            along the depth. What `resident` returned stays in the device's memory.
         start : torch.Tensor or numpy.ndarray, optional
-            (rows, cols) or (cols,) float32: first value of each sum; +0 if not given.
+            First value of each sum, float32: one for each, as the result; (cols,); or, of a stack,
+            (count, 1, cols). +0 if not given.
         dataflow : str
             ``"auto"``, ``"os"`` or ``"ws"``; the result does not depend on it.
 
         Returns
         -------
         torch.Tensor or numpy.ndarray
-            (rows, cols) float32, of the kind of ``a``.
+            (rows, cols) or (count, rows, cols) float32, of the kind of ``a``.
 
         Raises
         ------
@@ -278,7 +286,7 @@ class Device(ABC):
         left, right, first = self._check(a, b, start, dataflow)
         result, run = self._matmul(left, right, first, dataflow)
         self.last_run = run
-        return tensor_of(result) if isinstance(a, torch.Tensor) else result
+        return tensor_of(result) if isinstance(a, torch.Tensor) else np.asarray(result)
 
     def _check(
         self, a: Any, b: Any, start: Any, dataflow: Any
@@ -287,31 +295,30 @@ class Device(ABC):
         if not isinstance(dataflow, str) or dataflow not in DATAFLOWS:
             raise ValueError(f"dataflow={dataflow!r}: must be 'auto', 'os' or 'ws'; choose one")
         left = _matrix("a", a, np.float16)
-        rows, depth = left.shape
+        *stack, rows, depth = left.shape
         right = b if isinstance(b, RightOperand) else _right(b)
-        if right.depth != depth:
+        if (right.depth, right.values.shape[:-2]) != (depth, tuple(stack)):
+            found = (*right.values.shape[:-2], right.depth, right.cols)
             raise ValueError(
-                f"a is {left.shape} and b is ({right.depth}, {right.cols}): a must have as many "
-                "columns as b has rows; check which operand is transposed"
+                f"a is {left.shape} and b is {found}: a must have as many columns as b has rows, "
+                "and a stack as many products as the other; check which operand is transposed"
             )
         if right.pattern.m > self.config.max_m and not self.any_pattern:
             raise ValueError(
                 f"b has pattern {right.pattern}: device {self.name} has M up to "
                 f"{self.config.max_m}; make it with max_m={right.pattern.m}"
             )
-        cols = right.cols
         first = None
         if start is not None:
             first = _array("start", start, np.float32)
-            if first.shape not in ((rows, cols), (cols,)):
+            shape = (*stack, rows, right.cols)
+            one_row = (*stack, 1, right.cols) if stack else shape[-1:]
+            if first.shape not in (shape, one_row, shape[-1:]):
                 raise ValueError(
-                    f"start has shape {first.shape}: must be ({rows}, {cols}) or ({cols},), as "
-                    "the result or as one of its rows; reshape it"
+                    f"start has shape {first.shape}: must be {shape} or {one_row}, as the result "
+                    "or as one of its rows; reshape it"
                 )
-            one_row = first.ndim == 1
-            first = np.ascontiguousarray(first)
-            if one_row:
-                first = np.broadcast_to(first, (rows, cols))
+            first = np.broadcast_to(first, shape)
         return left, right, first
 
     @property
@@ -384,15 +391,17 @@ def _right(b: Any) -> RightOperand:
     """Return a right operand that is checked but for its depth and the device's patterns."""
     if not isinstance(b, NMTensor):
         return RightOperand.dense(_matrix("b", b, np.float16))
-    if b.ndim != 2 or b.axis != 0:
+    if b.ndim not in (2, 3) or b.axis != b.ndim - 2:
         raise ValueError(
             f"b has shape {tuple(b.shape)} and groups along axis {b.axis}: must have two axes and "
-            "groups along axis 0, its depth; prune with sat.prune(b, pattern, axis=0)"
+            "groups along axis 0, its depth, or, for a stack, three axes and groups along axis 1; "
+            "prune with sat.prune(b, pattern, axis=-2)"
         )
     values = _matrix("b", b.values, np.float16)
     if b.pattern.dense:
         return RightOperand.dense(values)
-    return RightOperand(values, np.ascontiguousarray(array_of(b.indices)), b.pattern, b.shape[0])
+    values = np.ascontiguousarray(values)
+    return RightOperand(values, np.ascontiguousarray(array_of(b.indices)), b.pattern, b.shape[-2])
 
 
 _FIXES: Mapping[Any, tuple[str, str]] = {
@@ -436,10 +445,11 @@ def _array(name: str, x: Any, dtype: type[np.generic]) -> NDArray[Any]:
 
 
 def _matrix(name: str, x: Any, dtype: type[np.generic]) -> NDArray[Any]:
-    """Return ``x`` as a C-contiguous matrix of ``dtype``; raise unless it is one, not empty."""
+    """Return ``x`` as a matrix of ``dtype``, or a stack; raise unless it is one, not empty."""
     array = _array(name, x, dtype)
-    if array.ndim != 2 or 0 in array.shape:
+    if array.ndim not in (2, 3) or 0 in array.shape:
         raise ValueError(
-            f"{name} has shape {array.shape}: must have two axes of at least 1; reshape it"
+            f"{name} has shape {array.shape}: must have two axes of at least 1, or three for a "
+            "stack; reshape it"
         )
-    return np.ascontiguousarray(array)
+    return array

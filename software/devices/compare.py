@@ -23,7 +23,8 @@ class Mismatch:
     Parameters
     ----------
     product : int
-        Number of the product, from 0; a dense twin has the number of its product.
+        Number of the product, from 0, each of a stack counted; a dense twin has the number of its
+        product.
     row, col : int
         Where in the result.
     got, expected : int
@@ -69,8 +70,8 @@ class ComparingDevice(Device):
         FP32 results compared, and how many differed.
     first : Mismatch or None
     runs : list of tuple
-        (run, dense run) of each product: the same run twice if it is dense itself, None for the
-        dense run if none was made.
+        (run, dense run) of each product or stack: the same run twice if it is dense itself, None
+        for the dense run if none was made.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class ComparingDevice(Device):
         self.mismatches = 0
         self.first: Mismatch | None = None
         self.runs: list[tuple[Run, Run | None]] = []
+        self._products = 0
 
     @property
     def mispredicted(self) -> int:
@@ -118,9 +120,10 @@ class ComparingDevice(Device):
         result, run = self._both(a, b, start, dataflow)
         twin: Run | None = run if b.indices is None else None
         if b.indices is not None and self.dense_twins:
-            dense = sore.expand(b.values, b.indices, b.pattern.n, b.pattern.m, b.depth, 0)
+            dense = sore.expand(b.values, b.indices, b.pattern.n, b.pattern.m, b.depth, -2)
             twin = self._both(a, RightOperand.dense(dense), start, dataflow)[1]
         self.runs.append((run, twin))
+        self._products += b.count or 1
         return result, run
 
     def _both(
@@ -143,13 +146,13 @@ class ComparingDevice(Device):
         self.compared += result.size
         self.mismatches += int(np.count_nonzero(differ))
         if self.first is None and differ.any():
-            row, col = (int(i) for i in np.argwhere(differ)[0])
+            *number, row, col = where = tuple(int(i) for i in np.argwhere(differ)[0])
             self.first = Mismatch(
-                len(self.runs),
+                self._products + sum(number),
                 row,
                 col,
-                int(result.view(np.uint32)[row, col]),
-                int(expected.view(np.uint32)[row, col]),
+                int(result.view(np.uint32)[where]),
+                int(expected.view(np.uint32)[where]),
             )
         if self.on_product is not None:
             self.on_product()

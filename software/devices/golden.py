@@ -10,8 +10,9 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
+from sat.arrays import empty_array
 from sat.dataflow.compile.step import Sgd
-from sat.dataflow.products import Product, StartShape
+from sat.dataflow.products import Product
 from sat.devices.base import Device, Run, Tensors, make_config
 from sat.devices.operand import RightOperand, bytes_passing, product_of
 from sat.devices.stages import stage_macs
@@ -88,23 +89,20 @@ class GoldenDevice(Device):
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
         product = product_of(a, b, start)
-        right: NDArray[np.float16] | stce.NMOperand = b.values
-        if b.indices is not None:
-            right = stce.NMOperand(b.values, b.indices, (product.n, product.m), product.depth)
-        if start is not None and product.start is StartShape.ROW:
-            start = start[0]
-        threads = min(self.threads, 1 + product.macs // MACS_A_THREAD)
+        macs = product.macs
+        threads = 1 if self.threads == 1 else min(self.threads, 1 + macs // MACS_A_THREAD)
         before = time.perf_counter()
-        result = stce.matmul(a, right, start, threads)
+        result = empty_array((*a.shape[:-1], product.cols))
+        stce.fold(a, b.values, b.indices, start, product.n, product.m, threads, result)
         seconds = time.perf_counter() - before
-        kept = b in self._kept
+        kept = b.resident and b in self._kept
         if b.resident:
             self._kept.add(b)
         return result, Run(
-            macs=product.macs,
+            macs=macs,
             predicted_cycles=functools.partial(self.predict, product, dataflow),
             wall_seconds=seconds,
-            bytes_host=bytes_passing(a, product) + (0 if kept else b.nbytes),
+            bytes_host=bytes_passing(product) + (0 if kept else b.nbytes),
             bytes_kept=b.nbytes if kept else 0,
         )
 

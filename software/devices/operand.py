@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +15,12 @@ from sat.sparsity.pattern import DENSE, Pattern
 
 @dataclass(frozen=True, eq=False)
 class RightOperand:
-    """Right operand of a product, checked; its arrays must not change.
+    """Right operand of a product or of a stack of products, checked; its arrays must not change.
 
     Parameters
     ----------
-    values : (kept, cols) float16, C-contiguous
-    indices : (kept, cols) uint8, C-contiguous; None for a dense operand
+    values : (kept, cols) or (count, kept, cols) float16; C-contiguous unless it is dense
+    indices : uint8 of the same shape, C-contiguous; None for a dense operand
     pattern : Pattern
         ``DENSE`` exactly if ``indices`` is None.
     depth : int
@@ -36,13 +38,23 @@ class RightOperand:
 
     @classmethod
     def dense(cls, values: NDArray[np.float16], *, resident: bool = False) -> RightOperand:
-        """Return a dense operand, (depth, cols) float16."""
-        return cls(np.ascontiguousarray(values), None, DENSE, len(values), resident)
+        """Return a dense operand, (depth, cols) or (count, depth, cols) float16."""
+        return cls(values, None, DENSE, values.shape[-2], resident)
 
     @property
     def cols(self) -> int:
         """Columns of the operand, and of the result."""
-        return self.values.shape[1]
+        return self.values.shape[-1]
+
+    @property
+    def count(self) -> int | None:
+        """Products of the stack that it is for; None if it is for a single product."""
+        return len(self.values) if self.values.ndim == 3 else None
+
+    def part(self, products: slice) -> RightOperand:
+        """Return the operand of some products of its stack, not resident."""
+        indices = None if self.indices is None else self.indices[products]
+        return RightOperand(self.values[products], indices, self.pattern, self.depth)
 
     @property
     def nbytes(self) -> int:
@@ -57,19 +69,27 @@ def product_of(
 
     Parameters
     ----------
-    a : (rows, depth) float16
+    a : (rows, depth) or (count, rows, depth) float16
     b : RightOperand
-    start : (rows, cols) float32 or None
+    start : (…, rows, cols) float32 or None
         One value per column comes as a view whose row stride is 0.
     """
-    if start is None:
+    row_step = None if start is None else start.strides[-2] if start.shape[-2] > 1 else 0
+    return _product(a.shape, b.cols, b.pattern.n, b.pattern.m, row_step)
+
+
+@functools.lru_cache(maxsize=4096)
+def _product(a: tuple[int, ...], cols: int, n: int, m: int, row_step: int | None) -> Product:
+    shape = StartShape.MATRIX if row_step else StartShape.ROW
+    if row_step is None:
         shape = StartShape.ZERO
-    else:
-        shape = StartShape.ROW if len(start) == 1 or start.strides[0] == 0 else StartShape.MATRIX
-    return Product(len(a), b.cols, a.shape[1], b.pattern.n, b.pattern.m, shape)
+    *stack, rows, depth = a
+    return Product(rows, cols, depth, n, m, shape, prod(stack))
 
 
-def bytes_passing(a: NDArray[np.float16], product: Product) -> int:
+def bytes_passing(product: Product) -> int:
     """Return the bytes of a product's left operand and start values, and of its result."""
     start_rows = {StartShape.ZERO: 0, StartShape.ROW: 1, StartShape.MATRIX: product.rows}
-    return a.nbytes + 4 * product.cols * (start_rows[product.start] + product.rows)
+    left = 2 * product.rows * product.depth
+    sums = 4 * product.cols * (start_rows[product.start] + product.rows)
+    return product.count * (left + sums)

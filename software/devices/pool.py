@@ -27,8 +27,9 @@ def _require_open(devices: Sequence[Device]) -> None:
 class PoolDevice(Device):
     """Several devices that share the rows of each product, side by side in threads.
 
-    A row of a result does not depend on the others, so a pool has the bits of one device. Its
-    devices are closed with it.
+    A row of a result does not depend on the others, so a pool has the bits of one device. Of a
+    stack with enough products for all devices, each takes whole ones. Its devices are closed with
+    it.
 
     Parameters
     ----------
@@ -59,20 +60,23 @@ class PoolDevice(Device):
         self.any_pattern = all(device.any_pattern for device in devices)
         self._threads = ThreadPoolExecutor(len(devices), "sat-pool")
 
-    def _shares(self, rows: int) -> list[tuple[Device, slice]]:
-        """Return each device's rows: as even as multiples of the array's rows allow."""
-        step = self.config.rows
-        blocks, count = -(-rows // step), len(self.devices)
-        ends = [min(rows, blocks * (i + 1) // count * step) for i in range(count)]
+    def _shares(self, length: int, step: int) -> list[tuple[Device, slice]]:
+        """Return what each device takes of a length: as even as multiples of a step allow."""
+        blocks, count = -(-length // step), len(self.devices)
+        ends = [min(length, blocks * (i + 1) // count * step) for i in range(count)]
         starts = [0, *ends[:-1]]
         pairs = zip(self.devices, starts, ends, strict=True)
         return [(device, slice(start, end)) for device, start, end in pairs if start < end]
 
     def predict(self, product: Product, dataflow: str = "auto") -> int:
         """Return the cycles until the slowest share is done."""
+        if product.count >= len(self.devices):
+            axis, shares = "count", self._shares(product.count, 1)
+        else:
+            axis, shares = "rows", self._shares(product.rows, self.config.rows)
         return max(
-            device.predict(replace(product, rows=part.stop - part.start), dataflow)
-            for device, part in self._shares(product.rows)
+            device.predict(replace(product, **{axis: part.stop - part.start}), dataflow)
+            for device, part in shares
         )
 
     def _matmul(
@@ -83,17 +87,16 @@ class PoolDevice(Device):
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
         _require_open(self.devices)
-        shares = self._shares(len(a))
-        waiting = [
-            self._threads.submit(
-                device._matmul,
-                a[part],
-                b,
-                None if start is None else start[part],
-                dataflow,
-            )
-            for device, part in shares
-        ]
+        # A device keeps a resident operand as a whole: of such a stack it takes rows.
+        whole = b.count is not None and b.count >= len(self.devices) and not b.resident
+        axis = 0 if whole else a.ndim - 2
+        shares = self._shares(a.shape[axis], 1 if whole else self.config.rows)
+        waiting = []
+        for device, part in shares:
+            mine = (slice(None),) * axis + (part,)
+            right = b.part(part) if whole else b
+            first = None if start is None else start[mine]
+            waiting.append(self._threads.submit(device._matmul, a[mine], right, first, dataflow))
         # All of them end before an error of one is told: no device is left at work.
         errors = [error for job in waiting if (error := job.exception()) is not None]
         if errors:
@@ -104,7 +107,7 @@ class PoolDevice(Device):
         counted = None if None in cycles else max(c for c in cycles if c is not None)
         macs = sum(run.macs for run in runs)
         size = self.config.rows * self.config.cols * len(self.devices)
-        return np.concatenate([result for result, _ in made]), Run(
+        return np.concatenate([result for result, _ in made], axis), Run(
             macs=macs,
             cycles=counted,
             predicted_cycles=lambda: max(run.predicted_cycles or 0 for run in runs),
@@ -138,7 +141,7 @@ class FirstDevice(Device):
     ----------
     first, then : Device
     count : int
-        Products for the first device, at least 1.
+        Products for the first device, at least 1; each of a stack counts.
 
     Attributes
     ----------
@@ -165,12 +168,36 @@ class FirstDevice(Device):
         start: NDArray[np.float32] | None,
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
+        count = b.count or 1
+        if 0 < self.left < count:
+            # A stack across the change: two devices compute it.
+            made = []
+            for part in (slice(0, self.left), slice(self.left, count)):
+                first = None if start is None else start[part]
+                made.append(self._matmul(a[part], b.part(part), first, dataflow))
+            return np.concatenate([result for result, _ in made]), _both([run for _, run in made])
         device = self.first if self.left else self.then
         _require_open([device])
         result, run = device._matmul(a, b, start, dataflow)
-        self.left = max(0, self.left - 1)
+        self.left = max(0, self.left - count)
         run.device = device.name
         return result, run
+
+
+def _both(parts: Sequence[Run]) -> Run:
+    """Return the account of a stack that several devices computed one after the other."""
+    cycles = [run.cycles for run in parts]
+    return Run(
+        macs=sum(run.macs for run in parts),
+        cycles=_sum(cycles),
+        predicted_cycles=lambda: sum(run.predicted_cycles or 0 for run in parts),
+        bytes_read=_sum([run.bytes_read for run in parts]),
+        bytes_written=_sum([run.bytes_written for run in parts]),
+        bytes_host=sum(run.bytes_host for run in parts),
+        bytes_kept=sum(run.bytes_kept for run in parts),
+        wall_seconds=sum(run.wall_seconds or 0.0 for run in parts),
+        parts=tuple(parts),
+    )
 
 
 def parse_pool(spec: str) -> list[str]:

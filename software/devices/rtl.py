@@ -128,7 +128,7 @@ class RtlDevice(Device):
     ) -> tuple[np.ndarray, Run]:
         product = product_of(a, b, start)
         if start is not None and product.start is StartShape.ROW:
-            start = start[0]
+            start = start[..., 0, :]
         compiled, predicted = self.compile(product, dataflow)
         where = compiled.memory
         # A resident operand lies apart; what is below it belongs to this product alone.
@@ -147,12 +147,13 @@ class RtlDevice(Device):
         outcome, seconds = self._run(device, where.program.address, compiled.program, str(product))
         if place is not None:
             place.contents = "right operand"
-        return read_result(device.memory, where), self._account(
+        result = read_result(device.memory, where).reshape(*a.shape[:-1], product.cols)
+        return result, self._account(
             outcome,
             macs=product.macs,
             predicted_cycles=predicted,
             wall_seconds=seconds,
-            bytes_host=bytes_passing(a, product) + (0 if kept else b.nbytes),
+            bytes_host=bytes_passing(product) + (0 if kept else b.nbytes),
             bytes_kept=b.nbytes if kept else 0,
         )
 

@@ -19,7 +19,7 @@ from sat.offload.lowering import (
     front,
     pad,
     place,
-    windows,
+    stacked_windows,
 )
 
 
@@ -38,10 +38,6 @@ def _geometry(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: 
     )
 
 
-def _groups(x: Tensor, groups: int, axis: int = -1) -> list[Tensor]:
-    return list(x.chunk(groups, axis)) if groups > 1 else [x]
-
-
 def _correlate(
     mode: Products,
     x: Tensor,
@@ -51,19 +47,21 @@ def _correlate(
     wide: torch.dtype,
     outputs: Sequence[int] | None = None,
 ) -> Tensor:
-    """Return a convolution: x (batch, *sizes, in), w (out, *kernel, in per group)."""
+    """Return a convolution: x (batch, *sizes, in), w (out, *kernel, in per group).
+
+    As (batch, *outputs, groups, out per group): groups are a stack of products.
+    """
     taps = forward_taps(g, x.shape[1:-1], outputs)
     reads = [[t] for t in taps]
-    biases = [None] * g.groups if bias is None else _groups(bias, g.groups)
-    made = []
-    for x_part, w_part, start in zip(
-        _groups(x, g.groups), _groups(w, g.groups, 0), biases, strict=True
-    ):
-        left = windows(pad(x_part, reads), taps, front(reads))
-        right = w_part.reshape(len(w_part), -1).t()
-        made.append(mode.matmul(left[None], right[None], wide, start)[0])
-    y = made[0] if g.groups == 1 else torch.cat(made, 1)
-    return y.reshape(len(x), *(t.outputs for t in taps), -1)
+    left = stacked_windows(pad(x, reads), taps, front(reads), g.groups)
+    right = w.reshape(g.groups, len(w) // g.groups, -1).transpose(1, 2)
+    made = mode.matmul(left, right, wide, _by_group(bias, g.groups, left.shape[1]))
+    return made.view(g.groups, len(x), *(t.outputs for t in taps), -1).movedim(0, -2)
+
+
+def _by_group(bias: Tensor | None, groups: int, rows: int) -> Tensor | None:
+    """Return a bias as the starts of a stack of products, the same for all rows."""
+    return None if bias is None else bias.view(groups, 1, -1).expand(-1, rows, -1)
 
 
 def _scatter(
@@ -75,27 +73,25 @@ def _scatter(
     sizes: Sequence[int],
     wide: torch.dtype,
 ) -> Tensor:
-    """Return the adjoint of `_correlate`: dy (batch, *outputs, out) to (batch, *sizes, in)."""
+    """Return the adjoint of `_correlate`: dy (batch, *outputs, out) to (batch, *sizes, in).
+
+    As (batch, *sizes, groups, in per group).
+    """
     phases = backward_phases(g, sizes)
     reads = [[phase.taps for phase in axis] for axis in phases]
-    low = front(reads)
+    padded = pad(dy, reads)
     ins = w.shape[-1]
-    dx = torch.zeros(len(dy), *sizes, ins * g.groups, dtype=wide)
+    dx = torch.zeros(len(dy), *sizes, g.groups, ins, dtype=wide)
     if bias is not None:
-        dx += bias.detach()
-    for number, (dy_part, w_part) in enumerate(
-        zip(_groups(dy, g.groups), _groups(w, g.groups, 0), strict=True)
-    ):
-        channels = slice(number * ins, (number + 1) * ins)
-        padded = pad(dy_part, reads)
-        lanes = w_part.movedim(-1, 0).movedim(1, -1)  # (in, *kernel, out)
-        for chosen in every_phase(phases):
-            left = windows(padded, [phase.taps for phase in chosen], low)
-            right = at_positions(lanes, chosen).reshape(ins, -1).t()
-            start = None if bias is None else bias[channels]
-            target = place(dx[..., channels], chosen, g.stride)
-            made = mode.matmul(left[None], right[None], wide, start)
-            target.copy_(made.view(target.shape))
+        dx += bias.detach().view(g.groups, ins)
+    for chosen in every_phase(phases):
+        left = stacked_windows(padded, [phase.taps for phase in chosen], front(reads), g.groups)
+        # (out, *kernel, in) to (groups, kernel positions, out per group, in)
+        kept = at_positions(w, chosen).flatten(1, -2).unflatten(0, (g.groups, -1))
+        right = kept.movedim(1, 2).flatten(1, 2)
+        made = mode.matmul(left, right, wide, _by_group(bias, g.groups, left.shape[1]))
+        target = place(dx, chosen, g.stride)
+        target.copy_(made.view(g.groups, *target.shape[:-2], ins).movedim(0, -2))
     return dx
 
 
@@ -105,13 +101,10 @@ def _weight_gradient(
     """Return (out, *kernel, in per group) from x (batch, *sizes, in), dy (batch, *outputs, out)."""
     taps = forward_taps(g, x.shape[1:-1], dy.shape[1:-1])
     reads = [[t] for t in taps]
-    made = []
-    for x_part, dy_part in zip(_groups(x, g.groups), _groups(dy, g.groups), strict=True):
-        left = dy_part.reshape(-1, dy_part.shape[-1]).t()
-        right = windows(pad(x_part, reads), taps, front(reads))
-        part = mode.matmul(left[None], right[None], wide)[0]
-        made.append(part.reshape(len(part), *g.kernel, -1))
-    return torch.cat(made) if len(made) > 1 else made[0]
+    outs = dy.shape[-1]
+    left = dy.reshape(-1, g.groups, outs // g.groups).permute(1, 2, 0)
+    right = stacked_windows(pad(x, reads), taps, front(reads), g.groups)
+    return mode.matmul(left, right, wide).view(outs, *g.kernel, -1)
 
 
 def _last(mode: Products, x: Tensor) -> Tensor:
@@ -121,8 +114,9 @@ def _last(mode: Products, x: Tensor) -> Tensor:
     return (x.half() if early else x).movedim(1, -1)
 
 
-def _first(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.movedim(-1, 1).to(dtype).contiguous()
+def _picture(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return (batch, *sizes, groups, channels of one) with all channels second, as torch has it."""
+    return x.movedim((-2, -1), (1, 2)).flatten(1, 2).to(dtype).contiguous()
 
 
 def _conv_size(
@@ -192,10 +186,10 @@ def _convolution(
     g, wide = _geometry(weight, stride, padding, dilation, groups), wide_type(x.dtype)
     pictures, lanes = _last(mode, x), _last(mode, weight)
     if not transposed:
-        return _first(_correlate(mode, pictures, lanes, bias, g, wide), x.dtype)
+        return _picture(_correlate(mode, pictures, lanes, bias, g, wide), x.dtype)
     sizes = _outputs(x, g, True, output_padding)
     assert sizes is not None
-    return _first(_scatter(mode, pictures, lanes, bias, g, sizes, wide), x.dtype)
+    return _picture(_scatter(mode, pictures, lanes, bias, g, sizes, wide), x.dtype)
 
 
 def _backward_size(
@@ -239,10 +233,11 @@ def _convolution_backward(
             made = _correlate(mode, gradient, lanes, None, g, wide, x.shape[2:])
         else:
             made = _scatter(mode, gradient, lanes, None, g, x.shape[2:], wide)
-        dx = _first(made, x.dtype)
+        dx = _picture(made, x.dtype)
     if output_mask[1]:
         pair = (gradient, pictures) if transposed else (pictures, gradient)
-        dw = _first(_weight_gradient(mode, *pair, g, wide), weight.dtype)
+        made = _weight_gradient(mode, *pair, g, wide)
+        dw = made.movedim(-1, 1).to(weight.dtype).contiguous()
     if output_mask[2]:
         db = dy.detach().sum([0, *range(2, dy.ndim)])
     return dx, dw, db

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sat.offload.report import size_text
+
 aten = torch.ops.aten
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -32,7 +34,7 @@ class Products(Protocol):
     def matmul(
         self, a: Tensor, b: Tensor, wide: torch.dtype, start: Tensor | None = None
     ) -> Tensor:
-        """Return start + a @ b for (count, rows, depth) and (count, depth, cols), as ``wide``."""
+        """Return start + a @ b, as ``wide``; stacks have their number in front."""
 
     def refusal(self, tensors: Sequence[Tensor], macs: int) -> str | None:
         """Return why a device cannot take a product of these, or None if it can."""
@@ -79,8 +81,10 @@ def handles(
 
     def register(compute: Callable[..., Any]) -> Callable[..., Any]:
         def handle(mode: Products, func: Any, args: Any, kwargs: Any) -> Any:
-            options = {key: value for key, value in kwargs.items() if key != "out"}
-            out = kwargs.get("out")
+            out, options = None, kwargs
+            if kwargs:
+                options = {key: value for key, value in kwargs.items() if key != "out"}
+                out = kwargs.get("out")
             tensors = [x for x in (*args, out) if isinstance(x, Tensor)]
             if any(x.is_nested for x in tensors):
                 return mode.plainly(func, args, kwargs)  # an error, which torch words
@@ -91,9 +95,8 @@ def handles(
             if 0 in found:
                 return mode.plainly(func, args, kwargs)  # nothing to multiply
             count, rows, depth, cols = found
-            text = f"{rows} x {depth} x {cols}"
-            text = text if count == 1 else f"{count} * {text}"
-            factor = 8 if any(x.is_complex() for x in tensors) else 2
+            text = size_text(count, rows, depth, cols)
+            factor = 8 if any(map(Tensor.is_complex, tensors)) else 2
             factor *= 1 if passes is None else passes(*args, **options)
             flops = factor * count * rows * depth * cols
             reason = mode.refusal(tensors, rows * depth * cols)
@@ -136,6 +139,11 @@ def _resolved(x: Tensor) -> Tensor:
     if x.is_conj() or x.is_neg():
         return x.resolve_conj().resolve_neg()
     return x
+
+
+def as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor as a type; one that is of it at once, where `Tensor.to` takes a while."""
+    return x if x.dtype is dtype else x.to(dtype)
 
 
 def wide_type(dtype: torch.dtype) -> torch.dtype:

@@ -169,24 +169,42 @@ def windows(x: Tensor, taps: Sequence[Taps], front: Sequence[int]) -> Tensor:
     taps : one for each axis
     front : zeros that `pad` put in front of each axis
     """
+    return stacked_windows(x, taps, front, 1)[0]
+
+
+def stacked_windows(x: Tensor, taps: Sequence[Taps], front: Sequence[int], groups: int) -> Tensor:
+    """Return `windows` of each group of channels: (groups, batch * outputs, taps * channels)."""
     # numpy copies such views several times faster than torch, and steps backwards.
     bits = x.view(torch.int16) if x.dtype is torch.bfloat16 else x  # which numpy lacks
     array = array_of(bits)
     strides = array.strides
     inner = strides[1:-1]
     corner = tuple(slice(t.first + low, None) for t, low in zip(taps, front, strict=True))
+    channels = x.shape[-1] // groups
     view = np.lib.stride_tricks.as_strided(
         array[(slice(None), *corner)],
-        (len(x), *(t.outputs for t in taps), *(t.count for t in taps), x.shape[-1]),
+        (
+            len(x),
+            *(t.outputs for t in taps),
+            *(t.count for t in taps),
+            groups,
+            channels,
+        ),
         (
             strides[0],
             *(t.stride * s for t, s in zip(taps, inner, strict=True)),
             *(t.step * s for t, s in zip(taps, inner, strict=True)),
+            channels * strides[-1],
             strides[-1],
         ),
     )
-    outputs, count = prod(t.outputs for t in taps), prod(t.count for t in taps)
-    lanes = np.ascontiguousarray(view).reshape(len(x) * outputs, count * x.shape[-1])
+    rows, count = len(x) * prod(t.outputs for t in taps), prod(t.count for t in taps)
+    if channels == 1:
+        # Groups stay side by side: so they are copied, and read, by rows.
+        lanes = np.ascontiguousarray(view).reshape(rows, count, groups).transpose(2, 0, 1)
+    else:
+        lanes = np.ascontiguousarray(np.moveaxis(view, -2, 0))
+        lanes = lanes.reshape(groups, rows, count * channels)
     return torch.from_numpy(lanes).view(x.dtype)
 
 
@@ -198,7 +216,7 @@ def at_positions(w: Tensor, phases: Sequence[Phase]) -> Tensor:
 
 
 def place(dx: Tensor, phases: Sequence[Phase], stride: Sequence[int]) -> Tensor:
-    """Return the view of (batch, *sizes, channels) that the phases compute."""
+    """Return the view of (batch, *sizes, …) that the phases compute."""
     where = tuple(slice(p.start, None, s) for p, s in zip(phases, stride, strict=True))
     return dx[(slice(None), *where)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from sat.devices.base import Device, Run
 from sat.devices.context import current_label
 from sat.devices.operand import RightOperand, product_of
 from sat.errors import CycleBudgetError
-from sat.offload.report import DeviceWork, OffloadReport, Work
+from sat.offload.report import DeviceWork, OffloadReport, Work, size_text
 
 Array16 = NDArray[np.float16]
 
@@ -46,19 +47,28 @@ class Meter(Device):
         result, run = self.inner._matmul(a, b, start, dataflow)
         seconds = time.perf_counter() - began
         self.inner.last_run = run
-        size = f"{product.rows} x {product.depth} x {product.cols}"
         work = self.work
         if work is None:
             # A SAT layer's own product.
+            size = size_text(product.count, product.rows, product.depth, product.cols)
             size += "" if b.pattern.dense else f" {b.pattern}"
             work = self.report.work(current_label() or "product", size, None)
             work.calls += 1
             work.flops += 2 * run.macs
             work.seconds += seconds
         self.report.device_seconds += seconds
-        name = run.device or self.name
-        work.devices.setdefault(name, DeviceWork()).add(product, run)
-        self.report.event(work.op, size, name, run, seconds)
+        for part in run.parts or (run,):
+            name = part.device or self.name
+            share = product
+            if run.parts:
+                share = replace(product, count=part.macs * product.count // product.macs)
+            done = work.devices.get(name)
+            if done is None:
+                done = work.devices[name] = DeviceWork()
+            done.add(share, part)
+            if self.report.traces:
+                size = size_text(share.count, share.rows, share.depth, share.cols)
+                self.report.event(work.op, size, name, part, seconds)
         return result, run
 
     def _spend(self, product: Product, dataflow: str) -> None:

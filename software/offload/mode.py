@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -50,7 +50,7 @@ from sat.offload.host_work import (
 )
 from sat.offload.meter import Array16, Meter
 from sat.offload.nested import NESTED
-from sat.offload.report import CLOCK_HZ, OWN, OffloadReport
+from sat.offload.report import CLOCK_HZ, OWN, OffloadReport, Work
 from sat.offload.switches import UNFUSED
 from sat.sim.golden import sore
 from sat.sparsity.pattern import DENSE, Pattern
@@ -61,12 +61,37 @@ PRECISIONS = ("fp16", "fp32")
 """One pass of float16 operands, or scaled passes that keep float32's bits."""
 
 
+_TAKEN = frozenset((*FLOATS, *COMPLEX))
 _SYMBOLIC = (FakeTensor, FunctionalTensor)
 _TRACING = (
     torch._C._TorchDispatchModeKey.PROXY,
     torch._C._TorchDispatchModeKey.FAKE,
     torch._C._TorchDispatchModeKey.FUNCTIONAL,
 )
+
+
+_NO_MATRIX_WORK: set[Any] = set()
+"""Operations that were found to be none of all that the mode looks for."""
+
+
+class _Account:
+    """Books the products that are computed inside as one call of an operation."""
+
+    __slots__ = ("began", "flops", "meter", "outer", "work")
+
+    def __init__(self, meter: Meter, work: Work, flops: int) -> None:
+        self.meter, self.work, self.flops = meter, work, flops
+
+    def __enter__(self) -> None:
+        self.outer, self.meter.work = self.meter.work, self.work
+        self.began = time.perf_counter()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.meter.work = self.outer
+        if kind is None:
+            self.work.seconds += time.perf_counter() - self.began
+            self.work.calls += 1
+            self.work.flops += self.flops
 
 
 class Mode(TorchDispatchMode):
@@ -89,10 +114,10 @@ class Mode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if isinstance(func, HigherOrderOperator):
-            with as_outside():
-                return self.higher_order(func, args, kwargs)
         if types and any(t not in (Tensor, torch.nn.Parameter) for t in types):
+            if isinstance(func, HigherOrderOperator):
+                with as_outside():
+                    return self.higher_order(func, args, kwargs)
             if any(issubclass(t, _SYMBOLIC) for t in types):
                 return self.plainly(func, args, kwargs)  # no numbers to compute with
             return NotImplemented  # the subclass takes itself apart, into what comes here again
@@ -103,6 +128,11 @@ class Mode(TorchDispatchMode):
         handler = HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, args, kwargs)
+        if func in _NO_MATRIX_WORK:
+            return self.plainly(func, args, kwargs)
+        if isinstance(func, HigherOrderOperator):
+            with as_outside():
+                return self.higher_order(func, args, kwargs)
         if func.namespace not in OF_TORCH:
             return self.foreign(func, args, kwargs)
         name = func.overloadpacket.__name__
@@ -128,6 +158,8 @@ class Mode(TorchDispatchMode):
         if name in HANDLED:
             reason = f"overload {func._overloadname}: only plain forms are taken"
             return self.stay(func, args, kwargs, reason, lambda _: 0, "")
+        if not is_composite(func):
+            _NO_MATRIX_WORK.add(func)
         return self.plainly(func, args, kwargs)
 
     def plainly(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -192,28 +224,18 @@ class Mode(TorchDispatchMode):
         work.seconds += seconds
         self.report.event(work.op, size, "host", None, seconds)
 
-    @contextlib.contextmanager
-    def account(self, op: str, size: str, flops: int) -> Iterator[None]:
+    def account(self, op: str, size: str, flops: int) -> _Account:
         """Book the products that are computed inside as one call of an operation."""
-        work = self.report.work(op, size, None)
-        began = time.perf_counter()
-        outer, self.meter.work = self.meter.work, work
-        try:
-            yield
-        finally:
-            self.meter.work = outer
-        work.seconds += time.perf_counter() - began
-        work.calls += 1
-        work.flops += flops
+        return _Account(self.meter, self.report.work(op, size, None), flops)
 
     def refusal(self, tensors: Sequence[Tensor], macs: int) -> str | None:
         """Return why a device cannot take a product of these, or None if it can."""
         for x in tensors:
-            if x.device.type != "cpu":
+            if not x.is_cpu:
                 return f"tensors on {x.device.type}"
             if x.layout is not torch.strided:
                 return "sparse layout of torch"
-            if x.dtype not in (*FLOATS, *COMPLEX):
+            if x.dtype not in _TAKEN:
                 return f"dtype {str(x.dtype).removeprefix('torch.')}"
         if _tracing():
             return "traced into a graph"  # which would keep our results as constants
@@ -224,36 +246,39 @@ class Mode(TorchDispatchMode):
     def matmul(
         self, a: Tensor, b: Tensor, wide: torch.dtype, start: Tensor | None = None
     ) -> Tensor:
-        """Return start + a @ b for (count, rows, depth) and (count, depth, cols).
+        """Return start + a @ b for matrices, or for stacks of as many.
 
         Parameters
         ----------
+        a, b : Tensor
+            (rows, depth) and (depth, cols), or with the number of products in front of both.
         wide : torch.dtype
             float32, float64 or complex: type of the result.
         start : Tensor, optional
-            (cols,), (rows, cols) or (count, rows, cols): first value of each sum where the device
-            computes in float32, else added at the end.
+            (cols,), or as the result: first value of each sum where the device computes in
+            float32, else added at the end.
         """
         if wide in COMPLEX:
             return self._complex(a, b, wide, start)
-        a, b = a.detach().resolve_neg(), b.detach().resolve_neg()
-        start = None if start is None else start.detach().resolve_neg()
-        if b.shape[0] > 1 and b.stride(0) == 0 and (start is None or start.ndim == 1):
+        if b.ndim == 3 and b.stride(0) == 0 and len(b) > 1 and (start is None or start.ndim == 1):
             # One right operand for all: one product of many rows.
-            count, rows, _ = a.shape
-            flat = self.matmul(a.reshape(1, count * rows, -1), b[:1], wide, start)
-            return flat.view(count, rows, -1)
+            flat = self.matmul(a.reshape(-1, a.shape[2]), b[0], wide, start)
+            return flat.view(*a.shape[:2], -1)
         if self.precision == "fp32":
             left, right = (array_of(_exact(x)) for x in (a, b))
             result = torch.from_numpy(fp32.matmul(left, right, self._product))
             made = result if start is None else result + start.double()
             return made.to(wide, copy=True)
-        left16, right16 = (array_of(x.half().contiguous()) for x in (a, b))
+        left, right = _half(a), _half(b)
         if wide is torch.float64:
-            made = torch.from_numpy(self._product(left16, right16)).double()
+            made = tensor_of(self._product(left, right)).double()
             return made if start is None else made + start
-        first = None if start is None else array_of(start.float().contiguous())
-        return tensor_of(self._product(left16, right16, first))
+        first = None
+        if start is not None:
+            first = array_of(start.float())
+            if first.ndim == 1:
+                first = np.broadcast_to(first, (*a.shape[:-1], len(first)))
+        return tensor_of(self._product(left, right, first))
 
     def _complex(self, a: Tensor, b: Tensor, wide: torch.dtype, start: Tensor | None) -> Tensor:
         """Return a complex product as one of real operands, twice the depth and columns.
@@ -280,42 +305,37 @@ class Mode(TorchDispatchMode):
     def _product(
         self, a: Array16, b: Array16, start: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """Return the products of two stacks of matrices, one after the other."""
-        if a.ndim == 2:
-            return self._one(a, b, start)
-        out = np.empty((len(a), a.shape[1], b.shape[2]), np.float32)
-        for i in range(len(a)):
-            first = start[i] if start is not None and start.ndim == 3 else start
-            out[i] = self._one(a[i], b[i], first)
-        return out
-
-    def _one(
-        self, a: Array16, b: Array16, start: NDArray[np.float32] | None
-    ) -> NDArray[np.float32]:
-        if start is not None and start.ndim == 1:
-            start = np.broadcast_to(start, (len(a), len(start)))
+        """Return the product of two matrices, or those of two stacks, pruned as asked for."""
         left, right = self.prune_left, self.prune_right
         if not left.dense and not right.dense:
             # A device takes one compact operand: the left one goes with zeros in it.
             a, left = _zeroed(a, left), DENSE
         if not left.dense:
-            first = None if start is None else np.ascontiguousarray(start.T)
-            return np.ascontiguousarray(self._compact(b.T, a.T, left, first).T)
+            first = None if start is None else start.swapaxes(-1, -2)
+            made = self._compact(b.swapaxes(-1, -2), a.swapaxes(-1, -2), left, first)
+            return np.ascontiguousarray(made.swapaxes(-1, -2))
         return self._compact(a, b, right, start)
 
     def _compact(
         self, a: Array16, b: Array16, pattern: Pattern, start: NDArray[np.float32] | None
     ) -> NDArray[np.float32]:
-        a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
-        right = RightOperand.dense(b)
-        if not pattern.dense:
-            right = RightOperand(*sore.select(b, pattern.n, pattern.m, 0), pattern, len(b))
+        if pattern.dense:
+            right = RightOperand.dense(b)
+        else:
+            values, indices = sore.select(b, pattern.n, pattern.m, -2)
+            right = RightOperand(values, indices, pattern, b.shape[-2])
         return self.meter._matmul(a, right, start, "auto")[0]
 
 
 def _tracing() -> bool:
     """Whether operations are being written down, for a graph."""
-    return any(torch._C._get_dispatch_mode(key) is not None for key in _TRACING)
+    return any(map(torch._C._get_dispatch_mode, _TRACING))
+
+
+def _half(x: Tensor) -> Array16:
+    """Return a tensor's numbers rounded to float16."""
+    # What was made just now is nobody else's: numpy may have its memory.
+    return array_of(x) if x.dtype is torch.float16 else x.half().numpy()
 
 
 def _exact(x: Tensor) -> Tensor:
@@ -324,8 +344,8 @@ def _exact(x: Tensor) -> Tensor:
 
 
 def _zeroed(a: Array16, pattern: Pattern) -> Array16:
-    values, indices = sore.select(a, pattern.n, pattern.m, 1)
-    return sore.expand(values, indices, pattern.n, pattern.m, a.shape[1], 1)
+    values, indices = sore.select(a, pattern.n, pattern.m, -1)
+    return sore.expand(values, indices, pattern.n, pattern.m, a.shape[-1], -1)
 
 
 class offload:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sat.offload.handlers import Products, Size, handles, wide_type
+from sat.offload.handlers import Products, Size, as_type, handles, wide_type
 
 
 def _fit(a: Tensor, b: Tensor, axes: tuple[int, int]) -> Size | None:
@@ -75,31 +75,31 @@ def _added(
     if beta == 1 and alpha == 1:
         one_row = base.ndim == 1 and base.shape[0] == shape[-1]
         start = base if one_row else base.expand(tuple(shape))
-        return mode.matmul(a, b, wide, start).to(base.dtype)
+        return as_type(mode.matmul(a, b, wide, start), base.dtype)
     made = mode.matmul(a, b, wide) * alpha
     # As torch has it, a beta of 0 does not look at what it multiplies.
     made = made if beta == 0 else made + beta * base.to(wide)
-    return made.to(base.dtype)
+    return as_type(made, base.dtype)
 
 
 @handles("mm", _matrices)
 def _mm(mode: Products, a: Tensor, b: Tensor) -> Tensor:
-    return mode.matmul(a[None], b[None], wide_type(a.dtype))[0].to(a.dtype)
+    return as_type(mode.matmul(a, b, wide_type(a.dtype)), a.dtype)
 
 
 @handles("bmm", _stacks)
 def _bmm(mode: Products, a: Tensor, b: Tensor) -> Tensor:
-    return mode.matmul(a, b, wide_type(a.dtype)).to(a.dtype)
+    return as_type(mode.matmul(a, b, wide_type(a.dtype)), a.dtype)
 
 
 @handles("mv", _column)
 def _mv(mode: Products, a: Tensor, b: Tensor) -> Tensor:
-    return mode.matmul(a[None], b[None, :, None], wide_type(a.dtype))[0, :, 0].to(a.dtype)
+    return as_type(mode.matmul(a, b[:, None], wide_type(a.dtype))[:, 0], a.dtype)
 
 
 @handles("dot", _vectors)
 def _dot(mode: Products, a: Tensor, b: Tensor) -> Tensor:
-    return mode.matmul(a[None, None], b[None, :, None], wide_type(a.dtype))[0, 0, 0].to(a.dtype)
+    return as_type(mode.matmul(a[None], b[:, None], wide_type(a.dtype))[0, 0], a.dtype)
 
 
 @handles("vdot", _vectors)
@@ -111,8 +111,7 @@ def _vdot(mode: Products, a: Tensor, b: Tensor) -> Tensor:
 def _addmm(
     mode: Products, base: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1
 ) -> Tensor:
-    shape = (1, len(a), b.shape[1])
-    return _added(mode, base, a[None], b[None], beta, alpha, shape)[0]
+    return _added(mode, base, a, b, beta, alpha, (len(a), b.shape[1]))
 
 
 @handles("_addmm_activation", _plus(_matrices, lambda size: (size[1], size[3])))
@@ -135,7 +134,7 @@ def _addmv(
     mode: Products, base: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1
 ) -> Tensor:
     column = base.expand(len(a))[:, None]
-    return _added(mode, column, a[None], b[None, :, None], beta, alpha, (1, len(a), 1))[0, :, 0]
+    return _added(mode, column, a, b[:, None], beta, alpha, (len(a), 1))[:, 0]
 
 
 @handles("baddbmm", _plus(_stacks, lambda size: (size[0], size[1], size[3])))
@@ -151,6 +150,6 @@ def _addbmm(
 ) -> Tensor:
     # The sum over the stack is more depth: one fold over all of it.
     count, rows, depth = a.shape
-    left = a.transpose(0, 1).reshape(1, rows, count * depth)
-    right = b.reshape(1, count * depth, -1)
-    return _added(mode, base, left, right, beta, alpha, (1, rows, b.shape[2]))[0]
+    left = a.transpose(0, 1).reshape(rows, count * depth)
+    right = b.reshape(count * depth, -1)
+    return _added(mode, base, left, right, beta, alpha, (rows, b.shape[2]))

@@ -18,6 +18,12 @@ CLOCK_HZ = 100e6
 """Clock that simulated times are given for, where none is named."""
 
 
+def size_text(count: int, rows: int, depth: int, cols: int) -> str:
+    """Return what reports call the size of a product, or of a stack of ``count``."""
+    one = f"{rows} x {depth} x {cols}"
+    return one if count == 1 else f"{count} * {one}"
+
+
 @dataclass
 class DeviceWork:
     """Products that a device took for one kind of work.
@@ -34,7 +40,8 @@ class DeviceWork:
     bytes_kept : int
         Operands that were not sent again, since the device had kept them.
     shapes : dict
-        How often each `Product` was computed, and an account of it to ask for its prediction.
+        For each `Product`, or stack of them: how often it was computed, and an account of it to
+        ask for its prediction.
     """
 
     products: int = 0
@@ -44,22 +51,25 @@ class DeviceWork:
     bytes_written: int | None = None
     bytes_host: int = 0
     bytes_kept: int = 0
-    shapes: dict[Product, tuple[int, Run]] = field(default_factory=dict)
+    shapes: dict[Product, list[Any]] = field(default_factory=dict)
 
     def add(self, product: Product, run: Run) -> None:
-        """Account for one product."""
-        self.products += 1
+        """Account for one product, or one stack of them."""
+        self.products += product.count
         self.macs += run.macs
         self.bytes_host += run.bytes_host
         self.bytes_kept += run.bytes_kept
-        for name in ("bytes_read", "bytes_written"):
-            value = getattr(run, name)
-            if value is not None:
-                setattr(self, name, (getattr(self, name) or 0) + value)
+        if run.bytes_read is not None:
+            self.bytes_read = (self.bytes_read or 0) + run.bytes_read
+        if run.bytes_written is not None:
+            self.bytes_written = (self.bytes_written or 0) + run.bytes_written
         if run.cycles is not None:
             self.counted = (self.counted or 0) + run.cycles
-        count, sample = self.shapes.get(product, (0, run))
-        self.shapes[product] = count + 1, sample
+        known = self.shapes.get(product)
+        if known is None:
+            self.shapes[product] = [1, run]
+        else:
+            known[0] += 1
 
     @property
     def cycles(self) -> int | None:
@@ -155,6 +165,11 @@ class OffloadReport:
             self._work[key] = Work(op, size, reason)
         return self._work[key]
 
+    @property
+    def traces(self) -> bool:
+        """Whether events are kept."""
+        return self._events is not None
+
     def event(self, name: str, size: str, device: str, run: Run | None, seconds: float) -> None:
         """Keep an `Event`, if events are kept."""
         if self._events is not None:
@@ -197,7 +212,7 @@ class OffloadReport:
                     if value is not None:
                         setattr(into, what, (getattr(into, what) or 0) + value)
                 for product, (count, run) in part.shapes.items():
-                    into.shapes[product] = into.shapes.get(product, (0, run))[0] + count, run
+                    into.shapes.setdefault(product, [0, run])[0] += count
         return total
 
     @property

@@ -46,20 +46,24 @@ class Case:
 def make_case(product: Product, seed: int, specials: float = 0.0) -> Case:
     """Return random numbers for a product."""
     rng = np.random.default_rng(seed)
-    a = halves(rng, (product.rows, product.depth), specials)
-    b = halves(rng, (product.depth, product.cols), specials)
-    start = None
+    stack = () if product.count == 1 else (product.count,)
+    a = halves(rng, (*stack, product.rows, product.depth), specials)
+    b = halves(rng, (*stack, product.depth, product.cols), specials)
+    start = first = None
     if product.start is not StartShape.ZERO:
-        shape = (product.cols,)
+        shape = (*stack, product.cols)
         if product.start is StartShape.MATRIX:
-            shape = (product.rows, product.cols)
+            shape = (*stack, product.rows, product.cols)
         start = rng.standard_normal(shape).astype(np.float32)
         start[rng.random(shape) < 0.1] = -0.0
+        first = start
+        if stack and product.start is StartShape.ROW:
+            first = np.broadcast_to(start[:, None], (*stack, product.rows, product.cols))
     if product.dense:
-        return Case(product, a, b, None, start, stce.matmul(a, b, start))
-    values, indices = sore.select(b, product.n, product.m, axis=0)
+        return Case(product, a, b, None, start, stce.matmul(a, b, first))
+    values, indices = sore.select(b, product.n, product.m, axis=-2)
     pattern = (product.n, product.m)
-    want = stce.matmul(a, stce.NMOperand(values, indices, pattern, product.depth), start)
+    want = stce.matmul(a, stce.NMOperand(values, indices, pattern, product.depth), first)
     return Case(product, a, values, indices, start, want)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
+from sat.dataflow.compile import compile_product
+from sat.dataflow.cycles import predict
 from sat.dataflow.mapping import legal_mappings
 from sat.dataflow.products import Product, StartShape
 from sat.rtl.config import AxiConfig, FpTiming, SatConfig
@@ -72,6 +75,26 @@ def test_random_products(name, part):
         ran = run_case(device(name, rng.choice(TIMINGS)), config, case, mapping)
         assert_same_bits(ran.got, case.want)
         assert ran.cycles == ran.predicted, (product, mapping)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CONFIGS]
+)
+def test_random_stacks(name):
+    """Stacks of 2 to 9 products as one program, which takes fewer cycles than one each."""
+    config = CONFIGS[name]
+    rng = random.Random(f"stacks {name}")
+    for number in range(10):
+        one = random_product(rng, config)
+        product = replace(one, count=rng.randint(2, 9))
+        case = make_case(product, rng.randrange(1 << 32), 0.05 if number % 2 else 0.0)
+        mapping = rng.choice(legal_mappings(product, config))
+        timing = rng.choice(TIMINGS)
+        ran = run_case(device(name, timing), config, case, mapping)
+        assert_same_bits(ran.got, case.want)
+        assert ran.cycles == ran.predicted, (product, mapping)
+        alone = predict(compile_product(one, config, mapping).program, config, timing).cycles
+        assert ran.cycles < product.count * alone
 
 
 PATTERNS = [(1, 1), (1, 2), (2, 4), (1, 4), (3, 4), (2, 8), (4, 8), (5, 8), (8, 8)]

@@ -44,6 +44,7 @@ def mapped_products(draw):
         draw(st.integers(1, m)),
         m,
         draw(st.sampled_from(list(StartShape))),
+        draw(st.sampled_from([1, 1, 2, 3, 7])),
     )
     return config, product, draw(st.sampled_from(legal_mappings(product, config)))
 
@@ -52,16 +53,20 @@ def mapped_products(draw):
 def test_every_mapping_gives_the_folds_bits_wherever_b_lies(case, seed, pages):
     config, product, mapping = case
     rng = np.random.default_rng(seed)
-    a = rng.standard_normal((product.rows, product.depth)).astype(np.float16)
-    b = rng.standard_normal((product.depth, product.cols)).astype(np.float16)
-    start = None
+    stack = () if product.count == 1 else (product.count,)
+    a = rng.standard_normal((*stack, product.rows, product.depth)).astype(np.float16)
+    b = rng.standard_normal((*stack, product.depth, product.cols)).astype(np.float16)
+    start = first = None
     if product.start is StartShape.ROW:
-        start = rng.standard_normal(product.cols).astype(np.float32)
+        start = rng.standard_normal((*stack, product.cols)).astype(np.float32)
+        rows = (*stack, product.rows, product.cols)
+        first = np.broadcast_to(start[..., None, :], rows) if stack else start
     elif product.start is StartShape.MATRIX:
-        start = rng.standard_normal((product.rows, product.cols)).astype(np.float32)
+        start = rng.standard_normal((*stack, product.rows, product.cols)).astype(np.float32)
+        first = start
     values, indices, right = b, None, b
     if not product.dense:
-        values, indices = sore.select(b, product.n, product.m, axis=0)
+        values, indices = sore.select(b, product.n, product.m, axis=-2)
         right = stce.NMOperand(values, indices, (product.n, product.m), product.depth)
     compiled = compile_product(product, config, mapping)
     if pages is not None:
@@ -76,7 +81,7 @@ def test_every_mapping_gives_the_folds_bits_wherever_b_lies(case, seed, pages):
     outcome = GoldenDevice(config, memory).run(0, len(compiled.program))
     assert outcome.status is Status.DONE
     got = read_result(memory, compiled.memory)
-    assert np.array_equal(got.view(np.uint32), stce.matmul(a, right, start).view(np.uint32))
+    assert np.array_equal(got.view(np.uint32), stce.matmul(a, right, first).view(np.uint32))
 
 
 def test_text_of_a_program_is_the_program():

@@ -31,9 +31,10 @@ cosim: $(STAMP) ## the cocotb benches over the real AXI ports
 formal: $(STAMP) ## prove blocks of the RTL with SymbiYosys and Z3
 	$(BIN)/python tests/formal/proofs.py
 
-bench: $(STAMP) ## speed of the golden model and of the simulated RTL, as ratios within one run
+bench: $(STAMP) ## speed of the golden model, the simulated RTL and the cycle model
 	$(BIN)/python benchmarks/bench_golden.py
 	$(BIN)/python benchmarks/bench_rtl.py
+	$(BIN)/python benchmarks/bench_cycles.py
 	$(BIN)/python benchmarks/bench_layer.py
 	$(BIN)/python benchmarks/bench_offload.py
 

@@ -40,6 +40,7 @@ class Program(Sequence[Instruction]):
 
     def __init__(self, instructions: Iterable[Instruction]):
         self._instructions = tuple(instructions)
+        self._raw: bytes | None = None
 
     @overload
     def __getitem__(self, index: int) -> Instruction: ...
@@ -79,7 +80,9 @@ class Program(Sequence[Instruction]):
 
     def encode(self) -> bytes:
         """Return the program as the device reads it, 32 bytes an instruction."""
-        return b"".join(i.encode() for i in self)
+        if self._raw is None:
+            self._raw = b"".join(i.encode() for i in self)
+        return self._raw
 
     @classmethod
     def decode(cls, raw: bytes) -> Program:

@@ -2,46 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import AxiConfig
-
-
-class Burst(NamedTuple):
-    """One burst: byte address of its first beat, beats, whether it is the last of its rows."""
-
-    address: int
-    beats: int
-    last: bool
-
-
-def bursts(address: int, pitch: int, rows: int, row_bytes: int, axi: AxiConfig) -> Iterator[Burst]:
-    """Yield the bursts that cover rows in memory, as `BurstWalker` does.
-
-    Parameters
-    ----------
-    address : int
-        First byte of the first row; need not be on a beat.
-    pitch : int
-        Bytes from row to row.
-    rows, row_bytes : int
-        At least 1.
-    """
-    beat = axi.beat_bytes
-    for row in range(rows):
-        first = address + row * pitch
-        at, end = first // beat, (first + row_bytes - 1) // beat + 1
-        while at < end:
-            room = BOUNDARY_BYTES // beat - at % (BOUNDARY_BYTES // beat)
-            beats = min(end - at, room, axi.burst_beats)
-            at += beats
-            yield Burst((at - beats) * beat, beats, row == rows - 1 and at == end)
 
 
 def rows_layout(axi: AxiConfig) -> data.StructLayout:

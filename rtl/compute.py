@@ -27,7 +27,7 @@ When the next tile may be issued, e being the cycle t + length:
 * When the dataflow or the number of held weights changes: when the array has emptied.
 * At most `TILES_IN_FLIGHT` are under way.
 
-`sat.dataflow.cycles.compute` states the same in Python; tests hold the two together.
+`dataflow/cycles/compute.h` states the same for the cycle model; tests hold the two together.
 """
 
 from __future__ import annotations

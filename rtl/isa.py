@@ -16,7 +16,7 @@ Instructions of one engine start in program order; engines run side by side.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amaranth.hdl import Shape, signed
 from amaranth.lib import data
@@ -311,12 +311,24 @@ def field_range(layout: data.StructLayout, name: str) -> range:
     return range(1 << shape.width)
 
 
-_FIELDS = {
-    opcode: {name: (field.offset, field.width, field_range(layout, name)) for name, field in layout}
+class Place(NamedTuple):
+    """Where a field lies in an instruction, in bits, and which values it can hold."""
+
+    at: int
+    width: int
+    legal: range
+
+
+PLACES: dict[Opcode, dict[str, Place]] = {
+    opcode: {
+        name: Place(HEADER_BITS + field.offset, field.width, field_range(layout, name))
+        for name, field in layout
+    }
     for opcode, layout in BODIES.items()
 }
-"""First bit in the body, bits, values: layouts are slow to ask, and there are many instructions."""
+"""Each opcode's fields, in their order."""
 
+_ZEROS = {opcode: dict.fromkeys(places, 0) for opcode, places in PLACES.items()}
 _MASKS = range(1 << SEMAPHORES)
 
 
@@ -340,21 +352,26 @@ class Instruction:
     signal: int = 0
 
     def __post_init__(self) -> None:
-        known = _FIELDS[self.opcode]
-        for name in self.body:
-            if name not in known:
-                raise ValueError(f"{self.opcode.name} has no field {name!r}: it has {list(known)}")
-        object.__setattr__(
-            self, "body", {name: int(_plain(self.body.get(name, 0))) for name in known}
+        # Compilers make them by the million: what is not given is not looked at.
+        places, body = PLACES[self.opcode], _ZEROS[self.opcode].copy()
+        for name, value in self.body.items():
+            place = places.get(name)
+            if place is None:
+                raise ValueError(f"{self.opcode.name} has no field {name!r}: it has {list(places)}")
+            if type(value) is not int:
+                value = int(getattr(value, "value", value))
+            if value not in place.legal:
+                raise self._out_of_range(name, value, place.legal)
+            body[name] = value
+        for name in ("wait", "release", "signal"):
+            if getattr(self, name) not in _MASKS:
+                raise self._out_of_range(name, getattr(self, name), _MASKS)
+        object.__setattr__(self, "body", body)
+
+    def _out_of_range(self, name: str, value: int, legal: range) -> ValueError:
+        return ValueError(
+            f"{self.opcode.name}.{name}={value}: must be {legal.start} to {legal.stop - 1}"
         )
-        for name, value, legal in [
-            *((n, self.body[n], legal) for n, (_, _, legal) in known.items()),
-            *((n, getattr(self, n), _MASKS) for n in ("wait", "release", "signal")),
-        ]:
-            if value not in legal:
-                raise ValueError(
-                    f"{self.opcode.name}.{name}={value}: must be {legal.start} to {legal.stop - 1}"
-                )
 
     def __getattr__(self, name: str) -> int:
         try:
@@ -368,8 +385,11 @@ class Instruction:
         for mask in (self.wait, self.release, self.signal):
             word |= mask << at
             at += SEMAPHORES
-        for name, (offset, width, _) in _FIELDS[self.opcode].items():
-            word |= (self.body[name] & ((1 << width) - 1)) << (HEADER_BITS + offset)
+        places = PLACES[self.opcode]
+        for name, value in self.body.items():
+            if value:
+                at, width, _ = places[name]
+                word |= (value & (1 << width) - 1) << at
         return word.to_bytes(INSTRUCTION_BYTES, "little")
 
     @classmethod
@@ -391,12 +411,7 @@ class Instruction:
             raise ValueError(f"opcode {word & 0xFF:#04x} is unknown: known are {names}") from None
         masks = [(word >> (8 + SEMAPHORES * i)) & ((1 << SEMAPHORES) - 1) for i in range(3)]
         body = {}
-        for name, (offset, width, legal) in _FIELDS[opcode].items():
-            value = (word >> (HEADER_BITS + offset)) & ((1 << width) - 1)
-            below = legal.start
-            body[name] = value - (1 << width) if below and value >= -below else value
+        for name, (at, width, legal) in PLACES[opcode].items():
+            value = word >> at & (1 << width) - 1
+            body[name] = value if value in legal else value - (1 << width)
         return cls(opcode, body, *masks)
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "value", value)

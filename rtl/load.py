@@ -74,8 +74,8 @@ class LoadEngine(wiring.Component):
     * transposed GATHER: a beat goes to its banks in one write unless it meets the last bank.
 
     The beat taken in cycle t is on the write port of its buffer in t + 1, and so is the signal of
-    the instruction whose last beat (START, MASK: last word) it is. `sat.dataflow.cycles.load`
-    states the same in Python.
+    the instruction whose last beat (START, MASK: last word) it is. `dataflow/cycles/load.h`
+    states the same for the cycle model.
 
     Where row x, word w of a matrix goes (GATHER: row is position, its words tap after tap):
 

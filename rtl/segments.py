@@ -2,72 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from sat.rtl import isa
 from sat.rtl.config import SatConfig
-from sat.rtl.isa import Instruction, Opcode
+from sat.rtl.isa import Opcode
 
 SETUP_CYCLES = 2
 """Cycles that a GATHER's start takes to be worked out, more than a LOAD's."""
-
-
-class Segment(NamedTuple):
-    """Consecutive bytes, or ``zero``: as many zeros."""
-
-    address: int
-    size: int
-    zero: bool
-
-
-class Walk:
-    """What `SegmentWalker` does, in Python: the cycle model's side.
-
-    TENSOR and WINDOW are held as the engine holds them, from instruction to instruction.
-    """
-
-    def __init__(self) -> None:
-        self.tensor = Instruction(Opcode.TENSOR, {})
-        self.window = Instruction(Opcode.WINDOW, {"lines": 1, "pixels": 1})
-
-    def set(self, i: Instruction) -> None:
-        """Take in a TENSOR or WINDOW."""
-        if i.opcode is Opcode.TENSOR:
-            self.tensor = i
-        else:
-            self.window = i
-
-    def segments(self, i: Instruction) -> Iterator[Segment]:
-        """Yield the segments of a LOAD or GATHER in order."""
-        if i.opcode is Opcode.LOAD:
-            for row in range(i.rows):
-                yield Segment(i.address + row * i.pitch, i.row_bytes, False)
-            return
-        tensor, window = self.tensor, self.window
-        image, line, pixel = i.image, i.line, i.pixel
-        base = tensor.address + i.offset
-        # Addresses of taps off the tensor are never used: what they are does not matter.
-        for _ in range(i.rows):
-            y0, x0 = i.y + line * window.step_y, i.x + pixel * window.step_x
-            first = base + image * tensor.image_pitch
-            for tap_y in range(i.taps_y):
-                y = y0 + tap_y * window.tap_y
-                inside = image < tensor.images and 0 <= y < tensor.lines
-                at = first + y * tensor.line_pitch
-                for tap_x in range(i.taps_x):
-                    x = x0 + tap_x * window.tap_x
-                    hit = inside and 0 <= x < tensor.pixels
-                    yield Segment(at + x * tensor.pixel_pitch, i.segment_bytes, not hit)
-            pixel += 1
-            if pixel == window.pixels:
-                pixel, line = 0, line + 1
-                if line == window.lines:
-                    line, image = 0, image + 1
 
 
 def walk_layout() -> data.StructLayout:

@@ -94,7 +94,7 @@ class StoreEngine(wiring.Component):
     than a beat behind. A beat is on the bus as soon as it is full (or its row complete) and its
     address has left. The next instruction is accepted after the last beat of this one. The
     signal follows the last response by a cycle; release follows the last word.
-    `sat.dataflow.cycles.store` states the same in Python.
+    `dataflow/cycles/store.h` states the same for the cycle model.
 
     Parameters
     ----------

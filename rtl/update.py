@@ -174,7 +174,7 @@ class UpdateEngine(wiring.Component):
     RATES        accepted when all is idle; release and signal a cycle later
     ============ ==================================================================
 
-    `sat.dataflow.cycles.update` states the same in Python.
+    `dataflow/cycles/update.h` states the same for the cycle model.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from sat.dataflow.compile import compile_product
-from sat.dataflow.cycles import predict
+from sat.dataflow.cycles import Times, predict
 from sat.dataflow.mapping import OsMapping
 from sat.dataflow.products import Product
 from sat.rtl.config import SatConfig
@@ -152,9 +152,10 @@ def timeline() -> None:
     prediction = predict(program, config, MemoryTiming())
     figure, axes = plt.subplots(figsize=(10, 2.6), dpi=110)
     rows = {Opcode.LOAD: (2, GREEN), Opcode.MULTIPLY: (1, BLUE), Opcode.STORE: (0, ORANGE)}
-    for instruction, times in zip(program, prediction.times, strict=True):
-        if times is None:
+    for instruction, cycles in zip(program, prediction.times.tolist(), strict=True):
+        if instruction.opcode is Opcode.END:
             continue
+        times = Times(*cycles)
         y, colour = rows[instruction.opcode]
         end = times.release if instruction.opcode is Opcode.MULTIPLY else times.signal
         axes.barh(y, end - times.accept, left=times.accept, color=colour, ec="#444444", height=0.6)

@@ -40,14 +40,14 @@ ACTIONS = {
 CYCLES = {
     isa.Opcode.END: "from its dispatch until the engines are idle",
     isa.Opcode.FENCE: "from its dispatch until the engines are idle",
-    isa.Opcode.LOAD: "`sat.dataflow.cycles.load`",
+    isa.Opcode.LOAD: "`dataflow/cycles/load.h`",
     isa.Opcode.TENSOR: "1, in its turn among the loads",
     isa.Opcode.WINDOW: "1, in its turn among the loads",
-    isa.Opcode.GATHER: "`sat.dataflow.cycles.load`",
-    isa.Opcode.MULTIPLY: "`sat.dataflow.cycles.compute`",
-    isa.Opcode.STORE: "`sat.dataflow.cycles.store`",
+    isa.Opcode.GATHER: "`dataflow/cycles/load.h`",
+    isa.Opcode.MULTIPLY: "`dataflow/cycles/compute.h`",
+    isa.Opcode.STORE: "`dataflow/cycles/store.h`",
     isa.Opcode.RATES: "1, when the update engine is idle",
-    isa.Opcode.UPDATE: "`sat.dataflow.cycles.update`",
+    isa.Opcode.UPDATE: "`dataflow/cycles/update.h`",
 }
 
 

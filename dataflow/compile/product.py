@@ -56,12 +56,15 @@ def compile_product(
         Its program ends with END; it stores every sum once.
     """
     # The program's length sets where the matrices lie, and they do not set its length: compile
-    # for a map without a program first.
-    count = len(_emit(product, config, mapping, memory_map(product, config, 0, base)))
-    memory = memory_map(product, config, count * isa.INSTRUCTION_BYTES, base)
-    return CompiledProduct(
-        product, mapping, Program(_emit(product, config, mapping, memory)), memory
-    )
+    # for a map without a program, then move the matrices, the last first. Each keeps its place on
+    # a boundary, so what lies between two boundaries moves as one.
+    draft = memory_map(product, config, 0, base)
+    program = Program(_emit(product, config, mapping, draft))
+    memory = memory_map(product, config, len(program) * isa.INSTRUCTION_BYTES, base)
+    program = program.moved(draft.held, memory.b.address - draft.b.address)
+    others = range(draft.a.address, draft.b.address)
+    program = program.moved(others, memory.a.address - draft.a.address)
+    return CompiledProduct(product, mapping, program, memory)
 
 
 def _emit(

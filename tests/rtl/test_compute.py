@@ -9,7 +9,7 @@ from amaranth.sim import Simulator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat.dataflow.cycles.compute import ComputeTiming
+from sat.dataflow.cycles import EngineTiming
 from sat.rtl.compute import ComputeEngine
 from sat.rtl.config import AxiConfig, FpTiming, SatConfig
 from sat.rtl.fp.operand import operand_of
@@ -300,7 +300,7 @@ def test_tiles_match_scalar_fold_and_timing_model(case):
     assert np.array_equal(got[~got_nan], want.view(np.uint32)[~got_nan])
     assert set(got[got_nan]) <= {0x7FC00000}
 
-    timing = ComputeTiming(config)
+    timing = EngineTiming("multiply", config)
     times = [timing.run(i, at) for i, at in zip(instructions, offered, strict=True)]
     assert accepted == [t.accept for t in times]
     assert released == [t.release for t in times]

@@ -10,7 +10,7 @@ from amaranth import Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat.dataflow.cycles.load import LoadTiming
+from sat.dataflow.cycles import EngineTiming
 from sat.rtl.config import AxiConfig, SatConfig
 from sat.rtl.fp.operand import operand_of
 from sat.rtl.isa import Buffer, Instruction, Opcode
@@ -235,7 +235,7 @@ def test_loads(case):
                 updates[number, bank, ctx.get(engine.u_write.address)] = list(word)
 
     observed = run(engine, instructions, gaps, cycle_of_port, any_payload)
-    compare_times(LoadTiming(config, memory_timing), instructions, observed)
+    compare_times(EngineTiming("load", config, memory_timing), instructions, observed)
     golden = GoldenDevice(config, memory)
     for instruction in instructions:
         golden.step(instruction)

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat.dataflow.cycles.store import StoreTiming
+from sat.dataflow.cycles import EngineTiming
 from sat.rtl.config import AxiConfig, SatConfig
 from sat.rtl.isa import Format, Instruction, Opcode, Source
 from sat.rtl.store import StoreEngine
@@ -127,7 +127,7 @@ def test_stores(case):
         found = ctx.get(engine.non_finite)
 
     observed = run(engine, instructions, gaps, cycle_of_port)
-    compare_times(StoreTiming(config, memory_timing), instructions, observed)
+    compare_times(EngineTiming("store", config, memory_timing), instructions, observed)
     for instruction in instructions:
         golden.step(instruction)
     assert np.array_equal(memory, golden.memory)

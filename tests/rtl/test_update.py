@@ -10,7 +10,7 @@ from amaranth import Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat.dataflow.cycles.update import UpdateTiming
+from sat.dataflow.cycles import EngineTiming
 from sat.rtl.config import AxiConfig, SatConfig
 from sat.rtl.isa import Buffer, Instruction, Opcode, Source
 from sat.rtl.update import UpdateEngine
@@ -137,7 +137,7 @@ def test_updates(case):
                     packed[byte] = packed[byte] & (0xF0 >> shift) | index << shift
 
     observed = run(engine, instructions, gaps, cycle_of_port, any_payload)
-    compare_times(UpdateTiming(config), instructions, observed)
+    compare_times(EngineTiming("update", config), instructions, observed)
     for instruction in instructions:
         golden.step(instruction)
     for source, banks in golden._made.items():

@@ -16,7 +16,7 @@ from amaranth import *
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from sat.dataflow.cycles.update import UpdateTiming
+from sat.dataflow.cycles import EngineTiming
 from sat.rtl.config import AxiConfig, SatConfig
 from sat.rtl.isa import HEADER_BITS, Instruction, Opcode
 from sat.rtl.layouts import any_command_layout
@@ -367,7 +367,7 @@ def check_case(name: str, case: Case) -> int:
     """Run a program and compare; return its cycles."""
     config = CONFIGS[name]
     banks, shown, pushes = run_case(name, case)
-    timing = UpdateTiming(config)
+    timing = EngineTiming("update", config)
     accepts, releases, signals, want = [], [], [], np.zeros_like(shown)
     before = 0
     for i, skip, push in zip(case.instructions, case.skips, pushes, strict=True):

@@ -1,0 +1,18 @@
+// From rows in memory to AXI bursts: what `BurstWalker` and `BurstCutter` of rtl/bursts.py do.
+#pragma once
+
+#include "timing.h"
+
+// Call `give(address, beats)` for each burst that covers `size` bytes from `address` on, which
+// need not be on a beat. No burst is longer than `burst_beats` or crosses 4 KiB.
+template <typename Give>
+void bursts(int64_t address, int64_t size, const Parameters& p, Give give) {
+    const int64_t boundary = BOUNDARY_BYTES / p.beat_bytes;
+    int64_t at = address / p.beat_bytes;
+    const int64_t end = (address + size - 1) / p.beat_bytes + 1;
+    while (at < end) {
+        const int64_t beats = std::min({end - at, boundary - at % boundary, p.burst_beats});
+        give(at * p.beat_bytes, beats);
+        at += beats;
+    }
+}

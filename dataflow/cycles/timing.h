@@ -1,0 +1,35 @@
+// What the timing of every engine is made of.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+using Cycle = int64_t;
+
+// Before any program.
+constexpr Cycle NEVER = -(Cycle{1} << 60);
+
+// Cycles in which an instruction is accepted, releases its inputs, signals its outputs.
+struct Times {
+    Cycle accept, release, signal;
+};
+
+// The cycles of the last few events of a kind: what holds things up where only so many may be
+// under way is the oldest of them.
+class Last {
+  public:
+    explicit Last(int64_t events) : cycles(events, NEVER) {}
+    Cycle oldest() const { return cycles[at]; }
+    Cycle newest() const { return cycles[at ? at - 1 : cycles.size() - 1]; }
+    void push(Cycle cycle) {
+        cycles[at] = cycle;
+        if (++at == cycles.size()) at = 0;
+    }
+
+  private:
+    std::vector<Cycle> cycles;
+    size_t at = 0;
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

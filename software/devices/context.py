@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from sat.devices.base import Device, Run
 from sat.devices.golden import GoldenDevice
+from sat.devices.use import LayerUse, watch_layers
 from sat.sparsity.pattern import Pattern
 
 _device: ContextVar[Device | None] = ContextVar("sat_device", default=None)
@@ -52,6 +53,15 @@ class ProductLog:
     """Products in the order in which they were computed."""
 
     records: list[ProductRecord] = field(default_factory=list)
+    use: LayerUse = field(default_factory=LayerUse, repr=False)
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """SAT layers of models at work here that never multiplied: name to who read the weight.
+
+        An empty text where nobody read it.
+        """
+        return self.use.idle
 
     def __len__(self) -> int:
         return len(self.records)
@@ -140,6 +150,7 @@ def record_products() -> Iterator[ProductLog]:
     log = ProductLog()
     token = _log.set(log)
     try:
-        yield log
+        with watch_layers(log.use):
+            yield log
     finally:
         _log.reset(token)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
-import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from sat.devices.base import Device
+from sat.devices.use import Family
 from sat.layers.engine import COPIES
-from sat.layers.modules import SatConv2d, SatLinear
+from sat.layers.modules import (
+    SatConv2d,
+    SatLazyConv2d,
+    SatLazyLinear,
+    SatLinear,
+    channel_rule,
+    unfused,
+)
 from sat.layers.plan import PLAN, LayerPlan
 from sat.layers.schemes import Scheme, get_scheme
 from sat.sparsity.pattern import DENSE, Pattern
@@ -63,7 +71,12 @@ class SparsityReport:
 
 Filter = Callable[[str, nn.Module], bool | None]
 
-_TWINS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: SatLinear, nn.Conv2d: SatConv2d}
+_TWINS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: SatLinear,
+    nn.Conv2d: SatConv2d,
+    nn.LazyLinear: SatLazyLinear,
+    nn.LazyConv2d: SatLazyConv2d,
+}
 _ORIGINALS = {twin: original for original, twin in _TWINS.items()}
 _WITH_PRODUCTS = (
     nn.Linear,
@@ -73,6 +86,8 @@ _WITH_PRODUCTS = (
     nn.RNNBase,
     nn.RNNCellBase,
 )
+_WITHOUT = (nn.LayerNorm, nn.RMSNorm)
+"""Modules whose parameters may have several axes and multiply element by element."""
 
 
 def sparsify_(
@@ -129,41 +144,144 @@ def sparsify_(
     chosen, wanted = get_scheme(scheme), Pattern.parse(pattern)
     rows: list[LayerReport] = []
     changes: list[tuple[nn.Module, LayerPlan]] = []
+    family = Family()
+    holders, inner = _holders(module), _inner(module)
     for name, layer in module.named_modules():
-        kind = _ORIGINALS.get(type(layer), type(layer))
-        shape = tuple(getattr(layer, "weight", torch.empty(())).shape)
-        if kind not in _TWINS:
-            if isinstance(layer, _WITH_PRODUCTS):
-                reason = f"no SAT layer for class {kind.__name__}"
-                rows.append(LayerReport(name, kind.__name__, shape, "host", "dense", reason))
+        if layer in inner:
+            continue
+        original = _original(layer)
+        twin = _TWINS.get(original)
+        if twin is None or _read_by_attention(name, module):
+            reason = _why_not(layer, original, twin is not None)
+            if reason is not None:
+                shape = _shape(layer)
+                rows.append(LayerReport(name, original.__name__, shape, "host", "dense", reason))
             continue
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
             raise ValueError(
                 f"layer {name!r} has padding_mode={layer.padding_mode!r}: SAT pads with zeros; "
                 "pad in a layer of its own, such as nn.ReflectionPad2d"
             )
-        sparse, reason = _decide(name, layer, chosen, wanted, filter_fn)
-        plan = LayerPlan(name, chosen, wanted if sparse else DENSE, device)
+        sparse, reason, undecided = _decide(name, layer, chosen, wanted, filter_fn)
+        plan = LayerPlan(name, chosen, wanted if sparse else DENSE, device, family, undecided)
         changes.append((layer, plan))
         shown = chosen.name if sparse else "dense"
-        rows.append(LayerReport(name, kind.__name__, shape, shown, str(plan.pattern), reason))
+        reason += _shared(layer, holders)
+        kind, shape = original.__name__, _shape(layer)
+        rows.append(LayerReport(name, kind, shape, shown, str(plan.pattern), reason))
     if not changes:
         raise ValueError(
             f"module {type(module).__name__} has no layer of class nn.Linear or nn.Conv2d: there "
             "is nothing to sparsify; give a module that has one"
         )
     for layer, plan in changes:
-        layer.__class__ = _TWINS.get(type(layer), type(layer))
+        _leave_family(layer)
+        _become(layer, _TWINS[_original(layer)])
         setattr(layer, PLAN, plan)
+        family.layers.add(plan.name)
+        if unfused not in layer._forward_pre_hooks.values():
+            layer.register_forward_pre_hook(unfused)
     return SparsityReport(tuple(rows))
+
+
+def _original(layer: nn.Module) -> type[nn.Module]:
+    """Return a layer's class without SAT and without parametrizations."""
+    kind = parametrize.type_before_parametrizations(layer)
+    return _ORIGINALS.get(kind, kind)
+
+
+def _become(layer: nn.Module, kind: type[nn.Module]) -> None:
+    """Change the class of a layer, below its parametrizations if it has any."""
+    if parametrize.is_parametrized(layer):
+        # The class that torch made for this layer, with its properties, on top of another one. A
+        # new one, as copies of the layer share theirs.
+        own = {
+            name: value
+            for name, value in vars(type(layer)).items()
+            if name not in ("__dict__", "__weakref__", "__module__", "__doc__")
+        }
+        kind = type(f"Parametrized{kind.__name__}", (kind,), own)
+    layer.__class__ = kind
+
+
+def _leave_family(layer: nn.Module) -> None:
+    plan: LayerPlan | None = layer.__dict__.get(PLAN)
+    if plan is not None:
+        plan.family.layers.discard(plan.name)
+
+
+def _shape(layer: nn.Module) -> tuple[int, ...]:
+    """Return the shape of a layer's weight, or of its first parameter that may multiply."""
+    if isinstance(layer, nn.Linear):
+        return (layer.out_features, layer.in_features)
+    if isinstance(layer, nn.Conv2d):
+        per_group = layer.in_channels // layer.groups
+        return (layer.out_channels, per_group, *layer.kernel_size)
+    known = [p for p in layer._parameters.values() if p is not None and not is_lazy(p)]
+    weight = layer._parameters.get("weight")
+    if weight is not None and not is_lazy(weight):
+        return tuple(weight.shape)
+    return next((tuple(p.shape) for p in known if p.ndim > 1), ())
+
+
+def _inner(module: nn.Module) -> set[nn.Module]:
+    """Return what belongs to parametrizations: no layers."""
+    return {
+        part
+        for layer in module.modules()
+        if parametrize.is_parametrized(layer)
+        for part in layer.parametrizations.modules()  # type: ignore[union-attr]
+    }
+
+
+def _read_by_attention(name: str, module: nn.Module) -> bool:
+    """Return whether a layer is one whose weight ``nn.MultiheadAttention`` takes past it."""
+    parent, _, own = name.rpartition(".")
+    return own == "out_proj" and isinstance(module.get_submodule(parent), nn.MultiheadAttention)
+
+
+def _why_not(layer: nn.Module, kind: type[nn.Module], read: bool) -> str | None:
+    """Return why a module's products stay in torch; None if it can have none of its own."""
+    if read or issubclass(kind, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "nn.MultiheadAttention multiplies by its weight itself"
+    if isinstance(layer, _WITH_PRODUCTS):
+        return f"no SAT layer for class {kind.__name__}"
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+        return "a table to look up; where its weight multiplies, it is dense"
+    wide = [
+        name
+        for name, p in layer._parameters.items()
+        if p is not None and (is_lazy(p) or p.ndim > 1)
+    ]
+    if not wide or isinstance(layer, _WITHOUT):
+        return None
+    return f"not recognised: what {', '.join(wide)} multiplies is dense"
+
+
+def _holders(module: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """Return which modules hold each parameter."""
+    found: dict[nn.Parameter, list[str]] = {}
+    for name, layer in module.named_modules():
+        for parameter in layer._parameters.values():
+            if parameter is not None:
+                found.setdefault(parameter, []).append(f"{name!r} ({_original(layer).__name__})")
+    return found
+
+
+def _shared(layer: nn.Module, holders: dict[nn.Parameter, list[str]]) -> str:
+    """Return with whom a layer shares its weight, for its report."""
+    weight = layer._parameters.get("weight")
+    names = [] if weight is None else holders[weight]
+    return f"; weight shared by {', '.join(names)}" if len(names) > 1 else ""
 
 
 def _decide(
     name: str, layer: nn.Module, scheme: Scheme, pattern: Pattern, filter_fn: Filter | None
-) -> tuple[bool, str]:
-    """Return whether a layer is sparse, and why."""
+) -> tuple[bool, str, bool]:
+    """Return whether a layer is sparse, why, and whether that is open until its first input."""
     if pattern.dense or not scheme.prunes:
-        return False, "asked for" if pattern.dense else f"scheme {scheme.name} prunes nothing"
+        reason = "asked for" if pattern.dense else f"scheme {scheme.name} prunes nothing"
+        return False, reason, False
     verdict = None if filter_fn is None else filter_fn(name, layer)
     if verdict is not None:
         if not isinstance(verdict, bool):
@@ -171,20 +289,10 @@ def _decide(
                 f"filter_fn returned {verdict!r} for layer {name!r}: must be True (sparse), False "
                 "(dense) or None (by the rule)"
             )
-        return verdict, "filter_fn"
-    if isinstance(layer, nn.Linear):
-        channels = {"in_features": layer.in_features, "out_features": layer.out_features}
-    else:
-        conv = cast(nn.Conv2d, layer)
-        per_group = "" if conv.groups == 1 else " per group"
-        channels = {
-            f"in_channels{per_group}": conv.in_channels // conv.groups,
-            f"out_channels{per_group}": conv.out_channels // conv.groups,
-        }
-    for what, count in channels.items():
-        if count % pattern.m:
-            return False, f"{what} {count} is no multiple of {pattern.m}"
-    return True, f"channels are multiples of {pattern.m}"
+        return verdict, "filter_fn", False
+    if isinstance(layer, (nn.LazyLinear, nn.LazyConv2d)):
+        return True, f"if the first input's channels are multiples of {pattern.m}", True
+    return *channel_rule(layer, pattern), False
 
 
 def desparsify_(module: nn.Module) -> nn.Module:
@@ -208,8 +316,14 @@ def desparsify_(module: nn.Module) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module is a {type(module).__name__}: must be an nn.Module")
     for layer in module.modules():
-        if type(layer) in _ORIGINALS:
-            layer.__class__ = _ORIGINALS[type(layer)]
-            COPIES.pop(layer, None)
-            delattr(layer, PLAN)
+        twin = parametrize.type_before_parametrizations(layer)
+        if twin not in _ORIGINALS:
+            continue
+        _become(layer, _ORIGINALS[twin])
+        COPIES.pop(layer, None)
+        _leave_family(layer)
+        delattr(layer, PLAN)
+        for number, hook in list(layer._forward_pre_hooks.items()):
+            if hook is unfused:
+                del layer._forward_pre_hooks[number]
     return module

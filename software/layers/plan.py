@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sat.devices.base import Device
+from sat.devices.use import Family
 from sat.layers.schemes import Scheme
 from sat.sparsity.pattern import Pattern
 
@@ -49,9 +50,15 @@ class LayerPlan:
         ``DENSE``: no operand is pruned, whatever the scheme.
     device : Device or None
         Where products run outside any `sat.use_device`; None for the default golden device.
+    family : Family
+        The layers that were made together with it.
+    undecided : bool
+        Whether the layer's first input decides if the pattern fits: a lazy layer's.
     """
 
     name: str
     scheme: Scheme
     pattern: Pattern
     device: Device | None
+    family: Family = field(default_factory=Family, compare=False)
+    undecided: bool = False

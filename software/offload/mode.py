@@ -29,6 +29,7 @@ from sat.devices import device as make_device
 from sat.devices.base import Device
 from sat.devices.context import use_device
 from sat.devices.operand import RightOperand
+from sat.devices.use import watch_layers
 from sat.offload import convolutions, operations  # noqa: F401 (they fill HANDLERS)
 from sat.offload import precision as fp32
 from sat.offload.decompositions import (
@@ -450,6 +451,7 @@ class offload:
         stack.enter_context(UNFUSED)
         stack.enter_context(use_device(self._mode.meter))
         stack.enter_context(self._mode)
+        self._use = stack.enter_context(watch_layers())
         self._stack = stack
         self._began = time.perf_counter()
         return self._report
@@ -464,6 +466,10 @@ class offload:
         self._report.seconds += time.perf_counter() - self._began
         stack, self._stack = self._stack, None
         stack.close()
+        idle = self._use.describe()
+        if idle is not None:
+            # Nothing was computed by them; a row without operations says so.
+            self._report.work("SAT layers", "-", idle)
         if self._owned:
             # Predictions of a golden device need no open device.
             self._device.close()

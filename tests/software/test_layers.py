@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import io
 import re
 
 import numpy as np
@@ -373,122 +371,6 @@ def test_subclass_chooses_by_its_own_criterion():
     assert torch.allclose(layer(x), expected, rtol=2**-10, atol=1e-6)
 
 
-# --- conversion -----------------------------------------------------------------------------------
-
-
-def model():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 8, 3),
-        nn.Flatten(),
-        nn.Linear(8 * 6 * 6, 10),
-    )
-
-
-def test_report_names_every_layer_and_reason():
-    report = sat.sparsify_(model())
-    rows = [(r.name, r.kind, r.shape, r.scheme, r.pattern, r.reason) for r in report.layers]
-    assert rows == [
-        ("0", "Conv2d", (16, 1, 3, 3), "dense", "dense", "in_channels 1 is no multiple of 8"),
-        ("2", "Conv2d", (8, 16, 3, 3), "bdwp", "2:8", "channels are multiples of 8"),
-        ("4", "Linear", (10, 288), "dense", "dense", "out_features 10 is no multiple of 8"),
-    ]
-    lines = str(report).splitlines()
-    assert len(lines) == 4 and lines[0].split() == [
-        "layer",
-        "kind",
-        "weight",
-        "scheme",
-        "pattern",
-        "reason",
-    ]
-    assert "8x16x3x3" in lines[2]
-
-
-def test_filter_decides_before_the_rule():
-    verdicts = {"0": True, "2": False, "4": None}
-    report = sat.sparsify_(model(), filter_fn=lambda name, layer: verdicts[name])
-    assert [(r.pattern, r.reason) for r in report.layers] == [
-        ("2:8", "filter_fn"),
-        ("dense", "filter_fn"),
-        ("dense", "out_features 10 is no multiple of 8"),
-    ]
-
-
-def test_dense_scheme_or_pattern_prunes_nothing():
-    x = randn(2, 1, 8, 8)
-    nets = [model(), model()]
-    first = sat.sparsify_(nets[0], "dense", "2:8")
-    second = sat.sparsify_(nets[1], "bdwp", "dense")
-    assert {r.pattern for r in (*first.layers, *second.layers)} == {"dense"}
-    assert {r.reason for r in first.layers} == {"scheme dense prunes nothing"}
-    assert torch.equal(nets[0](x), nets[1](x))
-
-
-def test_layers_that_stay_in_torch_are_reported():
-    class Own(nn.Linear):
-        pass
-
-    net = nn.ModuleList([Own(8, 8), nn.Conv1d(8, 8, 1), nn.LSTM(8, 8), nn.Linear(8, 8)])
-    report = sat.sparsify_(net)
-    assert [(r.kind, r.scheme, r.reason) for r in report.layers] == [
-        ("Own", "host", "no SAT layer for class Own"),
-        ("Conv1d", "host", "no SAT layer for class Conv1d"),
-        ("LSTM", "host", "no SAT layer for class LSTM"),
-        ("Linear", "bdwp", "channels are multiples of 8"),
-    ]
-    assert type(net[0]) is Own
-
-
-def test_round_trip_keeps_parameters_state_and_outputs():
-    net, x = model(), randn(2, 1, 8, 8)
-    before, parameters = net(x), dict(net.named_parameters())
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    assert str(sat.sparsify_(net)) and type(net[0]) is sat.SatConv2d
-    assert not torch.equal(net(x), before)
-    assert all(net.get_parameter(name) is p for name, p in parameters.items())
-    assert list(net.state_dict()) == list(model().state_dict())
-    twin = model()
-    sat.sparsify_(twin)
-    net(x).sum().backward()
-    optimizer.step()
-    twin.load_state_dict(net.state_dict())
-    assert torch.equal(twin(x), net(x))
-    plain = model()
-    plain.load_state_dict(net.state_dict())
-    assert sat.desparsify_(net) is net
-    assert [type(layer) for layer in net] == [type(layer) for layer in plain]
-    assert torch.equal(net(x), plain(x))
-    assert net[0].__dict__.keys() == plain[0].__dict__.keys()
-    sat.desparsify_(net)  # nothing left to undo
-
-
-def test_converting_again_replaces_the_decision():
-    net = model()
-    sat.sparsify_(net, "bdwp", "2:8")
-    report = sat.sparsify_(net, "sdwp", "1:2")
-    assert [r.kind for r in report.layers] == ["Conv2d", "Conv2d", "Linear"]
-    assert [r.scheme for r in report.layers] == ["dense", "sdwp", "sdwp"]
-    sat.desparsify_(net)
-    assert type(net[2]) is nn.Conv2d
-
-
-def test_one_layer_alone_hooks_copies_and_files():
-    layer = linear()
-    seen = []
-    layer.register_forward_hook(lambda *args: seen.append(1))
-    x = randn(5, 24)
-    expected = layer(x)
-    assert torch.equal(copy.deepcopy(layer)(x), expected) and len(seen) == 2
-    fresh = linear()
-    stream = io.BytesIO()
-    torch.save(fresh, stream)
-    stream.seek(0)
-    assert torch.equal(torch.load(stream, weights_only=False)(x), expected)
-
-
 def test_device_of_the_layer_of_the_context_and_of_the_backward_pass(fake_rtl):
     with fake_rtl() as own, fake_rtl() as other:
         layer = linear(device=own)
@@ -508,21 +390,6 @@ def test_device_of_the_layer_of_the_context_and_of_the_backward_pass(fake_rtl):
 @pytest.mark.parametrize(
     "make, kind, message",
     [
-        (lambda: sat.sparsify_(torch.ones(3)), TypeError, "module is a Tensor: must be an nn.Mod"),
-        (lambda: sat.desparsify_(3), TypeError, "module is a int: must be an nn.Module"),
-        (lambda: sat.sparsify_(nn.ReLU()), ValueError, "module ReLU has no layer of class nn.Lin"),
-        (
-            lambda: sat.sparsify_(model(), "xyz"),
-            ValueError,
-            "scheme 'xyz': there is no such",
-        ),
-        (lambda: sat.sparsify_(model(), pattern="8:2"), ValueError, "pattern 8:2: N must be from"),
-        (lambda: sat.sparsify_(model(), device="rtl"), TypeError, "device is a str: must be a Dev"),
-        (
-            lambda: sat.sparsify_(model(), filter_fn=lambda name, layer: 1),
-            TypeError,
-            "filter_fn returned 1 for layer '0': must be True (sparse), False (dense) or None",
-        ),
         (
             lambda: linear()(randn(5, 23)),
             ValueError,
@@ -547,12 +414,3 @@ def test_device_of_the_layer_of_the_context_and_of_the_backward_pass(fake_rtl):
 def test_bad_input_names_value_rule_and_fix(make, kind, message):
     with pytest.raises(kind, match=re.escape(message)):
         make()
-
-
-def test_other_padding_is_refused_before_anything_changes():
-    net = nn.Sequential(nn.Linear(8, 8), nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"))
-    with pytest.raises(
-        ValueError, match="layer '1' has padding_mode='reflect': SAT pads with zeros; pad in a"
-    ):
-        sat.sparsify_(net)
-    assert type(net[0]) is nn.Linear

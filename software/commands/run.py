@@ -37,6 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("fp16", "fp32"), help="the method's own if not given"
     )
     parser.add_argument(
+        "--float64", choices=("device", "host"), default="device",
+        help="where products of float64 operands are computed; a device keeps 33 bits",
+    )  # fmt: skip
+    parser.add_argument(
         "--first", type=count, metavar="K",
         help="only the first K products on the device, compared with golden, which does the rest",
     )  # fmt: skip
@@ -124,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
                     device,
                     precision=precision,
                     min_size=args.min_size,
+                    float64=args.float64,
                     max_cycles=args.max_cycles,
                     trace=args.trace is not None,
                 )

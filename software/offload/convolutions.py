@@ -111,7 +111,7 @@ def _last(mode: Products, x: Tensor) -> Tensor:
     """Return a picture or weight with its second axis last, rounded now if it will be anyway."""
     x = x.detach()
     early = mode.precision == "fp16" and not x.is_complex()
-    return (x.half() if early else x).movedim(1, -1)
+    return (mode.rounded(x) if early else x).movedim(1, -1)
 
 
 def _picture(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -36,6 +36,9 @@ class Products(Protocol):
     ) -> Tensor:
         """Return start + a @ b, as ``wide``; stacks have their number in front."""
 
+    def rounded(self, x: Tensor) -> Tensor:
+        """Return an operand rounded to float16; the report counts what is lost by it."""
+
     def refusal(self, tensors: Sequence[Tensor], macs: int) -> str | None:
         """Return why a device cannot take a product of these, or None if it can."""
 

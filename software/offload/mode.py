@@ -52,6 +52,7 @@ from sat.offload.host_work import (
 from sat.offload.meter import Array16, Meter
 from sat.offload.nested import NESTED
 from sat.offload.report import CLOCK_HZ, OWN, OffloadReport, Work
+from sat.offload.rounding import halves
 from sat.offload.switches import UNFUSED
 from sat.sim.golden import sore
 from sat.sparsity.pattern import DENSE, Pattern
@@ -61,8 +62,12 @@ aten = torch.ops.aten
 PRECISIONS = ("fp16", "fp32")
 """One pass of float16 operands, or scaled passes that keep float32's bits."""
 
+FLOAT64 = ("device", "host")
+"""Where products of float64 operands are computed."""
+
 
 _TAKEN = frozenset((*FLOATS, *COMPLEX))
+_DOUBLE = frozenset((torch.float64, torch.complex128))
 _SYMBOLIC = (FakeTensor, FunctionalTensor)
 _TRACING = (
     torch._C._TorchDispatchModeKey.PROXY,
@@ -107,10 +112,12 @@ class Mode(TorchDispatchMode):
         min_size: int,
         prune_left: Pattern,
         prune_right: Pattern,
+        float64: str,
     ) -> None:
         super().__init__()
         self.meter, self.report = meter, meter.report
         self.precision, self.min_size = precision, min_size
+        self.taken = _TAKEN if float64 == "device" else _TAKEN - _DOUBLE
         self.prune_left, self.prune_right = prune_left, prune_right
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -236,7 +243,9 @@ class Mode(TorchDispatchMode):
                 return f"tensors on {x.device.type}"
             if x.layout is not torch.strided:
                 return "sparse layout of torch"
-            if x.dtype not in _TAKEN:
+            if x.dtype not in self.taken:
+                if x.dtype in _DOUBLE:
+                    return "float64, left on the host as asked for"
                 return f"dtype {str(x.dtype).removeprefix('torch.')}"
         if _tracing():
             return "traced into a graph"  # which would keep our results as constants
@@ -270,7 +279,7 @@ class Mode(TorchDispatchMode):
             result = torch.from_numpy(fp32.matmul(left, right, self._product))
             made = result if start is None else result + start.double()
             return made.to(wide, copy=True)
-        left, right = _half(a), _half(b)
+        left, right = self._halves(a), self._halves(b)
         if wide is torch.float64:
             made = tensor_of(self._product(left, right)).double()
             return made if start is None else made + start
@@ -281,6 +290,15 @@ class Mode(TorchDispatchMode):
                 first = np.broadcast_to(first, (*a.shape[:-1], len(first)))
         return tensor_of(self._product(left, right, first))
 
+    def rounded(self, x: Tensor) -> Tensor:
+        """Return an operand rounded to float16; the report counts what is lost by it."""
+        return torch.from_numpy(self._halves(x))
+
+    def _halves(self, x: Tensor) -> Array16:
+        work = self.meter.work
+        assert work is not None, "products are computed for an operation"
+        return halves(x, work.lost)
+
     def _complex(self, a: Tensor, b: Tensor, wide: torch.dtype, start: Tensor | None) -> Tensor:
         """Return a complex product as one of real operands, twice the depth and columns.
 
@@ -288,6 +306,8 @@ class Mode(TorchDispatchMode):
         """
         real = torch.float64 if wide is torch.complex128 else torch.float32
         a, b = (torch.view_as_real(x.detach().resolve_conj().to(wide)) for x in (a, b))
+        if self.precision == "fp16":
+            a, b = self.rounded(a), self.rounded(b)  # before there are two of each
         left = torch.cat([a[..., 0], a[..., 1]], -1)
         right = torch.cat(
             [
@@ -333,12 +353,6 @@ def _tracing() -> bool:
     return any(map(torch._C._get_dispatch_mode, _TRACING))
 
 
-def _half(x: Tensor) -> Array16:
-    """Return a tensor's numbers rounded to float16."""
-    # What was made just now is nobody else's: numpy may have its memory.
-    return array_of(x) if x.dtype is torch.float16 else x.half().numpy()
-
-
 def _exact(x: Tensor) -> Tensor:
     """Return a tensor in the narrowest type that numpy knows and that holds it exactly."""
     return x if x.dtype is torch.float64 else x.float()
@@ -371,6 +385,9 @@ class offload:
     prune_left, prune_right : str or Pattern, optional
         N:M pattern for every product's left operand (activations, for layers) or right one,
         along the depth. Only with ``"fp16"``.
+    float64 : str
+        ``"device"``: products of float64 and complex128 operands are computed as all others are,
+        at the precision chosen (33 bits at most). ``"host"``: by torch, in full.
     clock_hz : float
         Clock that the report's simulated times are for.
     trace : bool
@@ -405,12 +422,15 @@ class offload:
         max_cycles: int | None = None,
         prune_left: str | Pattern | None = None,
         prune_right: str | Pattern | None = None,
+        float64: str = "device",
         clock_hz: float = CLOCK_HZ,
         trace: bool = False,
         **options: Any,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r}: must be 'fp16' or 'fp32'; choose one")
+        if float64 not in FLOAT64:
+            raise ValueError(f"float64={float64!r}: must be 'device' or 'host'; choose one")
         _require_count("min_size", min_size, 0)
         if max_cycles is not None:
             _require_count("max_cycles", max_cycles, 1)
@@ -440,7 +460,7 @@ class offload:
             self._device, self._owned = make_device(device, **options), True
         report = OffloadReport(self._device.name, precision, float(clock_hz), trace)
         meter = Meter(self._device, report, max_cycles)
-        self._mode = Mode(meter, precision, min_size, left, right)
+        self._mode = Mode(meter, precision, min_size, left, right, float64)
         self._report = report
         self._stack: contextlib.ExitStack | None = None
 

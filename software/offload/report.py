@@ -10,6 +10,7 @@ from typing import Any
 
 from sat.dataflow.products import Product
 from sat.devices.base import Run
+from sat.offload.rounding import Lost
 
 OWN = "an operator of the program's own, of unknown size"
 """Reason for operators in which no matrix work of torch was seen: theirs may be in other code."""
@@ -101,6 +102,8 @@ class Work:
         Time on the host's clock.
     devices : dict
         Work of each device, by its name.
+    lost : Lost
+        Operands that overflowed or vanished when they were rounded to float16.
     """
 
     op: str
@@ -110,6 +113,7 @@ class Work:
     flops: int = 0
     seconds: float = 0.0
     devices: dict[str, DeviceWork] = field(default_factory=dict)
+    lost: Lost = field(default_factory=Lost)
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,14 @@ class OffloadReport:
         return None if None in each else sum(cycles or 0 for cycles in each)
 
     @property
+    def lost(self) -> Lost:
+        """Operands of all products that overflowed or vanished when rounded to float16."""
+        total = Lost()
+        for work in self._work.values():
+            total.add(work.lost)
+        return total
+
+    @property
     def calls_of_unknown_size(self) -> int:
         """Calls of operators of the program's own in which no matrix work could be seen."""
         return sum(work.calls for work in self._work.values() if work.reason == OWN)
@@ -238,13 +250,14 @@ class OffloadReport:
                 found[work.reason] = calls + work.calls, flops + work.flops
         return found
 
-    def to_json(self, *, cycles: bool = True) -> dict[str, Any]:
+    def to_json(self, *, cycles: bool = False) -> dict[str, Any]:
         """Return everything as plain values.
 
         Parameters
         ----------
         cycles : bool
-            Whether to ask devices that count none for predictions.
+            Whether to have cycles predicted where the device counts none: that takes a while for
+            many sizes. None of them is known else.
         """
 
         def device_json(part: DeviceWork) -> dict[str, Any]:
@@ -274,6 +287,7 @@ class OffloadReport:
             "calls_of_unknown_size": self.calls_of_unknown_size,
             "seconds": self.seconds,
             "device_seconds": self.device_seconds,
+            "lost": self.lost.to_json(),
             "devices": {name: device_json(part) for name, part in self.devices.items()},
             "work": [
                 {
@@ -284,12 +298,13 @@ class OffloadReport:
                     "flops": work.flops,
                     "seconds": work.seconds,
                     "products": sum(part.products for part in work.devices.values()),
+                    "lost": work.lost.to_json(),
                 }
                 for work in self
             ],
         }
 
-    def table(self, *, rows: int = 12, cycles: bool = True) -> str:
+    def table(self, *, rows: int = 12, cycles: bool = False) -> str:
         """Return the account as text.
 
         Parameters
@@ -297,7 +312,7 @@ class OffloadReport:
         rows : int
             Kinds of work to show, most operations first.
         cycles : bool
-            Whether to ask devices that count none for predictions.
+            Whether to have cycles predicted, as for `to_json`; they are left out else.
         """
         head = f"offload to {self.device}, precision {self.precision}: {self.coverage:.1%} of "
         unknown = self.calls_of_unknown_size
@@ -311,13 +326,15 @@ class OffloadReport:
                 where = "host: " + work.reason if work.reason else ", ".join(work.devices)
                 lines.append(
                     f"  {work.op:<{wide}}  {work.size:<{sized}}  {work.calls:>6,} calls  "
-                    f"{work.flops:>15,} FLOPs  {where}"
+                    f"{work.flops:>15,} FLOPs  {where}" + (f"; {work.lost}" if work.lost else "")
                 )
             if len(entries) > rows:
                 lines.append(f"  … and {len(entries) - rows} more")
         for name, part in self.devices.items():
             known = part.cycles if cycles else part.counted
             text = f"  {name}: {part.products:,} products, {part.macs:,} MACs"
+            if known is None and not cycles:
+                text += ", cycles on request"
             if known is not None:
                 how = "predicted" if part.counted is None else "counted"
                 text += f", {known:,} cycles {how} = {known / self.clock_hz:.4g} s at "
@@ -326,6 +343,8 @@ class OffloadReport:
                 text += f", {part.bytes_read:,} bytes read, {part.bytes_written:,} written"
             text += f", {part.bytes_host:,} bytes to and from the host"
             lines.append(text + (f", {part.bytes_kept:,} kept" if part.bytes_kept else ""))
+        if self.lost:
+            lines.append(f"  operands rounded to float16: {self.lost}")
         for reason, (calls, flops) in self.host_reasons().items():
             lines.append(f"  on the host: {calls:,} calls, {flops:,} FLOPs: {reason}")
         return "\n".join(lines)

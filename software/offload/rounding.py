@@ -1,0 +1,116 @@
+"""Operands rounded to float16, and what is lost by it: overflow to infinity, underflow to zero.
+
+Rounding to nearest, ties to even, is no more than half a unit in the last place off in float16's
+normal range. Outside of it a product may be wrong altogether, so the report counts such operands.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sat.arrays import array_of
+from sat.sim.build import compile_library
+from sat.sim.golden import stce
+
+SOURCE = Path(__file__).resolve().with_suffix(".cpp")
+
+_KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+
+
+class Lost:
+    """Operands that were rounded to float16, and lost more by it than digits.
+
+    Attributes
+    ----------
+    overflowed : int
+        Finite ones that became infinite: from 65,520 on.
+    vanished : int
+        Others than zero that became zero: up to 2^-25.
+    subnormal : int
+        Those that became subnormal, and kept fewer than 11 bits: below 2^-14.
+    """
+
+    NAMES = ("overflowed", "vanished", "subnormal")
+
+    def __init__(self) -> None:
+        self.counts = (ctypes.c_long * 3)()  # native code adds to them
+
+    @property
+    def overflowed(self) -> int:
+        return self.counts[0]
+
+    @property
+    def vanished(self) -> int:
+        return self.counts[1]
+
+    @property
+    def subnormal(self) -> int:
+        return self.counts[2]
+
+    def __bool__(self) -> bool:
+        return any(self.counts)
+
+    def add(self, other: Lost) -> None:
+        """Count another's, too."""
+        for i, count in enumerate(other.counts):
+            self.counts[i] += count
+
+    def to_json(self) -> dict[str, int]:
+        """Return the counts by name."""
+        return dict(zip(self.NAMES, self.counts, strict=True))
+
+    def __str__(self) -> str:
+        texts = ("overflowed", "vanished", "became subnormal")
+        pairs = zip(self.counts, texts, strict=True)
+        return ", ".join(f"{count:,} {text}" for count, text in pairs if count)
+
+    def __repr__(self) -> str:
+        return f"Lost({str(self) or 'nothing'})"
+
+
+@functools.cache
+def _native() -> ctypes.CDLL:
+    library = ctypes.CDLL(
+        str(compile_library("rounding", [SOURCE], include_dirs=[stce.SOURCE.parent]))
+    )
+    pointer, number = ctypes.c_void_p, ctypes.c_long
+    library.round_to_halves.argtypes = [pointer, number, number, pointer, pointer]
+    library.round_to_halves.restype = None
+    return library
+
+
+def halves(x: Tensor, lost: Lost) -> NDArray[np.float16]:
+    """Return a tensor's numbers rounded to float16.
+
+    Parameters
+    ----------
+    x : Tensor
+        Of a real floating-point type, strided, in the host's memory, not negated only in name.
+        The numbers of one of float16 are looked at where they are (`array_of`).
+    lost : Lost
+        What was lost is added.
+
+    Raises
+    ------
+    sat.sim.build.BuildError
+        If ``rounding.cpp`` has to be compiled and cannot be.
+    """
+    if x.dtype is torch.float16:
+        return array_of(x)
+    made = torch.empty_like(x, dtype=torch.float16)
+    if made.stride() != x.stride():
+        # It has gaps, or elements in several places.
+        x = x.contiguous()
+        made = torch.empty_like(x, dtype=torch.float16)
+    _native().round_to_halves(
+        x.data_ptr(), _KINDS[x.dtype], x.numel(), made.data_ptr(), lost.counts
+    )
+    array: NDArray[np.float16] = made.numpy()  # nobody else's: numpy may have its memory
+    return array

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from sat.rtl.config import SatConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,3 +32,67 @@ class MemoryTiming:
             value = getattr(self, name)
             if not isinstance(value, int) or not 1 <= value <= 4096:
                 raise ValueError(f"{name}={value!r}: must be an integer from 1 to 4096 cycles")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceMemory:
+    """A memory that figures are given for: the ports that it needs, and how long it takes.
+
+    Parameters
+    ----------
+    title : str
+    ports, port_bits : int
+        Data ports, and the width of each: with ``timing`` of a beat a cycle, what it brings.
+    timing : MemoryTiming
+    """
+
+    title: str
+    ports: int
+    port_bits: int
+    timing: MemoryTiming
+
+    @property
+    def bytes_per_cycle(self) -> float:
+        """Bytes that all ports bring in a cycle."""
+        return self.ports * self.port_bits / 8 / self.timing.cycles_per_beat
+
+    def device(self, config: SatConfig) -> SatConfig:
+        """Return ``config`` with the ports that this memory needs.
+
+        Raises
+        ------
+        ValueError
+            No device has such ports, or not with this array; the message says which rule forbids.
+        """
+        try:
+            if self.ports != 1:
+                raise ValueError(f"data ports={self.ports}: a device has 1")
+            return replace(config, axi=replace(config.axi, data_bits=self.port_bits))
+        except ValueError as error:
+            raise ValueError(
+                f"{self.title}, {self.bytes_per_cycle:g} bytes a cycle by {self.ports} x "
+                f"{self.port_bits} bits: {error}; name a memory with a narrower port"
+            ) from None
+
+
+MEMORIES = {
+    "narrow": ReferenceMemory(
+        title="memory narrow",
+        ports=1,
+        port_bits=128,
+        timing=MemoryTiming(read_latency=40, write_latency=40),
+    ),
+    "ddr4": ReferenceMemory(
+        title="memory ddr4 (one DDR4-2400 channel at 200 MHz)",
+        ports=1,
+        port_bits=512,
+        timing=MemoryTiming(read_latency=40, write_latency=40),
+    ),
+    "ddr4x4": ReferenceMemory(
+        title="memory ddr4x4 (four DDR4-2400 channels at 200 MHz)",
+        ports=4,
+        port_bits=512,
+        timing=MemoryTiming(read_latency=40, write_latency=40),
+    ),
+}
+"""The memories that figures are given for, by name; latencies in cycles, of the order of DDR's."""

@@ -1,10 +1,14 @@
-"""``sat simulate``: a matrix product or a layer on the simulated RTL, compared with golden."""
+"""``sat simulate``: a matrix product or a layer on the simulated RTL, compared with golden.
+
+``--predict`` asks the cycle model instead: the same keys, nothing built, nothing computed.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
+from dataclasses import asdict, replace
 from typing import Any
 
 from sat.commands.common import DONE, FAILED, count, natural, print_values, seed_number, usage
@@ -30,8 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dilation", type=count, default=1, help="default 1")
     parser.add_argument("--groups", type=natural, default=1, help="default 1; 0: depthwise")
     parser.add_argument("--relu", action="store_true", help="ReLU behind and before the layer")
-    parser.add_argument("--read-latency", type=count, default=20, help="cycles (default 20)")
-    parser.add_argument("--write-latency", type=count, default=8, help="cycles (default 8)")
+    parser.add_argument(
+        "--predict", action="store_true", help="cycles by the exact model; nothing is built or run"
+    )
+    parser.add_argument(
+        "--memory", choices=("narrow", "ddr4", "ddr4x4"),
+        help="a reference memory: 16, 64 or 256 bytes a cycle, latency 40",
+    )  # fmt: skip
+    parser.add_argument(
+        "--read-latency", type=count, help="cycles (the memory's, or 20 if none is named)"
+    )
+    parser.add_argument(
+        "--write-latency", type=count, help="cycles (the memory's, or 8 if none is named)"
+    )
     for name in ("rows", "cols", "depth"):
         parser.add_argument(f"--{name}", type=count, default=64, help="default 64")
     parser.add_argument("--pattern", default="dense", help="N:M, or dense (default)")
@@ -45,19 +60,72 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run a product or a layer on random numbers on the simulated RTL; compare with golden."""
+    with usage():
+        if args.predict and args.waves is not None:
+            raise ValueError("--predict runs nothing: leave out --waves, or --predict")
     if args.layer is not None:
         return _run_layer(args)
+    import sat
+
+    began = time.perf_counter()
+    with usage():
+        pattern = sat.Pattern.parse(args.pattern)
+        config, memory = _device(args, pattern)
+        values, notes = (_predict if args.predict else _multiply)(args, pattern, config, memory)
+    values = {
+        "rows": args.rows,
+        "cols": args.cols,
+        "depth": args.depth,
+        "pattern": str(pattern),
+        "dataflow": args.dataflow,
+        "array": config.array,
+        "memory": args.memory,
+        "seed": args.seed,
+        **values,
+        "wall_seconds": time.perf_counter() - began,
+    }
+    if args.waves is not None:
+        values["waves"] = args.waves
+    print_values(values, args.json, notes)
+    return FAILED if notes else DONE
+
+
+def _device(args: argparse.Namespace, pattern: Any) -> tuple[Any, Any]:
+    """Return configuration and memory timing that the arguments describe."""
+    from sat.rtl.config import SatConfig
+    from sat.sim.memory import MEMORIES, MemoryTiming
+
+    config = SatConfig(max_m=max(8, pattern.m)).with_array(args.array)
+    timing = MemoryTiming()
+    if args.memory is not None:
+        config = MEMORIES[args.memory].device(config)
+        timing = MEMORIES[args.memory].timing
+    given = {name: getattr(args, name) for name in ("read_latency", "write_latency")}
+    known = {name: value for name, value in given.items() if value is not None}
+    return config, replace(timing, **known)
+
+
+def _say(args: argparse.Namespace) -> None:
+    if not args.json:
+        print(
+            f"simulating an array of {args.array} (its first use compiles it: minutes)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _multiply(
+    args: argparse.Namespace, pattern: Any, config: Any, memory: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what running a product gives, and what is wrong with it."""
     import numpy as np
 
     import sat
     from sat.devices.compare import ComparingDevice
 
-    began = time.perf_counter()
     rng = np.random.default_rng(args.seed)
-    with usage():
-        pattern = sat.Pattern.parse(args.pattern)
-        options = {} if args.waves is None else {"waves": args.waves}
-        device = sat.device("rtl", array=args.array, max_m=max(8, pattern.m), **options)
+    options = {} if args.waves is None else {"waves": args.waves}
+    device = sat.device("rtl", config=config, memory=memory, **options)
     with device:
         a = _operand(rng, (args.rows, args.depth), args.specials)
         dense = _operand(rng, (args.depth, args.cols), args.specials)
@@ -66,28 +134,14 @@ def run(args: argparse.Namespace) -> int:
         if args.start:
             start = rng.standard_normal((args.rows, args.cols)).astype(np.float32)
         checked = ComparingDevice(device)
-        if not args.json:
-            print(
-                f"simulating an array of {args.array} (its first use compiles it: minutes)",
-                file=sys.stderr,
-                flush=True,
-            )
-        with usage():
-            checked.matmul(a, b, start=start, dataflow=args.dataflow)
+        _say(args)
+        checked.matmul(a, b, start=start, dataflow=args.dataflow)
         run = checked.last_run
     assert run is not None, "a product that succeeded leaves its account"
-    as_predicted = checked.mispredicted == 0
     rate = None
     if run.cycles is not None and run.wall_seconds:
         rate = run.cycles / run.wall_seconds
     values = {
-        "rows": args.rows,
-        "cols": args.cols,
-        "depth": args.depth,
-        "pattern": str(pattern),
-        "dataflow": args.dataflow,
-        "array": device.config.array,
-        "seed": args.seed,
         "bit_exact": checked.mismatches == 0,
         "compared": checked.compared,
         "mismatches": checked.mismatches,
@@ -98,18 +152,49 @@ def run(args: argparse.Namespace) -> int:
         "bytes_read": run.bytes_read,
         "bytes_written": run.bytes_written,
         "sim_cycles_per_second": rate,
-        "wall_seconds": time.perf_counter() - began,
     }
     notes = []
     if checked.first is not None:
         values["first_mismatch"] = str(checked.first)
         notes.append(f"MISMATCH: {checked.first}")
-    if not as_predicted:
+    if checked.mispredicted:
         notes.append(f"MISMATCH: {run.cycles} cycles, predicted {run.predicted_cycles}")
-    if args.waves is not None:
-        values["waves"] = args.waves
-    print_values(values, args.json, notes)
-    return DONE if checked.mismatches == 0 and as_predicted else FAILED
+    return values, notes
+
+
+def _predict(
+    args: argparse.Namespace, pattern: Any, config: Any, memory: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what running a product would give, as far as the cycle model knows."""
+    from sat.dataflow.cycles import predict
+    from sat.dataflow.products import Product, StartShape
+    from sat.dataflow.search import best_mapping
+
+    start = StartShape.ZERO
+    if args.start:
+        # A single row is its own for each column, as on the device.
+        start = StartShape.MATRIX if args.rows > 1 else StartShape.ROW
+    product = Product(args.rows, args.cols, args.depth, pattern.n, pattern.m, start)
+    compiled, _ = best_mapping(product, config, memory, args.dataflow)
+    found = predict(compiled.program, config, memory)
+    return {**_NOT_RUN, **_known(found, product.macs, config)}, []
+
+
+_NOT_RUN = {"bit_exact": None, "compared": 0, "mismatches": 0, "sim_cycles_per_second": None}
+"""Of a run that was not made."""
+
+
+def _known(found: Any, macs: int, config: Any) -> dict[str, Any]:
+    """Return what a prediction says, by the keys of a run: what the device would count."""
+    beat = config.axi.beat_bytes
+    return {
+        "cycles": found.cycles,
+        "predicted_cycles": found.cycles,
+        "macs": macs,
+        "utilisation": macs / (found.cycles * config.rows * config.cols),
+        "bytes_read": found.beats_read * beat,
+        "bytes_written": found.beats_written * beat,
+    }
 
 
 def _layer(args: argparse.Namespace, pattern: Any) -> Any:
@@ -150,48 +235,64 @@ def _layer(args: argparse.Namespace, pattern: Any) -> Any:
 
 def _run_layer(args: argparse.Namespace) -> int:
     """Run stages of a layer's training step as one program."""
-    from dataclasses import asdict
-
     import sat
     from sat.dataflow.compile.step import STAGES
     from sat.devices.stages import simulate_layer
-    from sat.rtl.config import SatConfig
-    from sat.sim.memory import MemoryTiming
 
+    began = time.perf_counter()
     stages = STAGES if args.stage == "step" else (args.stage,)
+    notes = []
     with usage():
         pattern = sat.Pattern.parse(args.pattern)
-        config = SatConfig(max_m=max(8, pattern.m)).with_array(args.array)
+        config, memory = _device(args, pattern)
         layer = _layer(args, pattern)
-        memory = MemoryTiming(read_latency=args.read_latency, write_latency=args.write_latency)
-        if not args.json:
-            print(
-                f"simulating an array of {args.array} (its first use compiles it: minutes)",
-                file=sys.stderr,
-                flush=True,
-            )
-        run = simulate_layer(layer, config, memory, stages, seed=args.seed, waves=args.waves)
-    ideal = run.dense_macs / (config.rows * config.cols)
+        if args.predict:
+            values = _predict_layer(layer, stages, config, memory)
+            values["wall_seconds"] = time.perf_counter() - began
+        else:
+            _say(args)
+            run = simulate_layer(layer, config, memory, stages, seed=args.seed, waves=args.waves)
+            if run.mismatches:
+                notes.append(f"MISMATCH: {run.mismatches} numbers of {', '.join(run.differs)}")
+            if run.cycles != run.predicted_cycles:
+                notes.append(f"MISMATCH: {run.cycles} cycles, predicted {run.predicted_cycles}")
+            values = {"bit_exact": run.mismatches == 0, **asdict(run)}
+            values["differs"] = list(run.differs)
+            values["sim_cycles_per_second"] = run.cycles / run.wall_seconds
+            del values["stages"]
+    ideal = values["dense_macs"] / (config.rows * config.cols)
     values = {
         "layer": args.layer,
         "stage": args.stage,
         "pattern": str(pattern),
         "array": config.array,
+        "memory": args.memory,
         "seed": args.seed,
-        "bit_exact": run.mismatches == 0,
-        **{name: value for name, value in asdict(run).items() if name not in ("stages", "differs")},
-        "differs": list(run.differs),
+        **values,
         "dense_cycles_at_best": int(ideal),
-        "speedup_over_best_dense": ideal / run.cycles,
-        "sim_cycles_per_second": run.cycles / run.wall_seconds,
+        "speedup_over_best_dense": ideal / values["cycles"],
     }
-    notes = []
-    if run.mismatches:
-        notes.append(f"MISMATCH: {run.mismatches} numbers of {', '.join(run.differs)}")
-    if run.cycles != run.predicted_cycles:
-        notes.append(f"MISMATCH: {run.cycles} cycles, predicted {run.predicted_cycles}")
     print_values(values, args.json, notes)
     return FAILED if notes else DONE
+
+
+def _predict_layer(layer: Any, stages: tuple[str, ...], config: Any, memory: Any) -> dict[str, Any]:
+    """Return what running a layer's stages would give, as far as the cycle model knows."""
+    from sat.dataflow.compile.step import compile_step
+    from sat.dataflow.cycles import predict
+    from sat.devices.stages import stage_macs
+
+    step = compile_step(layer, config, memory, stages)
+    found = predict(step.program, config, memory, step.address)
+    return {
+        **_NOT_RUN,
+        "differs": [],
+        "non_finite": None,
+        "skipped": None,
+        "dense_macs": layer.dense_macs * sum(stage != "update" for stage in stages),
+        "instructions": len(step.program),
+        **_known(found, stage_macs(layer, stages), config),
+    }
 
 
 def _operand(rng: Any, shape: tuple[int, int], specials: bool) -> Any:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
 import sat
 from sat.cli import main
 from sat.commands.common import to_json
+from sat.dataflow.compile.step import STAGES, compile_step
+from sat.dataflow.cycles import predict
+from sat.dataflow.products import Product, StartShape
+from sat.dataflow.search import best_mapping
+from sat.devices.stages import LayerRun
+from sat.rtl.config import SatConfig
+from sat.sim.layer import Layer
+from sat.sim.memory import MEMORIES, MemoryTiming
 from sat.training.demo import demo
 
 
@@ -98,6 +107,51 @@ def test_simulate_hands_the_waveform_on(capsys, monkeypatch, fake_rtl):
     assert made[0].closed
 
 
+@pytest.mark.parametrize("args", [[], ["--memory", "narrow", "--start", "--rows", "1"]])
+def test_simulate_predicts_a_product_under_the_keys_of_a_run(capsys, rtl_is_fake, args):
+    args = ["--rows", "9", "--cols", "70", "--pattern", "2:8", *args, "--json"]
+    code, out, _ = call(capsys, "simulate", *args)
+    ran = load(out)
+    code, out, err = call(capsys, "simulate", "--predict", *args)
+    values = load(out)
+    assert code == 0 and not err and set(values) == set(ran)
+    config, timing = SatConfig(), MemoryTiming()
+    if "--memory" in args:
+        timing = MemoryTiming(read_latency=40, write_latency=40)
+    start = StartShape.ROW if "--start" in args else StartShape.ZERO
+    product = Product(1 if "--start" in args else 9, 70, 64, 2, 8, start)
+    compiled, cycles = best_mapping(product, config, timing)
+    assert values["cycles"] == values["predicted_cycles"] == cycles
+    assert values["macs"] == ran["macs"] and (values["bit_exact"], values["compared"]) == (None, 0)
+    assert values["utilisation"] == values["macs"] / (64 * cycles)
+    found = predict(compiled.program, config, timing)
+    assert values["bytes_read"] == 16 * found.beats_read
+    assert values["bytes_written"] == 16 * found.beats_written >= 4 * 70 * product.rows
+
+
+@pytest.mark.parametrize("stage", ["ff", "bp", "wu", "update", "step"])
+def test_simulate_predicts_a_layer_under_the_keys_of_a_run(capsys, stage):
+    args = ["--layer", "conv", "--channels", "16", "--pattern", "2:4", "--relu", "--stage", stage]
+    args += ["--read-latency", "7", "--memory", "narrow", "--array", "4x4"]
+    code, out, err = call(capsys, "simulate", "--predict", *args, "--json")
+    values = load(out)
+    assert code == 0 and not err
+    known = {field.name for field in fields(LayerRun)} - {"stages"}
+    assert set(values) >= known | SIMULATE | {"dense_cycles_at_best", "speedup_over_best_dense"}
+    layer = Layer(
+        batch=1, lines=8, pixels=8, in_channels=16, out_channels=16, kernel=(3, 3),
+        padding=(1, 1), ff=(2, 4), bp=(2, 4), bias=True, relu=True, masked=True,
+    )  # fmt: skip
+    config = SatConfig().with_array("4x4")
+    timing = MemoryTiming(read_latency=7, write_latency=40)
+    step = compile_step(layer, config, timing, STAGES if stage == "step" else (stage,))
+    found = predict(step.program, config, timing, step.address)
+    assert (values["cycles"], values["instructions"]) == (found.cycles, len(step.program))
+    assert values["bytes_written"] == 16 * found.beats_written
+    _, words, _ = call(capsys, "simulate", "--predict", *args)
+    assert f"{found.cycles:,}" in words
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
@@ -113,6 +167,19 @@ def test_simulate_hands_the_waveform_on(capsys, monkeypatch, fake_rtl):
         (["simulate", "--pattern", "9:8"], "sat simulate: error: pattern 9:8: N must be from 1"),
         (["simulate", "--pattern", "two"], "sat simulate: error: pattern 'two': must be N:M or d"),
         (["simulate", "--array", "8"], "sat simulate: error: array='8': must be ROWSxCOLS"),
+        (
+            ["simulate", "--memory", "ddr4"],
+            "sat simulate: error: memory ddr4 (one DDR4-2400 channel at 200 MHz), 64 bytes a cycle",
+        ),
+        (
+            ["simulate", "--memory", "ddr4x4", "--predict", "--layer", "conv"],
+            "sat simulate: error: memory ddr4x4 (four DDR4-2400 channels at 200 MHz), 256 bytes a ",
+        ),
+        (["simulate", "--memory", "sram"], "sat simulate: error: argument --memory: invalid ch"),
+        (
+            ["simulate", "--predict", "--waves", "x.fst"],
+            "sat simulate: error: --predict runs nothing: leave out --waves, or --predict",
+        ),
         (["simulate", "--lanes", "8"], "sat: error: unrecognized arguments: --lanes 8"),
         (["train", "--model", "vgg"], "sat train: error: model 'vgg': there is no such model"),
         (["train", "--data", "mnist"], "sat train: error: data 'mnist': there is no such set"),
@@ -126,6 +193,20 @@ def test_bad_usage_is_one_line_and_code_2(capsys, rtl_is_fake, args, message):
     code, out, err = call(capsys, *args)
     assert code == 2 and not out
     assert err.startswith(message) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "memory, rule",
+    [
+        ("ddr4", "by 1 x 512 bits: data_bits=512: must be 32, 64, 128 or 256; name a memory"),
+        ("ddr4x4", "by 4 x 512 bits: data ports=4: a device has 1; name a memory"),
+    ],
+)
+def test_a_memory_that_no_device_has_names_the_rule(memory, rule):
+    with pytest.raises(ValueError, match=rule):
+        MEMORIES[memory].device(SatConfig())
+    assert MEMORIES["narrow"].device(SatConfig()) == SatConfig()
+    assert [m.bytes_per_cycle for m in MEMORIES.values()] == [16, 64, 256]
 
 
 def test_a_failing_device_is_one_line_and_code_1(capsys, monkeypatch):

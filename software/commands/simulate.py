@@ -141,7 +141,7 @@ def _multiply(
     rate = None
     if run.cycles is not None and run.wall_seconds:
         rate = run.cycles / run.wall_seconds
-    values = {
+    values: dict[str, Any] = {
         "bit_exact": checked.mismatches == 0,
         "compared": checked.compared,
         "mismatches": checked.mismatches,

@@ -19,6 +19,7 @@ from sat.offload.lowering import (
     front,
     pad,
     place,
+    result_format,
     stacked_windows,
 )
 
@@ -114,9 +115,9 @@ def _last(mode: Products, x: Tensor) -> Tensor:
     return (mode.rounded(x) if early else x).movedim(1, -1)
 
 
-def _picture(x: Tensor, dtype: torch.dtype) -> Tensor:
+def _picture(x: Tensor, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
     """Return (batch, *sizes, groups, channels of one) with all channels second, as torch has it."""
-    return x.movedim((-2, -1), (1, 2)).flatten(1, 2).to(dtype).contiguous()
+    return x.flatten(-2).movedim(-1, 1).to(dtype).contiguous(memory_format=layout)
 
 
 def _conv_size(
@@ -184,12 +185,12 @@ def _convolution(
     groups: int,
 ) -> Tensor:
     g, wide = _geometry(weight, stride, padding, dilation, groups), wide_type(x.dtype)
-    pictures, lanes = _last(mode, x), _last(mode, weight)
+    pictures, lanes, layout = _last(mode, x), _last(mode, weight), result_format(x, weight)
     if not transposed:
-        return _picture(_correlate(mode, pictures, lanes, bias, g, wide), x.dtype)
+        return _picture(_correlate(mode, pictures, lanes, bias, g, wide), x.dtype, layout)
     sizes = _outputs(x, g, True, output_padding)
     assert sizes is not None
-    return _picture(_scatter(mode, pictures, lanes, bias, g, sizes, wide), x.dtype)
+    return _picture(_scatter(mode, pictures, lanes, bias, g, sizes, wide), x.dtype, layout)
 
 
 def _backward_size(
@@ -227,17 +228,18 @@ def _convolution_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     g, wide = _geometry(weight, stride, padding, dilation, groups), wide_type(x.dtype)
     gradient, pictures, lanes = (_last(mode, t) for t in (dy, x, weight))
+    layout = result_format(x, weight)
     dx = dw = db = None
     if output_mask[0]:
         if transposed:
             made = _correlate(mode, gradient, lanes, None, g, wide, x.shape[2:])
         else:
             made = _scatter(mode, gradient, lanes, None, g, x.shape[2:], wide)
-        dx = _picture(made, x.dtype)
+        dx = _picture(made, x.dtype, layout)
     if output_mask[1]:
         pair = (gradient, pictures) if transposed else (pictures, gradient)
         made = _weight_gradient(mode, *pair, g, wide)
-        dw = made.movedim(-1, 1).to(weight.dtype).contiguous()
+        dw = made.movedim(-1, 1).to(weight.dtype).contiguous(memory_format=layout)
     if output_mask[2]:
         db = dy.detach().sum([0, *range(2, dy.ndim)])
     return dx, dw, db

@@ -222,6 +222,11 @@ def place(dx: Tensor, phases: Sequence[Phase], stride: Sequence[int]) -> Tensor:
 
 
 def result_format(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """Return how torch lays out what a convolution gives: channels last if either operand is."""
+    """Return how torch lays out what a convolution gives: channels last if either operand is.
+
+    But volumes of float64, for which it has one kernel only.
+    """
+    if x.ndim == 5 and x.dtype is torch.float64:
+        return torch.contiguous_format
     formats = (suggest_memory_format(x), suggest_memory_format(weight))
     return next((f for f in formats if f is not torch.contiguous_format), torch.contiguous_format)

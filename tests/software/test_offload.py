@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 
@@ -369,6 +370,29 @@ def test_transposed_convolution_is_the_gradient_of_one(name):
     order = sorted(triples, key=by_sample)
     same(leaves[0].grad, scalar_fold(triples, dy, w, torch.zeros_like(x)))
     same(leaves[1].grad, scalar_fold([(j, o, i) for o, i, j in order], x, dy, torch.zeros_like(w)))
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_convolutions_keep_the_memory_format_of_torch(axes, transposed, dtype):
+    precision = "fp32" if dtype is torch.float64 else "fp16"
+    last = {2: torch.channels_last, 3: torch.channels_last_3d}.get(axes, torch.contiguous_format)
+    kind = getattr(torch.nn, f"Conv{'Transpose' * transposed}{axes}d")
+    orders = itertools.product((torch.contiguous_format, last), repeat=3)
+    for groups, (of_x, of_w, of_dy) in itertools.product((1, 2), orders):
+        layer = kind(4, 6, 3, stride=2, groups=groups, dtype=dtype)
+        layer.weight.data = layer.weight.data.contiguous(memory_format=of_w)
+        x = randn(2, 4, *[5, 4, 6][:axes], dtype=dtype).contiguous(memory_format=of_x)
+        x.requires_grad_()
+        strides = []
+        for where in (contextlib.nullcontext(), sat.offload("golden", precision=precision)):
+            with where:
+                y = layer(x)
+                dy = randn(*y.shape, dtype=dtype).contiguous(memory_format=of_dy)
+                grads = torch.autograd.grad(y, (x, layer.weight), dy)
+            strides.append([t.stride() for t in (y, *grads)])
+        assert strides[0] == strides[1]
 
 
 EVERY_CONV = {

@@ -8,13 +8,18 @@ component itself.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import signal
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from amaranth import *
 from amaranth.back import verilog
-from amaranth.hdl import Instance
+from amaranth.hdl import Instance, UnusedElaboratable
 from amaranth.lib import wiring
 
 
@@ -82,6 +87,15 @@ def _convert(component: wiring.Component, name: str, platform: VerilogPlatform) 
     )
 
 
+def _end_yosys() -> None:
+    """End what Amaranth started and, interrupted, left to itself."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == os.getpid() and b"yosys" in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+
+
 _ZEROS = re.compile(
     r"(?P<indent> *)initial begin\n(?: *(?P<name>\S+?) ?\[\d+\] = \d+'[hd]0+;\n)+ *end\n"
 )
@@ -104,7 +118,13 @@ def emit(component: wiring.Component, name: str = "top") -> str:
     The text depends on the component alone: no paths, no source lines.
     """
     platform = VerilogPlatform()
-    top = _convert(component, name, platform)
+    try:
+        top = _convert(component, name, platform)
+    except KeyboardInterrupt:
+        _end_yosys()
+        # What was half elaborated is dropped unused, which is no mistake of a component's.
+        warnings.simplefilter("ignore", UnusedElaboratable)
+        raise
     text = "\n".join([top, *platform.leaves.values()])
     # A cleared memory is written out word by word: half of the text of a device.
     return _ZEROS.sub(_short_zeros, text)

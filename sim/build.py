@@ -3,21 +3,28 @@
 An entry is one file, named by a digest of everything that decides its contents (sources, headers,
 flags, compiler, build recipe). It appears in the cache in one step, so a reader sees all of it or
 none, and a file lock makes parallel processes build it once: the others wait, then share it.
+Beside it lies the digest of its bytes: what a full disk or a broken copy left is built anew.
 Nothing in the cache is ever changed; deleting the folder is always safe and costs only time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+from sat.sim.threads import check_stop
 
 # The C++ of this project is written to this standard; GNU because of the vector extensions.
 CXX_STANDARD = "-std=gnu++17"
@@ -34,6 +41,8 @@ _NATIVE_FLAG = re.compile(r"-m(arch|tune|cpu)=native")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 # A C++ error can run to megabytes; its cause is at the start.
 _MESSAGE_LIMIT = 8000
+# How often a running tool and a waiting process look whether they are to stop.
+_LOOK_SECONDS = 0.1
 
 
 class BuildError(RuntimeError):
@@ -52,21 +61,34 @@ def cache_dir() -> Path:
     Raises
     ------
     BuildError
-        If the folder cannot be made.
+        If the folder cannot be made, or there is no home to make it in.
     """
     chosen = os.environ.get("SAT_CACHE")
-    if chosen:
-        folder = Path(chosen).expanduser()
-    else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sat"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        if chosen:
+            folder = Path(chosen).expanduser()
+        else:
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sat"
+    except RuntimeError as error:
         raise BuildError(
-            f"the build cache {folder} cannot be made ({error.strerror}): "
+            f"the build cache has no place, since this user has no home folder ({error}): "
             "set SAT_CACHE to a folder that can be written"
         ) from error
-    return folder.resolve()
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder.resolve()
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say of what goes wrong with files of the cache where it is, and how to have another."""
+    try:
+        yield
+    except OSError as error:
+        raise BuildError(
+            f"the build cache {folder} cannot be made or written ({error.strerror}): "
+            "set SAT_CACHE to a folder that can be written"
+        ) from error
 
 
 def compiler() -> str:
@@ -89,6 +111,16 @@ def compiler() -> str:
 
 @functools.lru_cache
 def _compiler_identity(path: str) -> str:
+    try:
+        known = "__GNUC__" in run_tool([path, "-E", "-dM", "-x", "c++", os.devnull])
+        reason = "it does not say that it is GCC or Clang"
+    except BuildError as error:
+        known, reason = False, str(error).splitlines()[0]
+    if not known:
+        raise BuildError(
+            f"{path} does not work as a C++ compiler ({reason}): set CXX to one, or unset it for "
+            "g++"
+        )
     return run_tool([path, "--version"])
 
 
@@ -142,27 +174,41 @@ def run_tool(
     """
     words = [os.fspath(word) for word in command]
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             words,
             cwd=cwd,
             # Messages in one language, whatever the user's.
             env=os.environ | {"LC_ALL": "C"} | dict(environment or {}),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
+            # A compiler is a family of processes: a group of their own, to be ended together.
+            process_group=0,
         )
     except OSError as error:
         raise BuildError(f"{words[0]} does not start: {error.strerror}") from error
-    if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip()) or "it wrote no message"
+    with process:
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    output, errors = process.communicate(timeout=_LOOK_SECONDS)
+                    break
+                check_stop()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode != 0:
+        said = (errors.strip() or output.strip()) or "it wrote no message"
         if len(said) > _MESSAGE_LIMIT:
             said = f"{said[:_MESSAGE_LIMIT]}\n[{len(said) - _MESSAGE_LIMIT} more characters]"
         raise BuildError(
-            f"{Path(words[0]).name} failed with status {done.returncode}:\n{said}\n"
+            f"{Path(words[0]).name} failed with status {process.returncode}:\n{said}\n"
             f"command: {' '.join(words)}"
         )
-    return done.stdout
+    return output
 
 
 def source_texts(
@@ -222,8 +268,20 @@ def _locked(path: Path) -> Iterator[None]:
     # while the second still holds the old one.
     path.parent.mkdir(exist_ok=True)
     with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+            time.sleep(_LOOK_SECONDS)
+            check_stop()
+        try:
+            yield
+        finally:
+            # A process forked meanwhile has the file open, too: closing it would not do.
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def cached(name: str, key: str, suffix: str, build: Callable[[Path], Path]) -> Path:
@@ -260,20 +318,61 @@ def cached(name: str, key: str, suffix: str, build: Callable[[Path], Path]) -> P
         )
     folder = cache_dir()
     entry = folder / f"{name}-{key}{suffix}"
-    if entry.exists():
+    if _intact(entry):
         return entry
-    with _locked(folder / "locks" / f"{name}-{key}"):
-        if entry.exists():
+    with _writing(folder), _locked(folder / "locks" / f"{name}-{key}"):
+        if _intact(entry):
             return entry
-        work = folder / "building" / f"{name}-{key}"
-        # Only the holder of the lock uses this folder: what lies there is of a killed build.
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        building = folder / "building"
+        building.mkdir(exist_ok=True)
+        # Only the holder of the lock builds this: what lies there is of a killed build. A compiler
+        # may have outlived it and still write there, so this one has a folder of another name.
+        for left in building.glob(f"{name}-{key}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=f"{name}-{key}.", dir=building))
         try:
-            os.replace(build(work), entry)
+            made = build(work)
+            if not made.is_file() or made.stat().st_size == 0:
+                raise BuildError(
+                    f"the tools that build {name} ended well but made nothing: set CXX to a C++ "
+                    "compiler, or unset it for g++"
+                )
+            # The digest first: an entry that is there has one.
+            beside = work / "digest"
+            beside.write_text(_digest_of(made))
+            os.replace(beside, _beside(entry))
+            os.replace(made, entry)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return entry
+
+
+def _beside(entry: Path) -> Path:
+    return entry.with_name(f"{entry.name}.sha256")
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Files that this process has found whole: by path, with what changes when they are written.
+_seen_intact: dict[Path, tuple[int, int, int]] = {}
+
+
+def _intact(entry: Path) -> bool:
+    """Return whether an entry is there with the bytes that were built."""
+    try:
+        found = entry.stat()
+        identity = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if _seen_intact.get(entry) == identity:
+            return True
+        if _digest_of(entry) != _beside(entry).read_text():
+            return False
+    except OSError:
+        return False
+    _seen_intact[entry] = identity
+    return True
 
 
 def compile_library(

@@ -14,7 +14,6 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sat.sim.build import (
@@ -29,6 +28,7 @@ from sat.sim.build import (
     run_tool,
     source_texts,
 )
+from sat.sim.threads import side_by_side
 
 # The model's class and header: a driver includes "Vtop.h" whatever the top module is called.
 PREFIX = "Vtop"
@@ -145,8 +145,7 @@ def _compile_all(units: Sequence[_Unit], common: Sequence[str]) -> list[Path]:
         run_tool([compiler(), *common, *flags, "-c", source, "-o", made])
         return made
 
-    with ThreadPoolExecutor(_jobs()) as pool:
-        return list(pool.map(one, units))
+    return side_by_side([functools.partial(one, unit) for unit in units], _jobs())
 
 
 def _runtime(root: Path, trace: bool) -> Path:

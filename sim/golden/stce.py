@@ -24,11 +24,16 @@ from typing import Protocol
 import numpy as np
 
 from sat.sim.build import compile_library
+from sat.sim.threads import Stopped, current_stop, side_by_side
 
 SOURCE = Path(__file__).resolve().parent.parent / "native" / "golden_fold.cpp"
 FLAGS = ("-O3", "-march=native")
 
 GROUP_SIZES = (2, 4, 8, 16)
+
+LONG_MACS = 1 << 29
+"""Multiply-accumulates that may take 100 ms: such a product runs beside the calling thread, which
+then sees a Ctrl-C."""
 
 
 class CompactOperand(Protocol):
@@ -99,7 +104,7 @@ class _Plan(ctypes.Structure):
 def load_fold(path: Path) -> Callable[..., int]:
     """Return the function ``golden_fold`` of a compiled library, ready to be called."""
     function = ctypes.CDLL(str(path)).golden_fold
-    function.argtypes = [ctypes.c_void_p] * 6
+    function.argtypes = [ctypes.c_void_p] * 7
     function.restype = ctypes.c_long
     return function
 
@@ -170,17 +175,26 @@ def fold(
     plan, address, shape = _plan(
         (a.shape, a.strides), (values.shape, values.strides), where, n, m, threads
     )
-    out = np.empty(shape, np.float32) if out is None else out
-    status = _fold()(
-        address,
-        a.ctypes.data,
-        values.ctypes.data,
-        None if indices is None else indices.ctypes.data,
-        None if start is None else start.ctypes.data,
-        out.ctypes.data,
-    )
+    result = np.empty(shape, np.float32) if out is None else out
+    kernel = _fold()
+
+    def compute() -> int:
+        return kernel(
+            address,
+            a.ctypes.data,
+            values.ctypes.data,
+            None if indices is None else indices.ctypes.data,
+            None if start is None else start.ctypes.data,
+            result.ctypes.data,
+            current_stop().address,
+        )
+
+    long = result.size * values.shape[-2] >= LONG_MACS
+    status = side_by_side([compute])[0] if long else compute()
     if status == -1:
-        return out
+        return result
+    if status == -3:
+        raise Stopped
     if status == -2:
         raise MemoryError(
             f"product of {plan.rows} x {plan.depth} x {plan.cols} with {threads} threads: memory "

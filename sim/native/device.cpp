@@ -3,16 +3,17 @@
 // The Verilated device with its memory: registers over AXI4-Lite, two AXI4 ports into one array
 // of bytes that answers with the timing of sat.sim.memory.MemoryTiming. One call runs a program.
 
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <deque>
 #include <memory>
-#include <vector>
+#include <new>
 
 #include "Vtop.h"
 #include "verilated.h"
 #if VM_TRACE
-#include "verilated_fst_c.h"
+#include "waves.h"
 #endif
 
 namespace {
@@ -93,33 +94,37 @@ class WritePort {
 
 class Device {
   public:
-    std::vector<uint8_t> memory;
+    // The caller's; it may be exchanged for another between two calls.
+    uint8_t* memory;
+    uint64_t memory_bytes;
     ReadPort instructions, reads;
     WritePort writes;
     uint64_t now = 0;
 
-    Device(uint64_t bytes, const Timing& timing, const char* waves)
-        : memory(bytes), timing(timing), top(new Vtop(&context)) {
+    Device(uint8_t* memory, uint64_t bytes, const Timing& timing, int waves_fd)
+        : memory(memory), memory_bytes(bytes), timing(timing), top(new Vtop(&context)) {
 #if VM_TRACE
-        if (waves) {
+        if (waves_fd >= 0) {
             context.traceEverOn(true);
-            trace = std::make_unique<VerilatedFstC>();
-            top->trace(trace.get(), 99);
-            trace->open(waves);
+            trace = std::make_unique<waves::Waves>(*top, waves_fd);
         }
 #else
-        (void)waves;
+        (void)waves_fd;
 #endif
         top->rst = 1;
         for (int i = 0; i < 4; ++i) cycle();
         top->rst = 0;
         cycle();
     }
-    ~Device() {
+    ~Device() { top->final(); }
+
+    // An errno if the waveform cannot be written; complete it first if this is its end.
+    int waves_error(bool end) {
 #if VM_TRACE
-        if (trace) trace->close();
+        if (trace) return end ? trace->close() : trace->error();
 #endif
-        top->final();
+        (void)end;
+        return 0;
     }
 
     // Return the response, or -1 if the device does not answer.
@@ -162,11 +167,16 @@ class Device {
         }
         return -1;
     }
-    // Clock until the device says that it runs no program, at most `limit` cycles.
-    bool run(uint64_t limit) {
+    // Clock until the device says that it runs no program, at most `limit` cycles and about
+    // `seconds`: the caller then sees to its signals and calls again.
+    bool run(uint64_t limit, double seconds) {
+        using Clock = std::chrono::steady_clock;
+        const auto end = Clock::now() + std::chrono::duration<double>(seconds);
         for (uint64_t i = 0; i < limit; ++i) {
             cycle();
             if (top->irq) return true;
+            // A cycle of a large array takes milliseconds, reading the clock tens of nanoseconds.
+            if (i % 8 == 7 && Clock::now() >= end) return false;
         }
         return false;
     }
@@ -180,11 +190,13 @@ class Device {
     Timing timing;
     std::unique_ptr<Vtop> top;
 #if VM_TRACE
-    std::unique_ptr<VerilatedFstC> trace;
+    std::unique_ptr<waves::Waves> trace;  // destroyed before the model that it looks at
 #endif
     static constexpr uint64_t BEAT = AXI_DATA_BITS / 8;
 
-    bool inside(uint64_t address) const { return address + BEAT <= memory.size(); }
+    bool inside(uint64_t address) const {
+        return address < memory_bytes && BEAT <= memory_bytes - address;
+    }
 
     // Offer what the memory has in this cycle and let the device's outputs settle.
     void settle() {
@@ -268,19 +280,30 @@ class Device {
 };
 
 extern "C" {
-Device* device_new(uint64_t bytes, uint64_t read_latency, uint64_t write_latency,
-                   uint64_t cycles_per_beat, const char* waves) {
-    return new Device(bytes, {read_latency, write_latency, cycles_per_beat}, waves);
+// The memory is the caller's and must outlive the device or its replacement by device_memory.
+Device* device_new(uint8_t* memory, uint64_t bytes, uint64_t read_latency, uint64_t write_latency,
+                   uint64_t cycles_per_beat, int waves_fd) {
+    try {
+        return new Device(memory, bytes, {read_latency, write_latency, cycles_per_beat}, waves_fd);
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
 }
 void device_delete(Device* device) { delete device; }
-uint8_t* device_memory(Device* device) { return device->memory.data(); }
+void device_memory(Device* device, uint8_t* memory, uint64_t bytes) {
+    device->memory = memory;
+    device->memory_bytes = bytes;
+}
+int device_waves(Device* device, int end) { return device->waves_error(end); }
 int device_write(Device* device, uint32_t offset, uint32_t value) {
     return device->write_register(offset, value);
 }
 int device_read(Device* device, uint32_t offset, uint32_t* value) {
     return device->read_register(offset, value);
 }
-int device_run(Device* device, uint64_t limit) { return device->run(limit); }
+int device_run(Device* device, uint64_t limit, double seconds) {
+    return device->run(limit, seconds);
+}
 uint64_t device_now(Device* device) { return device->now; }
 // Fail the nth burst from now (0 is the next); kind 0 fetch, 1 read, 2 write.
 void device_fail(Device* device, int kind, uint64_t nth) {

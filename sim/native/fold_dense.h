@@ -91,6 +91,7 @@ void dense_product(const Slice& s) {
             const float* in = k0 ? s.c : s.start;
             const Strides in_at = k0 ? s.c_at : s.start_at;
             for (long r0 = 0; r0 < s.rows; r0 += row_block) {
+                if (*s.stop) return;
                 const long rows = std::min(row_block, s.rows - r0);
                 for (long r = 0; r < rows; r += tile_rows) {
                     const long high = std::min(tile_rows, rows - r);
@@ -193,6 +194,7 @@ void side_products(const Slice& s, long first, long products) {
         else
             std::fill_n(sums, rows * s.cols * LANES, 0.0f);
         for (long k0 = 0; k0 < s.depth; k0 += depth_block) {
+            if (*s.stop) return;
             const long depth = std::min(depth_block, s.depth - k0);
             pack_side(s.a + first * s.a_at.stack + r0 * s.a_at.row + k0 * s.a_at.col, s.a_at,
                       products, rows, depth, a_packed);

@@ -90,6 +90,7 @@ void sparse_product(const Slice& s) {
         const long cols = std::min(col_block, s.cols - c0);
         const long even_cols = cols + cols % 2;
         for (long first = 0; first < kept; first += block_kept) {
+            if (*s.stop) return;
             const long count = std::min(block_kept, kept - first);
             pack_stored(s, c0, cols, first, count, values + first * even_cols,
                         offsets + first * even_cols, scratch);
@@ -103,6 +104,7 @@ void sparse_product(const Slice& s) {
                 pack(s.start + r0 * s.start_at.row + c0 * s.start_at.col, s.start_at.row,
                      s.start_at.col, rows, cols, sums, NM_ROWS, NM_ROWS);
             for (long first = 0, k0 = 0; first < kept; first += block_kept, k0 += NM_DEPTH_BLOCK) {
+                if (*s.stop) return;
                 const long count = std::min(block_kept, kept - first);
                 const long depth = std::min(NM_DEPTH_BLOCK, s.depth - k0);
                 // Rows past the last one are zero and are not read back.
@@ -138,7 +140,7 @@ void sparse(Slice s) {
 long first_bad_index(const Slice& s) {
     const long kept = kept_of(s.depth, s.n, s.m);
     for (long i = 0; i < s.count; i++)
-        for (long row = 0; row < kept; row++) {
+        for (long row = 0; row < kept && !*s.stop; row++) {
             const long group = row / s.n;
             const uint8_t size = uint8_t(std::min(s.m, s.depth - group * s.m));
             const uint8_t* now = s.indices + i * s.b_at.stack + row * s.b_at.row;

@@ -224,6 +224,7 @@ struct Slice {
     Strides c_at;
     long count, rows, cols, depth;
     long n, m;  // the pattern
+    const volatile int* stop;  // not zero: the caller wants no result any more
 };
 
 }  // namespace

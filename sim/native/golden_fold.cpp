@@ -76,13 +76,14 @@ struct Plan {
 // Computes c (count, rows, cols) from a (count, rows, depth) and b. indices null: b is (count,
 // depth, cols), n and m are not read. Else b and indices are the compact form of pattern n:m,
 // (count, kept, cols), columns side by side. start is null or lies as the plan says.
-// Returns -1 when done, -2 when memory or threads ran out, else the position of a bad index
-// (nothing is computed then).
+// Returns -1 when done, -2 when memory or threads ran out, -3 when *stop became not zero (looked at
+// every few milliseconds), else the position of a bad index (nothing is computed then).
 extern "C" long golden_fold(const Plan* plan, const uint16_t* a, const uint16_t* b,
-                            const uint8_t* indices, const float* start, float* c) {
+                            const uint8_t* indices, const float* start, float* c,
+                            const volatile int* stop) {
     const Plan& p = *plan;
     const Slice all = {a,   p.a,     b,      p.b,    indices, start, p.start, c,
-                       p.c, p.count, p.rows, p.cols, p.depth, p.n,   p.m};
+                       p.c, p.count, p.rows, p.cols, p.depth, p.n,   p.m,     stop};
     try {
         if (indices) {
             const long bad = first_bad_index(all);
@@ -90,7 +91,7 @@ extern "C" long golden_fold(const Plan* plan, const uint16_t* a, const uint16_t*
         }
         if (p.threads == 1) {
             run_slice(all);
-            return -1;
+            return *stop ? -3 : -1;
         }
         const std::vector<Slice> slices = split(all, p.threads);
         std::vector<char> failed(slices.size(), 0);
@@ -109,6 +110,7 @@ extern "C" long golden_fold(const Plan* plan, const uint16_t* a, const uint16_t*
         }
         if (!failed[0]) work(0);
         for (std::thread& other : others) other.join();
+        if (*stop) return -3;
         return std::count(failed.begin(), failed.end(), 1) ? -2 : -1;
     } catch (const std::exception&) {
         return -2;

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sat.devices.base import DATAFLOWS, Device, Run, make_config, resident
@@ -20,6 +21,7 @@ from sat.devices.context import (
 from sat.devices.golden import GoldenDevice
 from sat.devices.pool import FirstDevice, PoolDevice, parse_pool
 from sat.errors import DeviceError
+from sat.sim.build import BuildError, compiler_identity
 
 __all__ = [
     "DATAFLOWS",
@@ -64,7 +66,13 @@ class DeviceInfo:
 
 def _missing_compiler() -> str | None:
     name = os.environ.get("CXX") or "g++"
-    return None if shutil.which(name) else f"the C++ compiler {name} is missing; run `make setup`"
+    if shutil.which(name) is None:
+        return f"the C++ compiler {name} is missing; run `make setup`"
+    try:
+        compiler_identity()
+    except BuildError as error:
+        return str(error)
+    return None
 
 
 def _missing_simulator() -> str | None:
@@ -81,6 +89,17 @@ def available() -> list[DeviceInfo]:
     ]
 
 
+def _of_part(options: dict[str, Any], index: int) -> dict[str, Any]:
+    """Return a pool's options for one of its devices: each writes a waveform of its own."""
+    waves = options.get("waves")
+    if not isinstance(waves, (str, os.PathLike)):
+        return options
+    path = Path(waves)
+    if not path.name or (os.path.lexists(path) and not path.is_file()):
+        return options  # no file's name: the device refuses it
+    return options | {"waves": path.with_name(f"{path.stem}.{index}{path.suffix}")}
+
+
 def device(spec: str, **options: Any) -> Device:
     """Make a device.
 
@@ -91,6 +110,7 @@ def device(spec: str, **options: Any) -> Device:
         rows of each product.
     **options
         ``array="RxC"``, fields of `sat.rtl.config.SatConfig`, and what the device's class takes.
+        A pool's devices write a waveform each: ``waves="w.fst"`` makes w.0.fst, w.1.fst, …
 
     Returns
     -------
@@ -118,8 +138,8 @@ def device(spec: str, **options: Any) -> Device:
     if "," in spec or "*" in spec:
         made: list[Device] = []
         try:
-            for name in parse_pool(spec):
-                made.append(device(name, **options))
+            for index, name in enumerate(parse_pool(spec)):
+                made.append(device(name, **_of_part(options, index)))
             return PoolDevice(made)
         except BaseException:
             for part in made:

@@ -5,17 +5,30 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from functools import wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, overload, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    overload,
+    runtime_checkable,
+)
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sat.arrays import array_of, tensor_of
+from sat.devices.account import Run
 from sat.devices.operand import RightOperand
 from sat.errors import DeviceClosedError, DeviceError
 from sat.rtl.config import SatConfig
+from sat.sim.threads import Turn
 from sat.sparsity.tensor import NMTensor
 
 if TYPE_CHECKING:
@@ -30,81 +43,6 @@ Tensors = dict[str, NDArray[Any]]
 """Tensors of a layer by name: x, dy, y, dx (float16), w, v, g, bias (float32)."""
 
 Array = TypeVar("Array", torch.Tensor, NDArray[Any])
-
-
-class Run:
-    """Account of one product on a device.
-
-    Parameters
-    ----------
-    macs : int
-        Multiply-accumulates: rows · cols · stored depth.
-    cycles : int, optional
-        Cycles that the device counted; None if it counts none.
-    predicted_cycles : int or callable, optional
-        Cycles by the cycle model, or what computes them, called when they are first asked for.
-    utilisation : float, optional
-        ``macs`` over what the array could have done in ``cycles``, 0 to 1.
-    bytes_read, bytes_written : int, optional
-        Bytes that crossed the device's memory port; None if it has none.
-    bytes_host : int
-        Bytes of operands that the host sent, and of results that it fetched.
-    bytes_kept : int
-        Bytes of operands that need not be sent, since the device had kept them.
-    wall_seconds : float, optional
-        Time that the host waited, in seconds.
-    device : str, optional
-        Which one ran, where a device is made of several.
-    parts : tuple of Run
-        Accounts of the devices that shared a stack, where each took some of its products in turn.
-    """
-
-    def __init__(
-        self,
-        *,
-        macs: int,
-        cycles: int | None = None,
-        predicted_cycles: int | Callable[[], int] | None = None,
-        utilisation: float | None = None,
-        bytes_read: int | None = None,
-        bytes_written: int | None = None,
-        bytes_host: int = 0,
-        bytes_kept: int = 0,
-        wall_seconds: float | None = None,
-        device: str | None = None,
-        parts: tuple[Run, ...] = (),
-    ) -> None:
-        self.macs = macs
-        self.cycles = cycles
-        self.utilisation = utilisation
-        self.bytes_read = bytes_read
-        self.bytes_written = bytes_written
-        self.bytes_host = bytes_host
-        self.bytes_kept = bytes_kept
-        self.wall_seconds = wall_seconds
-        self.device = device
-        self.parts = parts
-        self._predicted_cycles = predicted_cycles
-
-    @property
-    def predicted_cycles(self) -> int | None:
-        """Cycles by the cycle model; None if the device has none."""
-        if callable(self._predicted_cycles):
-            self._predicted_cycles = self._predicted_cycles()
-        return self._predicted_cycles
-
-    def __repr__(self) -> str:
-        shown = {
-            "cycles": self.cycles,
-            "macs": self.macs,
-            "utilisation": self.utilisation,
-            "bytes_read": self.bytes_read,
-            "bytes_written": self.bytes_written,
-            "bytes_host": self.bytes_host,
-            "bytes_kept": self.bytes_kept,
-            "wall_seconds": self.wall_seconds,
-        }
-        return f"Run({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 @runtime_checkable
@@ -164,11 +102,29 @@ def make_config(
     return made.with_array(array)
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+D = TypeVar("D", bound="Device")
+
+
+def exclusive(method: Callable[Concatenate[D, P], R]) -> Callable[Concatenate[D, P], R]:
+    """Let one thread at a time into such methods of a device, and nobody once it is closed."""
+
+    @wraps(method)
+    def taking_turns(self: D, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._turn():
+            self._require_open()
+            return method(self, *args, **kwargs)
+
+    return taking_turns
+
+
 class Device(ABC):
     """Matrix products with the same bits on every device.
 
     A context manager. Operands are checked here, once for all devices; a subclass implements
-    `_matmul` and may extend `close`.
+    `_matmul` and may extend `close`. Threads may share a device: their products are computed one
+    after the other.
 
     Parameters
     ----------
@@ -180,7 +136,7 @@ class Device(ABC):
     name : str
         What the device is called in messages and reports.
     last_run : Run or None
-        Account of the last product that succeeded.
+        Account of the last product that succeeded, whichever thread it was for.
     """
 
     name: str = "device"
@@ -192,6 +148,7 @@ class Device(ABC):
         self.config = config
         self.last_run: Run | None = None
         self._closed = False
+        self._turn = Turn()
 
     @abstractmethod
     def _matmul(
@@ -278,15 +235,50 @@ class Device(ABC):
         DeviceError
             If the device fails.
         """
+        return self.matmul_run(a, b, start, dataflow)[0]
+
+    @overload
+    def matmul_run(
+        self, a: torch.Tensor, b: Any, start: Any = None, dataflow: str = "auto"
+    ) -> tuple[torch.Tensor, Run]: ...
+    @overload
+    def matmul_run(
+        self, a: NDArray[Any], b: Any, start: Any = None, dataflow: str = "auto"
+    ) -> tuple[NDArray[np.float32], Run]: ...
+    def matmul_run(
+        self, a: Any, b: Any, start: Any = None, dataflow: str = "auto"
+    ) -> tuple[Any, Run]:
+        """Return what `matmul` does, and the account of just this product.
+
+        `last_run` may be of another thread's product by the time it is read.
+        """
+        self._require_open()
+        left, right, first = self._check(a, b, start, dataflow)
+        result, run = self.compute(left, right, first, dataflow)
+        return tensor_of(result) if isinstance(a, torch.Tensor) else np.asarray(result), run
+
+    @exclusive
+    def compute(
+        self,
+        a: NDArray[np.float16],
+        b: RightOperand,
+        start: NDArray[np.float32] | None,
+        dataflow: str,
+    ) -> tuple[NDArray[np.float32], Run]:
+        """Compute one product of checked operands, in turn: how devices use each other.
+
+        Parameters and returns are those of `_matmul`.
+        """
+        result, run = self._matmul(a, b, start, dataflow)
+        self.last_run = run
+        return result, run
+
+    def _require_open(self) -> None:
         if self._closed:
             raise DeviceClosedError(
                 f"device {self.name} is closed: a closed device computes nothing; "
                 "make another with sat.device"
             )
-        left, right, first = self._check(a, b, start, dataflow)
-        result, run = self._matmul(left, right, first, dataflow)
-        self.last_run = run
-        return tensor_of(result) if isinstance(a, torch.Tensor) else np.asarray(result)
 
     def _check(
         self, a: Any, b: Any, start: Any, dataflow: Any
@@ -339,7 +331,12 @@ class Device(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except DeviceError:
+            # The first error says more.
+            if kind is None:
+                raise
 
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""

@@ -12,7 +12,6 @@ from sat.dataflow.products import Product
 from sat.devices.base import Device, Run
 from sat.devices.golden import GoldenDevice
 from sat.devices.operand import RightOperand
-from sat.errors import DeviceClosedError
 from sat.sim.golden import sore
 
 
@@ -133,13 +132,8 @@ class ComparingDevice(Device):
         start: NDArray[np.float32] | None,
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
-        for device in (self.device, self.reference):
-            if device.closed:
-                raise DeviceClosedError(
-                    f"device {device.name} is closed: it cannot be compared; make another"
-                )
-        result, run = self.device._matmul(a, b, start, dataflow)
-        expected, _ = self.reference._matmul(a, b, start, dataflow)
+        result, run = self.device.compute(a, b, start, dataflow)
+        expected, _ = self.reference.compute(a, b, start, dataflow)
         differ = (result.view(np.uint32) != expected.view(np.uint32)) & ~(
             np.isnan(result) & np.isnan(expected)
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from typing import Any
 from weakref import WeakSet
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 from sat.arrays import empty_array
 from sat.dataflow.compile.step import Sgd
 from sat.dataflow.products import Product
-from sat.devices.base import Device, Run, Tensors, make_config
+from sat.devices.account import Prediction
+from sat.devices.base import Device, Run, Tensors, exclusive, make_config
 from sat.devices.operand import RightOperand, bytes_passing, product_of
 from sat.devices.stages import stage_macs
 from sat.rtl.config import SatConfig
@@ -62,7 +62,6 @@ class GoldenDevice(Device):
         self.memory_timing = memory or MemoryTiming()
         self.threads = threads
         self._kept: WeakSet[RightOperand] = WeakSet()
-        self._predicted: dict[tuple[Product, str], int] = {}
 
     def predict(self, product: Product, dataflow: str = "auto") -> int:
         """Return the cycles that the array of ``config`` takes for a product, by the cycle model.
@@ -72,14 +71,10 @@ class GoldenDevice(Device):
         ValueError
             If the array has no mapping for it.
         """
-        # The scheduler is needed only here: a product's bits do not depend on it.
-        from sat.dataflow.search import best_mapping
+        return self._prediction(product, dataflow)()
 
-        key = (product, dataflow)
-        if key not in self._predicted:
-            found = best_mapping(product, self.config, self.memory_timing, dataflow)
-            self._predicted[key] = found[1]
-        return self._predicted[key]
+    def _prediction(self, product: Product, dataflow: str) -> Prediction:
+        return Prediction(product, self.config, self.memory_timing, dataflow)
 
     def _matmul(
         self,
@@ -100,12 +95,13 @@ class GoldenDevice(Device):
             self._kept.add(b)
         return result, Run(
             macs=macs,
-            predicted_cycles=functools.partial(self.predict, product, dataflow),
+            predicted_cycles=self._prediction(product, dataflow),
             wall_seconds=seconds,
             bytes_host=bytes_passing(product) + (0 if kept else b.nbytes),
             bytes_kept=b.nbytes if kept else 0,
         )
 
+    @exclusive
     def run_stages(
         self,
         names: tuple[str, ...],

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sat.dataflow.products import Product
-from sat.devices.base import Device, Run
+from sat.devices.account import InTurn, Run, Slowest
+from sat.devices.base import Device
 from sat.devices.operand import RightOperand
-from sat.errors import DeviceClosedError
-
-
-def _require_open(devices: Sequence[Device]) -> None:
-    for device in devices:
-        if device.closed:
-            raise DeviceClosedError(
-                f"device {device.name} is closed: a part of another device must be open; "
-                "make both anew"
-            )
+from sat.sim.threads import side_by_side
 
 
 class PoolDevice(Device):
@@ -58,7 +51,6 @@ class PoolDevice(Device):
         self.devices = tuple(devices)
         self.name = ",".join(device.name for device in devices)
         self.any_pattern = all(device.any_pattern for device in devices)
-        self._threads = ThreadPoolExecutor(len(devices), "sat-pool")
 
     def _shares(self, length: int, step: int) -> list[tuple[Device, slice]]:
         """Return what each device takes of a length: as even as multiples of a step allow."""
@@ -86,22 +78,16 @@ class PoolDevice(Device):
         start: NDArray[np.float32] | None,
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
-        _require_open(self.devices)
         # A device keeps a resident operand as a whole: of such a stack it takes rows.
         whole = b.count is not None and b.count >= len(self.devices) and not b.resident
         axis = 0 if whole else a.ndim - 2
-        shares = self._shares(a.shape[axis], 1 if whole else self.config.rows)
-        waiting = []
-        for device, part in shares:
+        jobs = []
+        for device, part in self._shares(a.shape[axis], 1 if whole else self.config.rows):
             mine = (slice(None),) * axis + (part,)
             right = b.part(part) if whole else b
             first = None if start is None else start[mine]
-            waiting.append(self._threads.submit(device._matmul, a[mine], right, first, dataflow))
-        # All of them end before an error of one is told: no device is left at work.
-        errors = [error for job in waiting if (error := job.exception()) is not None]
-        if errors:
-            raise errors[0]
-        made = [job.result() for job in waiting]
+            jobs.append(partial(device.compute, a[mine], right, first, dataflow))
+        made = side_by_side(jobs)
         runs = [run for _, run in made]
         cycles = [run.cycles for run in runs]
         counted = None if None in cycles else max(c for c in cycles if c is not None)
@@ -110,7 +96,7 @@ class PoolDevice(Device):
         return np.concatenate([result for result, _ in made], axis), Run(
             macs=macs,
             cycles=counted,
-            predicted_cycles=lambda: max(run.predicted_cycles or 0 for run in runs),
+            predicted_cycles=Slowest(tuple(runs)),
             utilisation=None if counted is None else macs / (counted * size),
             bytes_read=_sum([run.bytes_read for run in runs]),
             bytes_written=_sum([run.bytes_written for run in runs]),
@@ -120,11 +106,11 @@ class PoolDevice(Device):
         )
 
     def close(self) -> None:
-        """Close all devices."""
-        self._threads.shutdown()
-        for device in self.devices:
-            device.close()
+        """Close all devices, whatever one of them says to it."""
         super().close()
+        with contextlib.ExitStack() as stack:
+            for device in self.devices:
+                stack.callback(device.close)
 
 
 def _sum(counts: Sequence[int | None]) -> int | None:
@@ -177,8 +163,7 @@ class FirstDevice(Device):
                 made.append(self._matmul(a[part], b.part(part), first, dataflow))
             return np.concatenate([result for result, _ in made]), _both([run for _, run in made])
         device = self.first if self.left else self.then
-        _require_open([device])
-        result, run = device._matmul(a, b, start, dataflow)
+        result, run = device.compute(a, b, start, dataflow)
         self.left = max(0, self.left - count)
         run.device = device.name
         return result, run
@@ -190,7 +175,7 @@ def _both(parts: Sequence[Run]) -> Run:
     return Run(
         macs=sum(run.macs for run in parts),
         cycles=_sum(cycles),
-        predicted_cycles=lambda: sum(run.predicted_cycles or 0 for run in parts),
+        predicted_cycles=InTurn(tuple(parts)),
         bytes_read=_sum([run.bytes_read for run in parts]),
         bytes_written=_sum([run.bytes_written for run in parts]),
         bytes_host=sum(run.bytes_host for run in parts),

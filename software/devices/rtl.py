@@ -15,7 +15,7 @@ from sat.dataflow.host import read_result, write_left, write_right
 from sat.dataflow.products import Product, StartShape
 from sat.dataflow.program import Program
 from sat.dataflow.search import best_mapping
-from sat.devices.base import Device, Run, Tensors, make_config
+from sat.devices.base import Device, Run, Tensors, exclusive, make_config
 from sat.devices.operand import RightOperand, bytes_passing, product_of
 from sat.devices.residents import Residents
 from sat.devices.stages import RESULTS, stage_macs, write_step
@@ -23,7 +23,7 @@ from sat.errors import DeviceError
 from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status
-from sat.sim.device_rtl import DeviceRtl, Outcome
+from sat.sim.device_rtl import DeviceRtl, Outcome, WaveFile, check_memory_bytes
 from sat.sim.layer import Layer
 from sat.sim.memory import MemoryTiming
 
@@ -63,12 +63,18 @@ class RtlDevice(Device):
     config : SatConfig, optional
     memory : MemoryTiming, optional
     memory_bytes : int
-        Size of the simulated memory at first; it grows with what does not fit, and then forgets
-        what was resident.
+        Size of the simulated memory at first; it grows with what does not fit.
     waves : str, optional
-        File for a waveform (FST) of everything that runs.
+        File for a waveform (FST) of everything that runs; complete when the device is closed.
     **options
         Further fields of `SatConfig`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option breaks its rule.
+    DeviceError
+        If the waveform's file cannot be written.
     """
 
     name = "rtl"
@@ -85,8 +91,8 @@ class RtlDevice(Device):
     ):
         super().__init__(make_config(config, array, **options))
         self.memory_timing = memory or MemoryTiming()
-        self._memory_bytes = memory_bytes
-        self._waves = waves
+        self._memory_bytes = check_memory_bytes(memory_bytes, self.config)
+        self._waves = None if waves is None else WaveFile(waves)
         self._device: DeviceRtl | None = None
         self._residents = Residents()
         self._compiled: dict[tuple[Product, str], tuple[CompiledProduct, int]] = {}
@@ -96,16 +102,17 @@ class RtlDevice(Device):
         """Return the simulator, with memory for a program and a block that is held."""
         # A block begins on a boundary.
         need = scratch + held + 2 * BOUNDARY_BYTES
-        if self._device is None or len(self._device.memory) < need:
-            if self._device is not None:
-                self._device.close()
-                self._residents.clear()
-            size = self._memory_bytes
-            if size < need:
-                size = 1 << (2 * need - 1).bit_length()
+        size = self._memory_bytes if self._device is None else len(self._device.memory)
+        if size < need:
+            size = 1 << (2 * need - 1).bit_length()
+        if self._device is None:
             self._device = DeviceRtl(
                 self.config, self.memory_timing, memory_bytes=size, waves=self._waves
             )
+            # Building it takes minutes, in which another thread may have closed this.
+            self._require_open()
+        elif len(self._device.memory) < size:
+            self._device.grow(size)
         return self._device
 
     def compile(self, product: Product, dataflow: str = "auto") -> tuple[CompiledProduct, int]:
@@ -183,6 +190,7 @@ class RtlDevice(Device):
             **known,
         )
 
+    @exclusive
     def run_stages(
         self,
         names: tuple[str, ...],
@@ -242,9 +250,16 @@ class RtlDevice(Device):
         )
 
     def close(self) -> None:
-        """Free the simulator."""
+        """Free the simulator; a product that another thread waits for ends with an error there.
+
+        Raises
+        ------
+        DeviceError
+            If the waveform could not be written to its end.
+        """
+        super().close()
+        self._residents.clear()
         if self._device is not None:
             self._device.close()
-            self._device = None
-        self._residents.clear()
-        super().close()
+        elif self._waves is not None:
+            self._waves.close()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sat.dataflow.compile.step import Sgd
 from sat.dataflow.products import Product
-from sat.devices.base import Device, Run, StageRunner, Tensors
+from sat.devices.base import Device, Run, StageRunner, Tensors, exclusive
 from sat.devices.golden import GoldenDevice
 from sat.devices.operand import RightOperand
 from sat.devices.stages import count_different
@@ -111,7 +111,7 @@ class StagedDevice(Device):
         start: NDArray[np.float32] | None,
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
-        return self.device._matmul(a, b, start, dataflow)
+        return self.device.compute(a, b, start, dataflow)
 
     def runs_layer(self, layer: Layer) -> bool:
         """Return whether the device can run this layer's stages (else its products are sent)."""
@@ -122,6 +122,7 @@ class StagedDevice(Device):
         word = self.config.max_m
         return layer.in_per_group % word == layer.out_per_group % word == 0
 
+    @exclusive
     def stages(
         self,
         names: Sequence[str],

@@ -41,12 +41,9 @@ class Meter(Device):
         product = product_of(a, b, start)
         if self.max_cycles is not None:
             self._spend(product, dataflow)
-        if self.inner.closed:
-            self.inner.matmul(a, b)  # says so
         began = time.perf_counter()
-        result, run = self.inner._matmul(a, b, start, dataflow)
+        result, run = self.inner.compute(a, b, start, dataflow)
         seconds = time.perf_counter() - began
-        self.inner.last_run = run
         work = self.work
         if work is None:
             # A SAT layer's own product.

@@ -345,7 +345,7 @@ class Mode(TorchDispatchMode):
         else:
             values, indices = sore.select(b, pattern.n, pattern.m, -2)
             right = RightOperand(values, indices, pattern, b.shape[-2])
-        return self.meter._matmul(a, right, start, "auto")[0]
+        return self.meter.compute(a, right, start, "auto")[0]
 
 
 def _tracing() -> bool:

@@ -42,6 +42,13 @@ class Lost:
     def __init__(self) -> None:
         self.counts = (ctypes.c_long * 3)()  # native code adds to them
 
+    def __getstate__(self) -> list[int]:
+        # Native arrays cannot be sent to other processes.
+        return list(self.counts)
+
+    def __setstate__(self, counts: list[int]) -> None:
+        self.counts = (ctypes.c_long * 3)(*counts)
+
     @property
     def overflowed(self) -> int:
         return self.counts[0]

@@ -127,6 +127,13 @@ _METHODS = (
         "Gaussian bridges against the closed form, Gaussian to Swiss roll",
         "fp32",
     ),
+    Method(
+        "auon",
+        "AuON: a scalar in place of Muon's products",
+        "Maity 2025, arXiv 2509.24320",
+        "what the scalar can do, exactly; a small GPT by Muon, Hybrid-AuON, AdamW and AuON",
+        "fp16",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

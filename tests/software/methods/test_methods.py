@@ -13,7 +13,11 @@ import sat
 from sat.cli import main
 from sat.devices import ComparingDevice, FirstDevice
 from sat.methods import METHODS, Check, Method, Result, get_method
+from sat.methods.auon import HybridAuON
 from sat.methods.lightsb.demo import train_swiss_roll
+from sat.methods.problems.gpt import cross_entropy, make_gpt
+from sat.methods.problems.parameters import split_parameters
+from sat.methods.problems.text import load_text
 from sat.methods.s4d import S4DModel
 from sat.methods.s4d.demo import accuracy
 
@@ -91,23 +95,36 @@ def test_lightsb_under_offload_has_its_losses():
     assert max(abs(a - b) / abs(a) for a, b in zip(host, offloaded, strict=True)) < 1e-4
 
 
-@pytest.mark.xdist_group("4x4")
-@pytest.mark.parametrize("slug", ["s4d", "lightsb"])
-def test_first_products_on_rtl(slug):
-    """A training step's first products on the simulated RTL, every bit compared with golden."""
+def gpt_step(seed=0):
+    """A tiny GPT and its gradients, to step with an optimiser."""
+    model = make_gpt(seed, width=8, layers=1, heads=2, context=8)
+    x, y = load_text().batch(2, 8, torch.Generator().manual_seed(seed))
+    cross_entropy(model(x), y).backward()
+    return model
 
-    def step():
-        torch.manual_seed(0)
-        if slug == "lightsb":
-            train_swiss_roll(0, 1, n_potentials=20, batch=16)
-        else:
-            S4DModel(1, 10, 1, d_model=4, d_state=8)(torch.randn(2, 1, 16)).sum().backward()
+
+def step_of(slug):
+    torch.manual_seed(0)
+    if slug == "lightsb":
+        train_swiss_roll(0, 1, n_potentials=20, batch=16)
+    elif slug == "s4d":
+        S4DModel(1, 10, 1, d_model=4, d_state=8)(torch.randn(2, 1, 16)).sum().backward()
+    else:
+        matrices, _ = split_parameters(gpt_step())
+        HybridAuON(matrices, 0.1).step()
+
+
+@pytest.mark.xdist_group("4x4")
+@pytest.mark.parametrize("slug", METHODS)
+def test_first_products_on_rtl(slug):
+    """A step's first products on the simulated RTL, every bit compared with golden."""
 
     rtl, golden = (sat.device(name, array="4x4") for name in ("rtl", "golden"))
     with rtl, golden:
         checked = ComparingDevice(rtl, golden)
-        with sat.offload(FirstDevice(checked, golden, 5), precision="fp32") as report:
-            step()
+        precision = get_method(slug).precision
+        with sat.offload(FirstDevice(checked, golden, 5), precision=precision) as report:
+            step_of(slug)
     assert report.devices["rtl"].products == 5 and checked.compared > 0
     assert (checked.mismatches, checked.mispredicted) == (0, 0)
     assert report.coverage >= 0.9

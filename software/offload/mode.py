@@ -119,6 +119,7 @@ class Mode(TorchDispatchMode):
         self.precision, self.min_size = precision, min_size
         self.taken = _TAKEN if float64 == "device" else _TAKEN - _DOUBLE
         self.prune_left, self.prune_right = prune_left, prune_right
+        self._space = fp32.Workspace()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -276,9 +277,13 @@ class Mode(TorchDispatchMode):
             return flat.view(*a.shape[:2], -1)
         if self.precision == "fp32":
             left, right = (array_of(_exact(x)) for x in (a, b))
-            result = torch.from_numpy(fp32.matmul(left, right, self._product))
-            made = result if start is None else result + start.double()
-            return made.to(wide, copy=True)
+            total = fp32.matmul(
+                left, right, self._product, threads=torch.get_num_threads(), workspace=self._space
+            )
+            result = torch.from_numpy(total)
+            if start is not None:
+                result += start
+            return result.to(wide, copy=True)
         left, right = self._halves(a), self._halves(b)
         if wide is torch.float64:
             made = tensor_of(self._product(left, right)).double()

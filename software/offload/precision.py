@@ -9,9 +9,10 @@ terms first, and the device folds all of them in one go::
 so a product costs six times the depth of a float16 one. Powers of two, one for each row of A and
 each column of B, bring the largest element to 2**14 ... 2**15. An element less than 2**-15 times
 the largest of its row (or column) would lose bits at float16's lower end. Such elements go to a
-*band* of their own, scaled further; bands multiply apart, over those places of the depth where
-both have elements, and meet in float64. Data of one scale has one band, or a second one with few
-elements.
+*band* of their own, scaled further; bands multiply apart and meet in float64. Data of one scale
+has one band, or a second one with few elements: of those, only the rows, columns and places of the
+depth that have any are multiplied. What is left out are zeros times finite numbers: a sum that
+starts at +0 is never -0, so adding them would change no bit.
 
 So every float32 operand is represented exactly, whatever its exponent. What is left is the error
 of the FP32 fold (`docs/offload.md`).
@@ -26,6 +27,7 @@ import functools
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,11 +48,11 @@ def load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     pointer, number = ctypes.c_void_p, ctypes.c_long
     for name, arguments, result in (
-        ("begin", [pointer] * 2 + [number] * 6, pointer),
+        ("begin", [pointer] * 2 + [number] * 7, pointer),
         ("finite", [pointer], number),
-        ("next", [pointer], number),
-        ("lay", [pointer] * 3, None),
-        ("add", [pointer] * 3, None),
+        ("next", [pointer] * 2, number),
+        ("lay", [pointer] * 3, number),
+        ("add", [pointer] * 3, number),
         ("end", [pointer], None),
     ):
         function = getattr(library, f"fp32_{name}")
@@ -63,38 +65,74 @@ def _native() -> ctypes.CDLL:
     return load(compile_library("precision", [SOURCE], include_dirs=[HEADERS]))
 
 
+class Workspace:
+    """Memory for one product after the other: to touch fresh memory takes longer than to fill it.
+
+    Not for products at the same time.
+    """
+
+    LARGEST = 1 << 26
+    """Bytes of an array that is kept."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, NDArray[np.uint8]] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+        """Return an array that is not set; it holds until the next of its name."""
+        need = prod(shape) * np.dtype(dtype).itemsize
+        if need > self.LARGEST:
+            return np.empty(shape, dtype)
+        held = self._kept.get(name)
+        if held is None or held.size < need:
+            held = self._kept[name] = np.empty(need, np.uint8)
+        return held[:need].view(dtype).reshape(shape)
+
+
 def _signs(x: Floats) -> NDArray[np.float16]:
     """Return what decides which infinities and NaNs a product makes: signs, infinities, NaNs."""
     return np.where(np.isfinite(x), np.sign(x), x).astype(np.float16)
 
 
-def matmul(a: Floats, b: Floats, product: Product16) -> NDArray[np.float64]:
+def matmul(
+    a: Floats,
+    b: Floats,
+    product: Product16,
+    *,
+    threads: int = 1,
+    workspace: Workspace | None = None,
+) -> NDArray[np.float64]:
     """Return ``a @ b`` to about float32's accuracy, from products of float16 operands.
 
     Parameters
     ----------
     a, b : numpy.ndarray
-        (…, rows, depth) and (…, depth, cols), float32 or float64; the same stack in front.
+        (rows, depth) and (depth, cols), or as many of each one after the other, float32 or float64.
     product : callable
         The device's product.
+    threads : int
+        Threads that cut large operands and put products together.
+    workspace : Workspace, optional
+        Memory to use, for the result, too, which then holds until the next product.
 
     Returns
     -------
     numpy.ndarray
-        (…, rows, cols) float64: not yet rounded to the caller's type, so that it may be too large
-        for float32. Infinities and NaNs of the operands give what IEEE 754 says.
+        (rows, cols) or (count, rows, cols) float64: not yet rounded to the caller's type, so that
+        it may be too large for float32. Infinities and NaNs of the operands give what IEEE 754
+        says.
 
     Raises
     ------
     MemoryError
-        If there is not enough memory.
+        If there is not enough memory, or no more threads can be started.
     sat.sim.build.BuildError
         If ``precision.cpp`` has to be compiled and cannot be.
     """
-    native = _native()
+    native, space = _native(), workspace or Workspace()
     (*stack, rows, depth), cols = a.shape, b.shape[-1]
     left, right = np.ascontiguousarray(a), np.ascontiguousarray(b)
-    total = np.zeros((*stack, rows, cols))
+    total = space.array("total", (*stack, rows, cols), np.float64)
+    total[...] = 0
     work = native.fp32_begin(
         left.ctypes.data,
         right.ctypes.data,
@@ -104,21 +142,30 @@ def matmul(a: Floats, b: Floats, product: Product16) -> NDArray[np.float64]:
         rows,
         depth,
         cols,
+        threads,
     )
-    if work is None:
-        raise MemoryError(
-            f"product of {rows} x {depth} x {cols}: memory ran out; use smaller operands"
-        )
+    size = (ctypes.c_long * 4)()
     try:
+        found = -1 if work is None else native.fp32_next(work, size)
+        while found == 1:
+            count, some_rows, passes, some_cols = size
+            some = (count,) if stack else ()
+            a16 = space.array("a", (*some, some_rows, passes), np.float16)
+            b16 = space.array("b", (*some, passes, some_cols), np.float16)
+            found = -1
+            if native.fp32_lay(work, a16.ctypes.data, b16.ctypes.data):
+                sums = np.ascontiguousarray(product(a16, b16))
+                if native.fp32_add(work, sums.ctypes.data, total.ctypes.data):
+                    found = native.fp32_next(work, size)
+        if found < 0:
+            raise MemoryError(
+                f"product of {rows} x {depth} x {cols}: memory or threads ran out; use smaller "
+                "operands or fewer threads"
+            )
         finite = native.fp32_finite(work)
-        while passes := native.fp32_next(work):
-            a16 = np.empty((*stack, rows, passes), np.float16)
-            b16 = np.empty((*stack, passes, cols), np.float16)
-            native.fp32_lay(work, a16.ctypes.data, b16.ctypes.data)
-            sums = np.ascontiguousarray(product(a16, b16))
-            native.fp32_add(work, sums.ctypes.data, total.ctypes.data)
     finally:
-        native.fp32_end(work)
+        if work is not None:
+            native.fp32_end(work)
     if finite:
         return total
     special = product(_signs(a), _signs(b))

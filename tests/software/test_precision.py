@@ -113,6 +113,36 @@ def test_lines_of_a_stack_have_the_bits_of_their_own_products(low, high, dtype):
         assert got[n, row, col] == reference(a[n, row], b[n, :, col])
 
 
+@settings(deadline=None)
+@given(
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(1, 6),
+    st.integers(1, 4),
+    st.sampled_from([4, 12, 35]),
+    st.integers(0, 2**32),
+)
+def test_products_of_a_stack_with_bands_of_their_own(count, rows, depth, cols, reach, seed):
+    rng = np.random.default_rng(seed)
+    a = wild(rng, (count, rows, depth), -reach, reach)
+    b = wild(rng, (count, depth, cols), -reach, reach)
+    got = precision.matmul(a, b, product)
+    for n, row, col in itertools.product(range(count), range(rows), range(cols)):
+        assert got[n, row, col] == reference(a[n, row], b[n, :, col])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1, 300, 400, 500), (40, 60, 70, 50)], ids=str)
+def test_threads_do_not_matter(shape, dtype):
+    count, rows, depth, cols = shape
+    rng = np.random.default_rng(4)
+    a = rng.standard_normal((count, rows, depth)).astype(dtype)
+    b = rng.standard_normal((count, depth, cols)).astype(dtype)
+    want = precision.matmul(a, b, product)
+    for threads in (2, 3):
+        assert np.array_equal(precision.matmul(a, b, product, threads=threads), want)
+
+
 # --------------------------------------------------------------------------------- the contract
 
 

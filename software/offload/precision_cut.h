@@ -1,0 +1,407 @@
+// Operands of precision.cpp, cut into bands of binary16 parts. Why this is so, says precision.py.
+//
+// An operand is (outer, depth, inner), without gaps: a left one has inner = 1, and as outer its
+// stack and rows; a right one has outer = its stack and inner = its columns. What shares a scale is
+// a line: the elements along the depth; there are (outer, inner) lines.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "floats.h"
+
+namespace {
+
+// A band's largest element is scaled to [2**(TOP - 1), 2**TOP).
+constexpr int TOP = 15;
+// Binades in a band, less one. Its least element is 2**-1 or more: the 24th bit of that is
+// binary16's least subnormal number, 2**-24.
+constexpr int BAND = 15;
+
+constexpr int PARTS = 3;
+// Parts of A and B that are multiplied, smallest products first.
+constexpr std::pair<int, int> PASSES[] = {{2, 0}, {0, 2}, {1, 1}, {1, 0}, {0, 1}, {0, 0}};
+
+// -------------------------------------------------------------------------------------- cutting
+
+// Magnitudes are compared as integers, which have the same order: compilers turn that into vectors.
+template <class T>
+using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
+// The same bits as another type.
+template <class To, class From>
+inline To as(From x) {
+    static_assert(sizeof(To) == sizeof(From));
+    To made;
+    std::memcpy(&made, &x, sizeof made);
+    return made;
+}
+
+template <class T>
+inline Int<T> magnitude(T x) {
+    return as<Int<T>>(x) & std::numeric_limits<Int<T>>::max();
+}
+
+// 2**exponent, a normal number; many times faster than ldexp.
+template <class T>
+inline T power(int exponent) {
+    using Limits = std::numeric_limits<T>;
+    return as<T>(Int<T>(exponent + Limits::max_exponent - 1) << (Limits::digits - 1));
+}
+
+inline bool nonzero(uint16_t half) { return half & 0x7fff; }
+
+// ------------------------------------------------------------------------------------- memory
+
+// Memory for the parts of operands, kept for the next product: to touch fresh memory takes as long
+// as the cutting.
+class Planes {
+    struct Block {
+        std::unique_ptr<uint16_t[]> memory;
+        long size = 0;
+    };
+    static std::mutex& lock() {
+        static std::mutex mutex;
+        return mutex;
+    }
+    static std::vector<Block>& spare() {
+        static std::vector<Block> blocks;
+        return blocks;
+    }
+    static constexpr size_t SPARE = 4;
+    static constexpr long LARGEST = 1 << 25;  // numbers of a block that is kept
+
+    Block block;
+
+  public:
+    // Room for `size` numbers, not set.
+    explicit Planes(long size) {
+        {
+            const std::lock_guard<std::mutex> guard(lock());
+            auto& blocks = spare();
+            for (size_t i = 0; i < blocks.size(); i++)
+                if (blocks[i].size >= size) {
+                    std::swap(block, blocks[i]);
+                    blocks.erase(blocks.begin() + long(i));
+                    return;
+                }
+        }
+        block.memory.reset(new uint16_t[size]);
+        block.size = size;
+    }
+    ~Planes() {
+        if (block.size > LARGEST) return;
+        const std::lock_guard<std::mutex> guard(lock());
+        auto& blocks = spare();
+        if (blocks.size() == SPARE) {
+            const auto least = std::min_element(
+                blocks.begin(), blocks.end(),
+                [](const Block& a, const Block& b) { return a.size < b.size; });
+            if (least->size < block.size) std::swap(*least, block);
+        } else {
+            blocks.reserve(SPARE);
+            blocks.push_back(std::move(block));
+        }
+    }
+    Planes(const Planes&) = delete;
+    Planes& operator=(const Planes&) = delete;
+    uint16_t* get() const { return block.memory.get(); }
+};
+
+// Calls work(from, to, part) for parts of 0 ... length, side by side where there is enough to do.
+template <class Work>
+void share(long threads, long length, long size, const Work& work) {
+    constexpr long ENOUGH = 1 << 16;  // numbers that take longer than to start a thread
+    const long parts = std::max(1L, std::min({threads, length, size / ENOUGH}));
+    std::vector<std::thread> others;
+    std::vector<std::exception_ptr> errors(parts);
+    const auto run = [&](long part) {
+        try {
+            const DefaultArithmetic arithmetic;
+            work(length * part / parts, length * (part + 1) / parts, part);
+        } catch (...) {
+            errors[part] = std::current_exception();
+        }
+    };
+    try {
+        for (long part = 1; part < parts; part++) others.emplace_back(run, part);
+    } catch (...) {
+        errors[0] = std::current_exception();
+    }
+    if (!errors[0]) run(0);
+    for (std::thread& other : others) other.join();
+    for (const auto& error : errors)
+        if (error) std::rethrow_exception(error);
+}
+
+// -------------------------------------------------------------------------------------- cutting
+
+// The elements of the first band: all but a few, as a rule.
+struct Band {
+    Planes parts;                    // (PARTS, outer, depth, inner); zeros for other bands
+    std::vector<int32_t> exponents;  // of the lines: elements are sum(parts) * 2**exponent
+    std::vector<uint16_t> depths;    // not zero where there are elements at a place of the depth
+    bool used[PARTS] = {};           // whether a part is not zero throughout
+
+    Band(long size, long lines, long depth)
+        : parts(PARTS * size), exponents(lines), depths(depth) {}
+};
+
+// An element of a further band, and where it lies.
+struct Entry {
+    long outer, place, inner;
+    uint16_t parts[PARTS];
+};
+
+struct FurtherBand {
+    std::vector<Entry> entries;      // in the order of memory
+    std::vector<int32_t> exponents;  // of the lines
+    bool used[PARTS] = {};
+};
+
+template <class T>
+struct Rest {
+    long outer, place, inner;
+    T value;
+};
+
+struct Operand {
+    long outer, depth, inner;
+    bool finite = true;
+    std::unique_ptr<Band> first;  // null: all elements are zero
+    std::vector<FurtherBand> further;
+
+    long size() const { return outer * depth * inner; }
+    size_t bands() const { return first ? 1 + further.size() : 0; }
+};
+
+// What a band takes of a line: magnitudes from `low` on, times `first` times `second`. Two powers
+// of two, as one of both need not be a number; what lies between their products lies between the
+// ends, so they are exact.
+template <class T>
+struct Scale {
+    Int<T> low;
+    T first, second;
+    int32_t exponent;
+
+    // Of a line whose largest magnitude is `largest`.
+    explicit Scale(Int<T> largest) {
+        using Limits = std::numeric_limits<T>;
+        int top = int(largest >> (Limits::digits - 1)) - (Limits::max_exponent - 2);
+        if (top < Limits::min_exponent) std::frexp(as<T>(largest), &top);  // subnormal
+        // The largest is in [2**(top - 1), 2**top).
+        exponent = largest ? top - TOP : 0;
+        const int least = top - 1 - BAND;
+        low = magnitude(least < Limits::min_exponent ? std::ldexp(T(1), least) : power<T>(least));
+        if (!largest) low = 0;
+        const int half = -exponent / 2;
+        first = power<T>(half);
+        second = power<T>(-exponent - half);
+    }
+};
+
+// Scales of lines side by side.
+template <class T>
+struct Scales {
+    std::vector<Int<T>> low;
+    std::vector<T> first, second;
+
+    explicit Scales(long lines) : low(lines), first(lines), second(lines) {}
+    void set(long i, const Scale<T>& scale) {
+        low[i] = scale.low;
+        first[i] = scale.first;
+        second[i] = scale.second;
+    }
+};
+
+// Elements that are worked on at a time, a multiple of 8.
+constexpr long RUN = 256;
+
+// Cuts `count` elements, at most RUN: all of line `line`, or from there on each of its own (ACROSS).
+// Parts are `plane` apart. Returns whether there are elements below the band.
+template <bool ACROSS, class T>
+bool cut_run(const T* x, long count, const Scales<T>& scales, long line, uint16_t* parts,
+             long plane, bool* used) {
+    const Int<T> infinity = magnitude(std::numeric_limits<T>::infinity());
+    const Int<T>* low = &scales.low[line];
+    const T *first = &scales.first[line], *second = &scales.second[line];
+    T rest[RUN];
+    float rounded[RUN];
+    uint16_t halves[RUN];
+    // Conversions go by the vector: what is past the end is zero.
+    const long filled = (count + 7) / 8 * 8;
+    Int<T> below = 0;
+    for (long i = 0; i < count; i++) {
+        const long own = ACROSS ? i : 0;
+        const Int<T> size = magnitude(x[i]);
+        // Masks, as compilers make no vectors of branches.
+        const Int<T> now = -Int<T>((size >= low[own]) & (size < infinity));
+        below |= size & -Int<T>(size < low[own]);
+        rest[i] = as<T>(as<Int<T>>(x[i]) & now) * first[own] * second[own];
+    }
+    std::fill(rest + count, rest + filled, T(0));
+    for (int p = 0; p < PARTS; p++) {
+        // A double goes by way of float32: the next part takes what that leaves.
+        for (long i = 0; i < filled; i++) rounded[i] = float(rest[i]);
+        narrow(rounded, halves, filled);
+        widen(halves, rounded, filled);
+        uint16_t any = 0;
+        for (long i = 0; i < filled; i++) {
+            rest[i] -= T(rounded[i]);
+            any |= halves[i];
+        }
+        std::copy_n(halves, count, parts + p * plane);
+        used[p] |= nonzero(any);
+    }
+    return below != 0;
+}
+
+// What a thread finds while it cuts its share of the first band.
+template <class T>
+struct Found {
+    std::vector<uint16_t> depths;
+    std::vector<Rest<T>> rest;
+    bool used[PARTS] = {};
+};
+
+// Cuts the first band out of rows `from` to `to` of a left operand.
+template <class T>
+void cut_rows(const T* x, const Operand& of, Band& band, long from, long to, Found<T>& found) {
+    const Int<T> infinity = magnitude(std::numeric_limits<T>::infinity());
+    const long depth = of.depth, plane = of.size();
+    Scales<T> scales(1);
+    for (long o = from; o < to; o++) {
+        const T* row = x + o * depth;
+        uint16_t* parts = band.parts.get() + o * depth;
+        Int<T> largest = 0;
+        for (long k = 0; k < depth; k++) {
+            const Int<T> size = magnitude(row[k]);
+            largest = std::max(largest, size < infinity ? size : 0);
+        }
+        const Scale<T> scale(largest);
+        scales.set(0, scale);
+        band.exponents[o] = scale.exponent;
+        for (long k = 0; k < depth; k += RUN) {
+            const long count = std::min(RUN, depth - k);
+            if (!cut_run<false>(row + k, count, scales, 0, parts + k, plane, found.used)) continue;
+            for (long i = k; i < k + count; i++)
+                if (magnitude(row[i]) < scale.low && row[i] != 0)
+                    found.rest.push_back({o, i, 0, row[i]});
+        }
+        for (long k = 0; k < depth; k++) found.depths[k] |= uint16_t(parts[k] << 1);
+    }
+}
+
+// … or out of columns `from` to `to` of a right operand's product `o`.
+template <class T>
+void cut_columns(const T* x, const Operand& of, Band& band, long o, long from, long to,
+                 Found<T>& found) {
+    const Int<T> infinity = magnitude(std::numeric_limits<T>::infinity());
+    const long depth = of.depth, inner = of.inner, plane = of.size(), width = to - from;
+    const long start = o * depth * inner + from;
+    std::vector<Int<T>> largest(width);
+    Scales<T> scales(width);
+    for (long k = 0; k < depth; k++)
+        for (long i = 0; i < width; i++) {
+            const Int<T> size = magnitude(x[start + k * inner + i]);
+            largest[i] = std::max(largest[i], size < infinity ? size : 0);
+        }
+    for (long i = 0; i < width; i++) {
+        const Scale<T> scale(largest[i]);
+        scales.set(i, scale);
+        band.exponents[o * inner + from + i] = scale.exponent;
+    }
+    for (long k = 0; k < depth; k++) {
+        const T* row = x + start + k * inner;
+        uint16_t* parts = band.parts.get() + start + k * inner;
+        for (long i = 0; i < width; i += RUN) {
+            const long count = std::min(RUN, width - i);
+            if (!cut_run<true>(row + i, count, scales, i, parts + i, plane, found.used)) continue;
+            for (long c = i; c < i + count; c++)
+                if (magnitude(row[c]) < scales.low[c] && row[c] != 0)
+                    found.rest.push_back({o, k, from + c, row[c]});
+        }
+        uint16_t any = 0;
+        for (long i = 0; i < width; i++) any |= parts[i];
+        found.depths[k] |= uint16_t(any << 1);
+    }
+}
+
+template <class T>
+void cut_further(std::vector<Rest<T>> rest, Operand& to) {
+    const long lines = to.outer * to.inner;
+    while (!rest.empty()) {
+        FurtherBand& band = to.further.emplace_back();
+        band.exponents.resize(lines);
+        std::vector<Int<T>> largest(lines);
+        const auto line = [&](const Rest<T>& r) { return r.outer * to.inner + r.inner; };
+        for (const auto& r : rest)
+            largest[line(r)] = std::max(largest[line(r)], magnitude(r.value));
+        std::vector<Rest<T>> left;
+        Scales<T> scales(1);
+        for (const auto& r : rest) {
+            const Scale<T> scale(largest[line(r)]);
+            if (magnitude(r.value) < scale.low) {
+                left.push_back(r);
+                continue;
+            }
+            band.exponents[line(r)] = scale.exponent;
+            scales.set(0, scale);
+            Entry& made = band.entries.emplace_back();
+            made.outer = r.outer, made.place = r.place, made.inner = r.inner;
+            cut_run<false>(&r.value, 1, scales, 0, made.parts, 1, band.used);
+        }
+        rest = std::move(left);
+    }
+}
+
+template <class T>
+void cut_all(const T* x, Operand& to, long threads) {
+    const Int<T> infinity = magnitude(std::numeric_limits<T>::infinity());
+    Int<T> largest = 0;
+    for (long i = 0; i < to.size(); i++) largest = std::max(largest, magnitude(x[i]));
+    to.finite = largest < infinity;
+    if (!largest) return;
+    to.first = std::make_unique<Band>(to.size(), to.outer * to.inner, to.depth);
+    Band& band = *to.first;
+    std::vector<Found<T>> found(std::max(1L, threads));
+    for (auto& one : found) one.depths.resize(to.depth);
+    if (to.inner == 1) {
+        share(threads, to.outer, to.size(), [&](long from, long end, long part) {
+            cut_rows(x, to, band, from, end, found[part]);
+        });
+    } else if (to.outer >= threads) {
+        share(threads, to.outer, to.size(), [&](long from, long end, long part) {
+            for (long o = from; o < end; o++)
+                cut_columns(x, to, band, o, 0, to.inner, found[part]);
+        });
+    } else {
+        share(threads, to.inner, to.size(), [&](long from, long end, long part) {
+            for (long o = 0; o < to.outer; o++) cut_columns(x, to, band, o, from, end, found[part]);
+        });
+    }
+    std::vector<Rest<T>> rest = std::move(found[0].rest);
+    for (auto& one : found) {
+        for (long k = 0; k < to.depth; k++) band.depths[k] |= one.depths[k];
+        for (int p = 0; p < PARTS; p++) band.used[p] |= one.used[p];
+        if (&one != &found[0]) rest.insert(rest.end(), one.rest.begin(), one.rest.end());
+    }
+    // Products one after the other, as they are looked for.
+    std::stable_sort(rest.begin(), rest.end(),
+                     [](const Rest<T>& a, const Rest<T>& b) { return a.outer < b.outer; });
+    cut_further(std::move(rest), to);
+}
+
+}  // namespace

@@ -53,6 +53,7 @@ from sat.rtl.feed import (
 from sat.rtl.layouts import OPERAND_BITS, command_layout
 from sat.rtl.stce import Stce
 from sat.rtl.uspe import Uspe
+from sat.rtl.verilog import part
 
 TILES_IN_FLIGHT = 8
 """Tiles between issue and signal."""
@@ -277,7 +278,8 @@ class ComputeEngine(wiring.Component):
         ]
 
         # The array and its edges.
-        m.submodules.stce = stce = Stce(config)
+        stce = Stce(config)
+        m.submodules.stce = part(platform, stce, "stce")
         m.d.comb += stce.ws.eq(last_ws)
         next_command, next_valid = row_launch.out, row_launch.valid
         for r in range(rows):

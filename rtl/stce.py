@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -9,6 +11,26 @@ from amaranth.lib.wiring import In, Out
 from sat.rtl.config import SatConfig
 from sat.rtl.uspe import Uspe, a_link_layout, b_link_layout
 from sat.rtl.verilog import leaf
+
+
+class Link(NamedTuple):
+    """A signal that passes from USPE to USPE.
+
+    It comes into the array's edge as the member ``edge``, enters each USPE at its port ``enters``,
+    leaves it for the next at ``leaves``; the last one's is the member ``end``, if that is used.
+    """
+
+    edge: str
+    enters: str
+    leaves: str
+    end: str | None = None
+
+
+ROW_LINKS = (Link("a", "a_in", "a_out"),)
+"""What passes from west to east."""
+
+COLUMN_LINKS = (Link("b", "b_in", "b_out"), Link("psum_in", "psum_in", "psum_out", "psum_out"))
+"""What passes from north to south."""
 
 
 class Stce(wiring.Component):
@@ -50,20 +72,18 @@ class Stce(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         rows, cols = self.config.rows, self.config.cols
-        b = [self.b[c] for c in range(cols)]
-        psums = [self.psum_in[c] for c in range(cols)]
+        south = [{link: getattr(self, link.edge)[c] for link in COLUMN_LINKS} for c in range(cols)]
         for r in range(rows):
-            a = self.a[r]
+            east = {link: getattr(self, link.edge)[r] for link in ROW_LINKS}
             for c in range(cols):
                 uspe = leaf(platform, lambda: Uspe(self.config), "uspe")
                 m.submodules[f"uspe_{r}_{c}"] = uspe.element
-                m.d.comb += [
-                    uspe.ws.eq(self.ws),
-                    uspe.a_in.eq(a),
-                    uspe.b_in.eq(b[c]),
-                    uspe.psum_in.eq(psums[c]),
-                ]
-                a, b[c], psums[c] = uspe.a_out, uspe.b_out, uspe.psum_out
-        for c in range(cols):
-            m.d.comb += self.psum_out[c].eq(psums[c])
+                m.d.comb += uspe.ws.eq(self.ws)
+                for passing in (east, south[c]):
+                    for link, value in passing.items():
+                        m.d.comb += getattr(uspe, link.enters).eq(value)
+                        passing[link] = getattr(uspe, link.leaves)
+        for link in COLUMN_LINKS:
+            if link.end is not None:
+                m.d.comb += [getattr(self, link.end)[c].eq(south[c][link]) for c in range(cols)]
         return m

@@ -4,6 +4,9 @@ Amaranth writes one Verilog module for each instance of a component. For an arra
 equal elements that is a thousand equal modules. `leaf` makes a component appear as an instance
 of a module that is written once; on any other platform (Amaranth's own simulator) it is the
 component itself.
+
+A simulator that has something faster than Verilog for a part of the design takes it out: what
+lies behind `part` can be left out of the text, and its ports become ports of the top.
 """
 
 from __future__ import annotations
@@ -13,27 +16,36 @@ import os
 import re
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from amaranth import *
 from amaranth.back import verilog
-from amaranth.hdl import Instance, UnusedElaboratable
+from amaranth.hdl import Fragment, Instance, UnusedElaboratable
 from amaranth.lib import wiring
 
 
 class VerilogPlatform:
-    """What `emit` elaborates for: it collects the leaves' modules.
+    """What `emit` elaborates for: it collects the leaves' modules and the parts' ports.
+
+    Parameters
+    ----------
+    outside, shown : collection of str
+        As for `emit`.
 
     Attributes
     ----------
     leaves : dict of str
         Verilog text of each leaf, by module name.
+    ports : dict of str
+        Signals at the parts' edges, by the names that they have as ports of the top.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outside: Collection[str] = (), shown: Collection[str] = ()) -> None:
+        self.outside, self.shown = frozenset(outside), frozenset(shown)
         self.leaves: dict[str, str] = {}
+        self.ports: dict[str, Value] = {}
 
 
 class _Leaf:
@@ -81,10 +93,57 @@ def leaf(platform: Any, factory: Callable[[], wiring.Component], name: str) -> A
     return _Leaf(instance, ports)
 
 
-def _convert(component: wiring.Component, name: str, platform: VerilogPlatform) -> str:
-    return verilog.convert(
-        component, name=name, platform=platform, emit_src=False, strip_internal_attrs=True
+def part_ports(component: wiring.Component, name: str) -> dict[str, Value]:
+    """Return the signals of a component by the names they have when it is taken out as a part.
+
+    Element i of the member ``a`` of the part ``stce`` is ``stce_a_i``.
+    """
+    return {
+        "_".join(map(str, (name, *path))): Value.cast(value)
+        for path, _, value in component.signature.flatten(component)
+    }
+
+
+def part(platform: Any, component: wiring.Component, name: str) -> Elaboratable:
+    """Return what to add to ``m.submodules`` for a component that `emit` may leave out.
+
+    Parameters
+    ----------
+    platform
+        The platform under elaboration.
+    component : Component
+        The part; connect its members as usual.
+    name : str
+        What `emit` calls it.
+    """
+    if not isinstance(platform, VerilogPlatform):
+        return component
+    if name in platform.outside | platform.shown:
+        platform.ports |= part_ports(component, name)
+    if name not in platform.outside:
+        return component
+    component._MustUse__used = True  # only its signals were wanted
+    return Module()
+
+
+def _convert(
+    component: wiring.Component, name: str, platform: VerilogPlatform, parts: bool = False
+) -> str:
+    fragment = Fragment.get(component, platform)
+    ports = {
+        "__".join(map(str, path)): Value.cast(value)
+        for path, _, value in component.signature.flatten(component)
+    }
+    if parts:
+        ports |= platform.ports
+    text, _ = verilog.convert_fragment(
+        fragment,
+        {port: (value, None) for port, value in ports.items()},
+        name,
+        emit_src=False,
+        strip_internal_attrs=True,
     )
+    return text
 
 
 def _end_yosys() -> None:
@@ -112,19 +171,47 @@ def _short_zeros(match: re.Match[str]) -> str:
     )
 
 
-def emit(component: wiring.Component, name: str = "top") -> str:
+def emit(
+    component: wiring.Component,
+    name: str = "top",
+    *,
+    outside: Collection[str] = (),
+    shown: Collection[str] = (),
+) -> str:
     """Return a component and all its leaves as one Verilog text.
 
-    The text depends on the component alone: no paths, no source lines.
+    The text depends on the component and the options alone: no paths, no source lines.
+
+    Parameters
+    ----------
+    component : Component
+    name : str
+        Name of the module.
+    outside : collection of str
+        Parts (`part`) that are left out: what they take becomes outputs of the module, what they
+        give becomes inputs, named as in `part_ports`.
+    shown : collection of str
+        Parts that stay, and whose signals are outputs besides.
+
+    Raises
+    ------
+    ValueError
+        The component has no such part.
     """
-    platform = VerilogPlatform()
+    platform = VerilogPlatform(outside, shown)
     try:
-        top = _convert(component, name, platform)
+        top = _convert(component, name, platform, parts=True)
     except KeyboardInterrupt:
         _end_yosys()
         # What was half elaborated is dropped unused, which is no mistake of a component's.
         warnings.simplefilter("ignore", UnusedElaboratable)
         raise
+    for wanted in sorted(platform.outside | platform.shown):
+        if not any(port.startswith(f"{wanted}_") for port in platform.ports):
+            raise ValueError(
+                f"{type(component).__name__} has no part {wanted!r}: name one that its elaboration "
+                "hands to sat.rtl.verilog.part"
+            )
     text = "\n".join([top, *platform.leaves.values()])
     # A cleared memory is written out word by word: half of the text of a device.
     return _ZEROS.sub(_short_zeros, text)

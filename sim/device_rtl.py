@@ -1,4 +1,4 @@
-"""The Verilated device as a library: a memory, registers, and one call that runs a program."""
+"""The simulated device as a library: a memory, registers, and one call that runs a program."""
 
 from __future__ import annotations
 
@@ -18,17 +18,10 @@ import numpy as np
 from sat.errors import DeviceClosedError, DeviceError
 from sat.rtl import csr
 from sat.rtl.config import SatConfig
-from sat.rtl.device import Device
 from sat.rtl.isa import Status
-from sat.rtl.verilog import emit
+from sat.sim.engines import Design, build, choose
 from sat.sim.memory import MemoryTiming
 from sat.sim.threads import Turn, check_stop
-from sat.sim.verilator import verilate
-
-DRIVER = Path(__file__).parent / "native" / "device.cpp"
-
-OPTIMISATION = "-O1"
-"""Flags for the generated C++: -O2 takes three times as long to compile and runs no faster."""
 
 FAULTS = {"fetch": 0, "read": 1, "write": 2}
 
@@ -67,32 +60,6 @@ class Outcome:
     skipped: int = 0
 
 
-def build(config: SatConfig, waves: bool = False, verilog: str | None = None) -> Path:
-    """Return the shared library of a device, built if this configuration is new.
-
-    Parameters
-    ----------
-    waves : bool
-        With support for waveforms (slower).
-    verilog : str, optional
-        Verilog text to build instead of the configuration's own: how tests plant faults.
-    """
-    return verilate(
-        _verilog(config) if verilog is None else verilog,
-        "top",
-        DRIVER,
-        defines={"AXI_DATA_BITS": str(config.axi.data_bits)},
-        opt=OPTIMISATION,
-        trace=waves,
-        name=f"sat_{config.array}",
-    )
-
-
-@functools.lru_cache(maxsize=32)
-def _verilog(config: SatConfig) -> str:
-    return emit(Device(config))
-
-
 @functools.lru_cache(maxsize=32)
 def _library(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
@@ -109,6 +76,8 @@ def _library(path: Path) -> ctypes.CDLL:
     library.device_run.argtypes = [handle, u64, ctypes.c_double]
     library.device_now.restype = u64
     library.device_now.argtypes = [handle]
+    library.device_boundary.restype = u64
+    library.device_boundary.argtypes = [handle, ctypes.POINTER(ctypes.POINTER(ctypes.c_uint32))]
     library.device_fail.argtypes = [handle, ctypes.c_int, u64]
     library.device_fail.restype = None
     return library
@@ -220,13 +189,20 @@ class DeviceRtl:
         Size of the memory, from address 0; also the window of addresses that programs may use.
     waves : path or WaveFile, optional
         Write a waveform (FST) of everything that runs to this file. It is complete after `close`.
-    verilog : str, optional
-        Verilog text in place of the configuration's own.
+    engine : str
+        How it is simulated, one of `sat.sim.engines.ENGINES`.
+    design : Design, optional
+        In place of the configuration's own: how tests plant faults.
+
+    Attributes
+    ----------
+    engine : str
+        ``"verilator"`` or ``"simd"``.
 
     Raises
     ------
     TypeError, ValueError
-        If ``memory_bytes`` is no size of a memory.
+        If ``memory_bytes`` is no size of a memory, or there is no such engine.
     DeviceError
         If the memory or the waveform's file cannot be had.
     sat.sim.build.BuildError
@@ -240,19 +216,21 @@ class DeviceRtl:
         *,
         memory_bytes: int = 1 << 26,
         waves: str | Path | WaveFile | None = None,
-        verilog: str | None = None,
+        engine: str = "verilator",
+        design: Design | None = None,
     ):
         self._handle: int | None = None
         self._closing = False
         self._running = False  # a program was started and has not been seen to end
         self.config = config
         self.timing = timing or MemoryTiming()
+        self.engine = choose(engine, config, waves is not None)
         self._memory = _zeros(check_memory_bytes(memory_bytes, config))
         file = waves if waves is None or isinstance(waves, WaveFile) else WaveFile(waves)
         self._waves: WaveFile | None = file
         self._process = os.getpid()
         self._turn = Turn()
-        self._lib = _library(build(config, waves is not None, verilog))
+        self._lib = _library(build(config, self.engine, waves is not None, design))
         self._handle = self._lib.device_new(
             self._memory.ctypes.data,
             len(self._memory),
@@ -403,6 +381,18 @@ class DeviceRtl:
                     raise OSError(f"read of {name} was answered with {response}")
                 value |= part.value << (32 * register.word)
         return value
+
+    def boundary(self) -> np.ndarray:
+        """Return what crossed the array's edge since the last call, as words of 32 bits.
+
+        The words of a cycle are in the order of `sat.sim.simd.stce.boundary_header`; there are
+        none unless the design has a ``boundary``.
+        """
+        words = ctypes.POINTER(ctypes.c_uint32)()
+        with self._turn():
+            count = self._lib.device_boundary(self._require(), ctypes.byref(words))
+            crossed = np.ctypeslib.as_array(words, (count,)) if count else np.zeros(0, np.uint32)
+            return crossed.copy()
 
     def close(self) -> None:
         """Free the model and complete the waveform. May be called twice, and from other threads.

@@ -208,7 +208,9 @@ def verilate(
     driver_cpp: Path,
     *,
     defines: Mapping[str, str | int] | None = None,
+    headers: Mapping[str, str] | None = None,
     opt: str = "-O2",
+    driver_opt: str | None = None,
     trace: bool = False,
     extra_args: Sequence[str] = (),
     name: str | None = None,
@@ -230,8 +232,12 @@ def verilate(
         The driver.
     defines : mapping of str to str or int, optional
         Macros for the driver, for instance ``{"ROWS": 8}``.
+    headers : mapping of str to str, optional
+        Texts by the names under which the driver and they themselves include them.
     opt : str
         C++ optimisation flags of model and driver, separated by spaces.
+    driver_opt : str, optional
+        Other flags for the driver.
     trace : bool
         Build in FST waveforms: the driver then finds ``VM_TRACE`` equal to 1 and may include
         ``"verilated_fst_c.h"``. Needs the headers of liblz4 and zlib.
@@ -261,6 +267,7 @@ def verilate(
         raise BuildError("Verilator starts through Perl, which is not installed: run `make setup`")
     driver = Path(driver_cpp).resolve()
     optimise = opt.split()
+    driver_optimise = (opt if driver_opt is None else driver_opt).split()
     macros = [f"-D{macro}={value}" for macro, value in (defines or {}).items()]
     arguments = [
         "--cc",
@@ -285,7 +292,9 @@ def verilate(
             Path(__file__).read_bytes(),
             LINT_RULES.read_bytes(),
             verilator_version(),
-            compiler_identity(optimise),
+            compiler_identity([*optimise, *driver_optimise]),
+            *(f"driver option {option}" for option in driver_optimise),
+            *(part for header in (headers or {}).items() for part in header),
             *(f"option {option}" for option in (*arguments, *optimise, *macros)),
             *(f"verilog {text}" for text in texts),
             *(part for text in source_texts([driver]) for part in text),
@@ -315,11 +324,13 @@ def verilate(
             f"-I{include / 'vltstd'}",
         ]
         hidden = [*common, "-fvisibility=hidden"]
+        for header, text in (headers or {}).items():
+            (model / header).write_text(text)
         # One line, for the same reason as in the runtime.
         driver_unit = model / "driver_unit.cpp"
         driver_unit.write_text(f'#include "{driver}"\n')
         runtime = _runtime(root, trace)
-        units: list[_Unit] = [(driver_unit, [*optimise, "-fvisibility=default", *macros])]
+        units: list[_Unit] = [(driver_unit, [*driver_optimise, "-fvisibility=default", *macros])]
         units += _model_units(model, optimise, hidden)
         objects = _compile_all(units, hidden)
         made = folder / "library.so"

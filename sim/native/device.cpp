@@ -15,6 +15,12 @@
 #if VM_TRACE
 #include "waves.h"
 #endif
+#if SAT_ARRAY
+#include "array.h"  // the array, which the model then is without
+#endif
+#if SAT_BOUNDARY
+#include "boundary.h"
+#endif
 
 namespace {
 
@@ -100,6 +106,7 @@ class Device {
     ReadPort instructions, reads;
     WritePort writes;
     uint64_t now = 0;
+    std::vector<uint32_t> crossed;  // what crossed the array's edge, cycle by cycle
 
     Device(uint8_t* memory, uint64_t bytes, const Timing& timing, int waves_fd)
         : memory(memory), memory_bytes(bytes), timing(timing), top(new Vtop(&context)) {
@@ -189,6 +196,9 @@ class Device {
     VerilatedContext context;
     Timing timing;
     std::unique_ptr<Vtop> top;
+#if SAT_ARRAY
+    Stce array;
+#endif
 #if VM_TRACE
     std::unique_ptr<waves::Waves> trace;  // destroyed before the model that it looks at
 #endif
@@ -228,6 +238,10 @@ class Device {
         }
         top->clk = 0;
         top->eval();
+#if SAT_ARRAY
+        // Nothing that the model shows in this cycle depends on it: it needs no second evaluation.
+        show(array, *top);
+#endif
 #if VM_TRACE
         if (trace) trace->dump(now * 10);
 #endif
@@ -245,6 +259,12 @@ class Device {
         if (top->dmem___05Fbvalid && top->dmem___05Fbready) writes.answered();
         if (top->dmem___05Fawvalid)
             writes.take(now, top->dmem___05Fawaddr, top->dmem___05Fawlen + 1, top->dmem___05Fawid);
+#if SAT_BOUNDARY
+        boundary(*top, crossed);
+#endif
+#if SAT_ARRAY
+        advance(array, *top);
+#endif
         top->clk = 1;
         top->eval();
 #if VM_TRACE
@@ -300,6 +320,14 @@ int device_write(Device* device, uint32_t offset, uint32_t value) {
 }
 int device_read(Device* device, uint32_t offset, uint32_t* value) {
     return device->read_register(offset, value);
+}
+// What crossed the array's edge since the last call: words, the same number for each cycle.
+uint64_t device_boundary(Device* device, const uint32_t** words) {
+    static thread_local std::vector<uint32_t> taken;
+    taken.swap(device->crossed);
+    device->crossed.clear();
+    *words = taken.data();
+    return taken.size();
 }
 int device_run(Device* device, uint64_t limit, double seconds) {
     return device->run(limit, seconds);

@@ -43,6 +43,31 @@ def seed_number(text: str) -> int:
     return int(text)
 
 
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says how an RTL device is simulated."""
+    parser.add_argument(
+        "--engine", help="how rtl is simulated: verilator, simd, or auto (default), the faster"
+    )
+
+
+def device_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was given of the options that any device command has, for `sat.device`.
+
+    Raises
+    ------
+    ValueError
+        An engine was given for a device that is not simulated.
+    """
+    kinds = getattr(args, "device", "rtl")
+    if args.engine is not None and {kind.split("*")[0] for kind in kinds.split(",")} != {"rtl"}:
+        raise ValueError(
+            f"--engine {args.engine}: only rtl is simulated by an engine, not {kinds}; leave "
+            "--engine out or give --device rtl"
+        )
+    given = {"array": args.array, "engine": args.engine}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def to_json(values: Any) -> str:
     """Return values as JSON, which has no NaN and no infinity: null for them."""
 

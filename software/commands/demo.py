@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from sat.commands.common import DONE, FAILED, count, seed_number, to_json, usage, use_one_thread
+from sat.commands.common import (
+    DONE,
+    FAILED,
+    add_engine,
+    count,
+    seed_number,
+    to_json,
+    usage,
+    use_one_thread,
+)
 
 SUMMARY = "train digits, first steps on the simulated RTL, beside dense"
 
@@ -14,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=count, default=3, help="steps on the RTL (default 3)")
     parser.add_argument("--batch", type=count, default=32, help="default 32")
     parser.add_argument("--array", default="8x8", help="rows x columns (default 8x8)")
+    add_engine(parser)
     parser.add_argument("--pattern", default="2:8", help="N:M (default 2:8)")
     parser.add_argument("--seed", type=seed_number, default=0)
     parser.add_argument("--figure", default="out/demo.png", help="where the picture goes")
@@ -30,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
             rtl_steps=args.steps,
             batch=args.batch,
             array=args.array,
+            engine=args.engine or "auto",
             pattern=args.pattern,
             seed=args.seed,
             figure=args.figure,

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 from sat.commands.common import (
     DONE,
     FAILED,
+    add_engine,
     count,
+    device_options,
     natural,
     print_values,
     seed_number,
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", default="golden", help="golden (default), rtl, …; host: without offload"
     )
     parser.add_argument("--array", help="rows x columns (default 8x8)")
+    add_engine(parser)
     parser.add_argument(
         "--precision", choices=("fp16", "fp32"), help="the method's own if not given"
     )
@@ -104,7 +107,6 @@ def run(args: argparse.Namespace) -> int:
     from sat.methods import get_method
 
     use_one_thread()
-    options = {} if args.array is None else {"array": args.array}
     with contextlib.ExitStack() as stack:
         with usage():
             method = get_method(args.method)
@@ -112,14 +114,14 @@ def run(args: argparse.Namespace) -> int:
             precision = args.precision or method.precision
             report = checked = None
             if args.device == "host":
-                asked = (args.first, args.max_cycles, args.trace, args.array)
+                asked = (args.first, args.max_cycles, args.trace, args.array, args.engine)
                 if any(option is not None for option in asked):
                     raise ValueError(
-                        "--device host: --array, --first, --max-cycles and --trace need a device; "
-                        "leave them out or name one"
+                        "--device host: --array, --engine, --first, --max-cycles and --trace need "
+                        "a device; leave them out or name one"
                     )
             else:
-                device = stack.enter_context(sat.device(args.device, **options))
+                device = stack.enter_context(sat.device(args.device, **device_options(args)))
                 if args.first is not None:
                     golden = stack.enter_context(sat.device("golden", config=device.config))
                     checked = ComparingDevice(device, golden)

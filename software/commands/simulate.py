@@ -11,7 +11,16 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-from sat.commands.common import DONE, FAILED, count, natural, print_values, seed_number, usage
+from sat.commands.common import (
+    DONE,
+    FAILED,
+    add_engine,
+    count,
+    natural,
+    print_values,
+    seed_number,
+    usage,
+)
 
 SUMMARY = "a matrix product or a layer on the simulated RTL"
 
@@ -52,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pattern", default="dense", help="N:M, or dense (default)")
     parser.add_argument("--dataflow", choices=("auto", "os", "ws"), default="auto")
     parser.add_argument("--array", default="8x8", help="rows x columns (default 8x8)")
+    add_engine(parser)
     parser.add_argument("--seed", type=seed_number, default=0)
     parser.add_argument("--start", action="store_true", help="random start values, not zeros")
     parser.add_argument("--specials", action="store_true", help="mix in inf, NaN and subnormals")
@@ -61,8 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run a product or a layer on random numbers on the simulated RTL; compare with golden."""
     with usage():
-        if args.predict and args.waves is not None:
-            raise ValueError("--predict runs nothing: leave out --waves, or --predict")
+        for name in ("waves", "engine"):
+            if args.predict and getattr(args, name) is not None:
+                raise ValueError(f"--predict runs nothing: leave out --{name}, or --predict")
     if args.layer is not None:
         return _run_layer(args)
     import sat
@@ -71,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     with usage():
         pattern = sat.Pattern.parse(args.pattern)
         config, memory = _device(args, pattern)
+        engine = _engine(args, config)
         values, notes = (_predict if args.predict else _multiply)(args, pattern, config, memory)
     values = {
         "rows": args.rows,
@@ -80,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         "dataflow": args.dataflow,
         "array": config.array,
         "memory": args.memory,
+        "engine": engine,
         "seed": args.seed,
         **values,
         "wall_seconds": time.perf_counter() - began,
@@ -105,6 +118,15 @@ def _device(args: argparse.Namespace, pattern: Any) -> tuple[Any, Any]:
     return config, replace(timing, **known)
 
 
+def _engine(args: argparse.Namespace, config: Any) -> str | None:
+    """Return the engine that simulates the device; None if nothing is simulated."""
+    if args.predict:
+        return None
+    from sat.sim.engines import choose
+
+    return choose(args.engine or "auto", config, args.waves is not None)
+
+
 def _say(args: argparse.Namespace) -> None:
     if not args.json:
         print(
@@ -124,8 +146,9 @@ def _multiply(
     from sat.devices.compare import ComparingDevice
 
     rng = np.random.default_rng(args.seed)
-    options = {} if args.waves is None else {"waves": args.waves}
-    device = sat.device("rtl", config=config, memory=memory, **options)
+    options = {"waves": args.waves, "engine": args.engine}
+    given = {name: value for name, value in options.items() if value is not None}
+    device = sat.device("rtl", config=config, memory=memory, **given)
     with device:
         a = _operand(rng, (args.rows, args.depth), args.specials)
         dense = _operand(rng, (args.depth, args.cols), args.specials)
@@ -245,13 +268,17 @@ def _run_layer(args: argparse.Namespace) -> int:
     with usage():
         pattern = sat.Pattern.parse(args.pattern)
         config, memory = _device(args, pattern)
+        engine = _engine(args, config)
         layer = _layer(args, pattern)
         if args.predict:
             values = _predict_layer(layer, stages, config, memory)
             values["wall_seconds"] = time.perf_counter() - began
         else:
             _say(args)
-            run = simulate_layer(layer, config, memory, stages, seed=args.seed, waves=args.waves)
+            run = simulate_layer(
+                layer, config, memory, stages, seed=args.seed, waves=args.waves,
+                engine=args.engine or "auto",
+            )  # fmt: skip
             if run.mismatches:
                 notes.append(f"MISMATCH: {run.mismatches} numbers of {', '.join(run.differs)}")
             if run.cycles != run.predicted_cycles:
@@ -267,6 +294,7 @@ def _run_layer(args: argparse.Namespace) -> int:
         "pattern": str(pattern),
         "array": config.array,
         "memory": args.memory,
+        "engine": engine,
         "seed": args.seed,
         **values,
         "dense_cycles_at_best": int(ideal),

@@ -10,7 +10,9 @@ from typing import Any
 from sat.commands.common import (
     DONE,
     FAILED,
+    add_engine,
     count,
+    device_options,
     print_values,
     seed_number,
     usage,
@@ -27,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pattern", default="2:8", help="N:M (default 2:8), or dense")
     parser.add_argument("--device", default="golden", help="golden (default) or rtl")
     parser.add_argument("--array", help="rows x columns (default 8x8)")
+    add_engine(parser)
     parser.add_argument("--epochs", type=count, default=12, help="default 12")
     parser.add_argument("--steps", type=count, help="stop after so many steps")
     parser.add_argument("--batch", type=count, default=32, help="of all ranks (default 32)")
@@ -56,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
         return _train_ranks(args)
     with usage():
         data = load_data(args.data)
-        options = {} if args.array is None else {"array": args.array}
-        device = sat.device(args.device, **options)
+        device = sat.device(args.device, **device_options(args))
     with device:
         with usage():
             trainer = Trainer(
@@ -122,7 +124,8 @@ def _train_ranks(args: argparse.Namespace) -> int:
     from sat.data import load_data
     from sat.training.distributed import compare_ranks, train_ranks
 
-    options = {} if args.array is None else {"array": args.array}
+    with usage():
+        options = device_options(args)
     arguments = {
         "data": args.data,
         "progress": not args.json,

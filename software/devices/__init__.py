@@ -85,7 +85,7 @@ def available() -> list[DeviceInfo]:
     """Return the devices of this version, and what each lacks on this machine."""
     return [
         DeviceInfo("golden", "functional model on the host; defines the bits", _missing_compiler()),
-        DeviceInfo("rtl", "the Verilated hardware; counts cycles", _missing_simulator()),
+        DeviceInfo("rtl", "the simulated hardware; counts cycles", _missing_simulator()),
     ]
 
 

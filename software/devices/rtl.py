@@ -1,4 +1,4 @@
-"""The simulated accelerator: every product runs on the Verilated RTL, cycle for cycle."""
+"""The simulated accelerator: every product runs on the RTL, cycle for cycle."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status
 from sat.sim.device_rtl import DeviceRtl, Outcome, WaveFile, check_memory_bytes
+from sat.sim.engines import choose
 from sat.sim.layer import Layer
 from sat.sim.memory import MemoryTiming
 
@@ -50,7 +51,7 @@ def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 class RtlDevice(Device):
-    """Runs products on the Verilated RTL.
+    """Runs products on the simulated RTL.
 
     A product is mapped and compiled once for its sizes, pattern and dataflow. Resident operands
     (`sat.resident`) and layers' weights stay in the simulated memory; all else is sent with each
@@ -65,7 +66,11 @@ class RtlDevice(Device):
     memory_bytes : int
         Size of the simulated memory at first; it grows with what does not fit.
     waves : str, optional
-        File for a waveform (FST) of everything that runs; complete when the device is closed.
+        File for a waveform (FST) of everything that runs; complete when the device is closed. Not
+        with ``engine="simd"``.
+    engine : str
+        How it is simulated (`sat.sim.engines`): ``"verilator"``, ``"simd"``, or ``"auto"``, the
+        faster of the two. Bits and cycles are the same.
     **options
         Further fields of `SatConfig`.
 
@@ -87,11 +92,13 @@ class RtlDevice(Device):
         memory: MemoryTiming | None = None,
         memory_bytes: int = 1 << 26,
         waves: str | None = None,
+        engine: str = "auto",
         **options: Any,
     ):
         super().__init__(make_config(config, array, **options))
         self.memory_timing = memory or MemoryTiming()
         self._memory_bytes = check_memory_bytes(memory_bytes, self.config)
+        self.engine = choose(engine, self.config, waves is not None)
         self._waves = None if waves is None else WaveFile(waves)
         self._device: DeviceRtl | None = None
         self._residents = Residents()
@@ -107,7 +114,11 @@ class RtlDevice(Device):
             size = 1 << (2 * need - 1).bit_length()
         if self._device is None:
             self._device = DeviceRtl(
-                self.config, self.memory_timing, memory_bytes=size, waves=self._waves
+                self.config,
+                self.memory_timing,
+                memory_bytes=size,
+                waves=self._waves,
+                engine=self.engine,
             )
             # Building it takes minutes, in which another thread may have closed this.
             self._require_open()

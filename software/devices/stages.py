@@ -144,6 +144,7 @@ def simulate_layer(
     sgd: Sgd | None = None,
     seed: int = 0,
     waves: str | None = None,
+    engine: str = "auto",
 ) -> LayerRun:
     """Run stages of a layer's training step as one program on the simulated RTL.
 
@@ -166,7 +167,7 @@ def simulate_layer(
     inputs = {name: tensors[name] for name in ("x", "dy", "w", "v", "bias", "in_mask")}
     want = golden.step(layer, Rates(**rates.fields()), **inputs)
     size = max(1 << 20, 1 << step.end.bit_length())
-    with DeviceRtl(config, timing, memory_bytes=size, waves=waves) as device:
+    with DeviceRtl(config, timing, memory_bytes=size, waves=waves, engine=engine) as device:
         on_device = write_step(device.memory, step, tensors)
         began = time.perf_counter()
         outcome = device.run(step.address, len(step.program))

@@ -147,6 +147,7 @@ def demo(
     rtl_steps: int = 3,
     batch: int = 32,
     array: str = "8x8",
+    engine: str = "auto",
     pattern: str = "2:8",
     seed: int = 0,
     figure: str | Path = "out/demo.png",
@@ -164,6 +165,8 @@ def demo(
         At least 1 each.
     array : str
         Shape of the simulated array.
+    engine : str
+        How it is simulated (`sat.sim.engines`).
     pattern : str
         N:M, not dense.
     seed : int
@@ -206,7 +209,7 @@ def demo(
 
     sparse, dense = trainer("bdwp"), trainer("dense")
     rtl_steps = min(rtl_steps, sparse.total_steps)
-    with sat.device("rtl", array=array, max_m=max(8, chosen.m)) as rtl:
+    with sat.device("rtl", array=array, engine=engine, max_m=max(8, chosen.m)) as rtl:
         count = rtl_steps * _programs_per_step(data, chosen, batch)
         with progress_bar(1, f"RTL {array}: compiled on its first use", "device", progress) as bar:
             one = np.ones((1, 1), np.float16)

@@ -6,11 +6,20 @@ import random
 
 import numpy as np
 
-from sat.dataflow.compile.step import CompiledStep
+from sat.dataflow.compile.step import STAGES, CompiledStep, Sgd, compile_step
+from sat.dataflow.cycles import predict
 from sat.dataflow.host import LayerTensors
+from sat.dataflow.mapping import round_up
+from sat.devices.stages import write_step
+from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import SatConfig
+from sat.rtl.isa import Status
+from sat.sim.device_rtl import DeviceRtl, Outcome
+from sat.sim.golden import layer as golden_layer
+from sat.sim.golden.device import GoldenDevice
 from sat.sim.golden.fp import canonical_nan16
 from sat.sim.golden.layer import Step
+from sat.sim.golden.update import Rates
 from sat.sim.layer import Layer
 
 
@@ -121,3 +130,44 @@ def compare(step: CompiledStep, device: LayerTensors, want: Step) -> None:
             want_values, want_indices = fresh.read_copy(name)
             same_bits(values, want_values, f"values of {name}")
             assert np.array_equal(indices, want_indices), f"indices of {name}"
+
+
+def random_sgd(rng: random.Random) -> Sgd:
+    """Return rates of an update, each zero now and then."""
+    rates = [0.0, 1e-3, 0.1, 0.9]
+    return Sgd(
+        learning_rate=rng.choice(rates), momentum=rng.choice(rates),
+        weight_decay=rng.choice(rates), sr_ste=rng.choice(rates),
+        loss_scale=2.0 ** rng.randint(0, 12),
+    )  # fmt: skip
+
+
+def run_on_both(
+    device: DeviceRtl, golden: GoldenDevice, layer: Layer, seed: int, specials: float, sgd: Sgd
+) -> Outcome:
+    """Run a step on a simulated and a golden device; compare memory, cycles and the golden step.
+
+    With odd seeds the weights and their copies lie apart, as they do where they stay.
+    """
+    config, timing = device.config, device.timing
+    step = compile_step(layer, config, timing, STAGES, sgd)
+    predicted = predict(step.program, config, timing, step.address)
+    if seed % 2:
+        step = step.with_weights_at(round_up(step.end, BOUNDARY_BYTES))
+    tensors = random_tensors(seed, layer, specials)
+    size = max(step.end, step.memory.held.stop) + 4096
+    assert size <= len(device.memory)
+    device.memory[:size] = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+    on_device = write_step(device.memory, step, tensors)
+    step.program.validate(config, step.address, (0, len(device.memory)))
+    golden.memory = device.memory[:size].copy()
+    outcome = device.run(step.address, len(step.program))
+    assert outcome.status is Status.DONE, (layer, outcome)
+    verdict = golden.run(step.address, len(step.program))
+    assert verdict.status is Status.DONE
+    different = np.nonzero(golden.memory != device.memory[:size])[0]
+    assert not len(different), (layer, len(different), different[:4])
+    assert (outcome.non_finite, outcome.skipped) == (verdict.non_finite, verdict.skipped)
+    compare(step, on_device, golden_layer.step(layer, Rates(**sgd.fields()), **tensors))
+    assert outcome.cycles == predicted.cycles, (layer, outcome.cycles, predicted.cycles)
+    return outcome

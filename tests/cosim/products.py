@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,17 @@ def halves(rng: np.random.Generator, shape, specials: float = 0.0) -> np.ndarray
     wide = bits.view(np.float16)
     values = np.where(np.isfinite(wide) & (rng.random(shape) < 0.3), wide, near_one)
     return np.where(rng.random(shape) < specials, rng.choice(SPECIAL, shape), values)
+
+
+def random_product(rng: random.Random, config: SatConfig) -> Product:
+    """Return a product of 1 to 70 rows, columns and depth under any pattern of the device."""
+    m = rng.choice([1, *(m for m in (2, 4, 8, 16) if m <= config.max_m)])
+    return Product(
+        *(rng.randint(1, 70) for _ in range(3)),
+        rng.randint(1, m),
+        m,
+        rng.choice(list(StartShape)),
+    )
 
 
 @dataclass

@@ -16,10 +16,7 @@ import numpy as np
 import pytest
 
 from sat.dataflow.compile.step import STAGES, Sgd, compile_step
-from sat.dataflow.cycles import predict
-from sat.dataflow.mapping import round_up
 from sat.devices.stages import write_step
-from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status
 from sat.sim.device_rtl import DeviceRtl
@@ -30,7 +27,7 @@ from sat.sim.layer import Layer
 from sat.sim.memory import MemoryTiming
 
 sys.path.insert(0, str(Path(__file__).parent))
-from layers import compare, random_layer, random_tensors
+from layers import compare, random_layer, random_sgd, random_tensors, run_on_both
 
 CONFIGS = {"4x4": SatConfig(rows=4, cols=4), "8x8": SatConfig()}
 TIMINGS = [
@@ -59,32 +56,8 @@ def devices(name: str, timing: MemoryTiming) -> tuple[DeviceRtl, GoldenDevice]:
 
 
 def run_step(name: str, timing: MemoryTiming, layer: Layer, seed: int, specials: float, sgd: Sgd):
-    """Run a step on both devices; compare memory, cycles and the golden step.
-
-    With odd seeds the weights and their copies lie apart, as they do where they stay.
-    """
-    device, golden = devices(name, timing)
-    step = compile_step(layer, CONFIGS[name], timing, STAGES, sgd)
-    predicted = predict(step.program, CONFIGS[name], timing, step.address)
-    if seed % 2:
-        step = step.with_weights_at(round_up(step.end, BOUNDARY_BYTES))
-    tensors = random_tensors(seed, layer, specials)
-    size = max(step.end, step.memory.held.stop) + 4096
-    assert size <= len(device.memory)
-    device.memory[:size] = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
-    on_device = write_step(device.memory, step, tensors)
-    step.program.validate(CONFIGS[name], step.address, (0, len(device.memory)))
-    golden.memory = device.memory[:size].copy()
-    outcome = device.run(step.address, len(step.program))
-    assert outcome.status is Status.DONE, (layer, outcome)
-    verdict = golden.run(step.address, len(step.program))
-    assert verdict.status is Status.DONE
-    different = np.nonzero(golden.memory != device.memory[:size])[0]
-    assert not len(different), (layer, len(different), different[:4])
-    assert (outcome.non_finite, outcome.skipped) == (verdict.non_finite, verdict.skipped)
-    compare(step, on_device, golden_layer.step(layer, Rates(**sgd.fields()), **tensors))
-    assert outcome.cycles == predicted.cycles, (layer, outcome.cycles, predicted.cycles)
-    return outcome
+    """Run a step on the devices of a configuration."""
+    return run_on_both(*devices(name, timing), layer, seed, specials, sgd)
 
 
 @pytest.mark.parametrize("name", arrays)
@@ -111,12 +84,7 @@ def test_random_steps(name, part):
     rng = random.Random(f"{name} {part}")
     for number in range(26):
         layer = random_layer(rng, CONFIGS[name])
-        rates = [0.0, 1e-3, 0.1, 0.9]
-        sgd = Sgd(
-            learning_rate=rng.choice(rates), momentum=rng.choice(rates),
-            weight_decay=rng.choice(rates), sr_ste=rng.choice(rates),
-            loss_scale=2.0 ** rng.randint(0, 12),
-        )  # fmt: skip
+        sgd = random_sgd(rng)
         seed, specials = rng.randrange(1 << 32), 0.05 * (number % 2)
         run_step(name, rng.choice(TIMINGS), layer, seed, specials, sgd)
 

@@ -13,10 +13,9 @@ from sat.dataflow.mapping import legal_mappings
 from sat.dataflow.products import Product
 from sat.rtl import compute, feed
 from sat.rtl.config import SatConfig
-from sat.rtl.device import Device
 from sat.rtl.fp import adder
-from sat.rtl.verilog import emit
 from sat.sim.device_rtl import DeviceRtl
+from sat.sim.engines import make_design
 
 sys.path.insert(0, str(Path(__file__).parent))
 from products import make_case, run_case
@@ -25,11 +24,12 @@ CONFIG = SatConfig(rows=2, cols=2, a_words=32, b_words=32, sum_words=64)
 PRODUCT = Product(9, 7, 30, 2, 8)
 
 
-def mismatches(verilog: str) -> int:
-    """Return how many sums a device of this Verilog gets wrong, in both dataflows."""
+def mismatches(engine: str) -> int:
+    """Return how many sums the device, as it is elaborated now, gets wrong in both dataflows."""
     case = make_case(PRODUCT, 3)
     wrong = 0
-    with DeviceRtl(CONFIG, memory_bytes=1 << 16, verilog=verilog) as device:
+    design = make_design(CONFIG, engine)
+    with DeviceRtl(CONFIG, memory_bytes=1 << 16, engine=engine, design=design) as device:
         for dataflow in ("os", "ws"):
             mapping = legal_mappings(PRODUCT, CONFIG, dataflow)[0]
             got = run_case(device, CONFIG, case, mapping).got
@@ -38,7 +38,7 @@ def mismatches(verilog: str) -> int:
 
 
 def test_the_device_itself_is_right():
-    assert mismatches(emit(Device(CONFIG))) == 0
+    assert mismatches("verilator") == 0
 
 
 def _wrong_rounding(monkeypatch):
@@ -74,4 +74,11 @@ def _wrong_drain(monkeypatch):
 @pytest.mark.parametrize("plant", [_wrong_rounding, _wrong_index, _wrong_drain])
 def test_planted_fault_is_found(monkeypatch, plant):
     plant(monkeypatch)
-    assert mismatches(emit(Device(CONFIG))) > 0
+    assert mismatches("verilator") > 0
+
+
+@pytest.mark.parametrize("plant", [_wrong_rounding, _wrong_index])
+def test_planted_fault_is_found_with_the_array_by_lanes(monkeypatch, plant):
+    """The first lies in the translated array (and in the rest), the second before its edge."""
+    plant(monkeypatch)
+    assert mismatches("simd") > 0

@@ -13,13 +13,13 @@ import pytest
 from sat.dataflow.compile import compile_product
 from sat.dataflow.cycles import predict
 from sat.dataflow.mapping import legal_mappings
-from sat.dataflow.products import Product, StartShape
+from sat.dataflow.products import Product
 from sat.rtl.config import AxiConfig, FpTiming, SatConfig
 from sat.sim.device_rtl import DeviceRtl
 from sat.sim.memory import MemoryTiming
 
 sys.path.insert(0, str(Path(__file__).parent))
-from products import assert_same_bits, make_case, run_case
+from products import assert_same_bits, make_case, random_product, run_case
 
 CONFIGS = {
     "1x1": SatConfig(rows=1, cols=1),
@@ -47,17 +47,6 @@ TIMINGS = [
 def device(name: str, timing: MemoryTiming) -> DeviceRtl:
     """Return the simulated device of a configuration, made once."""
     return DeviceRtl(CONFIGS[name], timing, memory_bytes=1 << 21)
-
-
-def random_product(rng: random.Random, config: SatConfig) -> Product:
-    """Return a product of 1 to 70 rows, columns and depth under any pattern of the device."""
-    m = rng.choice([1, *(m for m in (2, 4, 8, 16) if m <= config.max_m)])
-    return Product(
-        *(rng.randint(1, 70) for _ in range(3)),
-        rng.randint(1, m),
-        m,
-        rng.choice(list(StartShape)),
-    )
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 
 from sat.devices.base import Run
 from sat.devices.golden import GoldenDevice
+from sat.sim.engines import choose
 
 # Test processes run side by side: threads of torch would wait for each other's cores.
 torch.set_num_threads(1)
@@ -27,9 +28,10 @@ class FakeRtl(GoldenDevice):
     name = "rtl"
     any_pattern = False
 
-    def __init__(self, *, waves=None, wrong_product=None, late=0, **options):
+    def __init__(self, *, waves=None, engine="auto", wrong_product=None, late=0, **options):
         super().__init__(**options)
         self.waves = waves
+        self.engine = choose(engine, self.config, waves is not None)
         self.wrong_product = wrong_product
         self.late = late
         self.products = 0

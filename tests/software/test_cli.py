@@ -153,6 +153,20 @@ def test_simulate_predicts_a_layer_under_the_keys_of_a_run(capsys, stage):
 
 
 @pytest.mark.parametrize(
+    "args, engine",
+    [
+        ([], "simd"),
+        (["--engine", "verilator"], "verilator"),
+        (["--engine", "simd", "--array", "1x1"], "simd"),
+        (["--waves", "some.fst"], "verilator"),
+    ],
+)
+def test_simulate_hands_the_engine_on(capsys, rtl_is_fake, args, engine):
+    code, out, _ = call(capsys, "simulate", *args, "--json")
+    assert code == 0 and load(out)["engine"] == engine
+
+
+@pytest.mark.parametrize(
     "args, message",
     [
         ([], "sat: error: no command (see sat --help)"),
@@ -186,6 +200,37 @@ def test_simulate_predicts_a_layer_under_the_keys_of_a_run(capsys, stage):
         (["train", "--scheme", "x"], "sat train: error: scheme 'x': there is no such scheme"),
         (["train", "--device", "x"], "sat train: error: device 'x': there is no such device"),
         (["train", "--batch", "9999"], "sat train: error: batch=9999: must not exceed the 1347"),
+        *(
+            (
+                [*command, "--engine", "fast"],
+                f"sat {command[0]}: error: engine='fast': must be one of auto, verilator, simd",
+            )
+            for command in (
+                ["simulate"],
+                ["simulate", "--layer", "linear"],
+                ["train", "--device", "rtl"],
+                ["train", "--device", "rtl*2"],
+                ["train", "--device", "rtl", "--ranks", "2"],
+                ["run", "s4d", "--device", "rtl"],
+                ["demo"],
+            )
+        ),
+        (
+            ["simulate", "--engine", "simd", "--waves", "some.fst"],
+            "sat simulate: error: engine='simd' has no signals of the array to write",
+        ),
+        (
+            ["train", "--engine", "simd"],
+            "sat train: error: --engine simd: only rtl is simulated by an engine, not golden",
+        ),
+        (
+            ["train", "--engine", "simd", "--device", "golden,rtl"],
+            "sat train: error: --engine simd: only rtl is simulated by an engine, not golden,rtl",
+        ),
+        (
+            ["run", "s4d", "--device", "host", "--engine", "simd"],
+            "sat run: error: --device host: --array, --engine, --first, --max-cycles and --trace",
+        ),
         (["demo", "--pattern", "dense"], "sat demo: error: pattern 'dense': the demo sets"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from sat.sim.simd.cells import Assignment, in_form, translate
 from sat.sim.simd.netlist import Bit, Bits, Cell, Netlist, NetlistError
@@ -115,8 +116,8 @@ class Leaf:
         ports, known = self.netlist.ports, {self.clock, *self.uniform, *self.links}
         for port in sorted(known - ports.keys()):
             raise NetlistError(f"{self.netlist.name} has no port {port!r}: it has {list(ports)}")
-        for name, port in ports.items():
-            if port.direction == "input" and name not in known:
+        for name, found in ports.items():
+            if found.direction == "input" and name not in known:
                 raise NetlistError(
                     f"input {name!r} of {self.netlist.name} is neither linked nor uniform: name "
                     "the neighbour's output that drives it"
@@ -134,8 +135,8 @@ class Leaf:
         readers: dict[Bit, list[int]] = {}
         jobs: list[tuple[Cell, Bits, Bits]] = []
         for cell in logic:
-            taken = [bit for port, bits in cell.connections.items() if port != "Y" for bit in bits]
-            jobs.append((cell, tuple(taken), cell.connections.get("Y", ())))
+            inputs = (bits for port, bits in cell.connections.items() if port != "Y")
+            jobs.append((cell, tuple(chain(*inputs)), cell.connections.get("Y", ())))
         for cell in memories:
             self._check_memory(cell)
             jobs.append((cell, cell.connections["RD_ADDR"], cell.connections["RD_DATA"]))

@@ -142,21 +142,21 @@ class Leaf:
             jobs.append((cell, cell.connections["RD_ADDR"], cell.connections["RD_DATA"]))
         made_here = {bit for _, _, made in jobs for bit in made}
         missing = []
-        for number, (_, taken, _) in enumerate(jobs):
-            waits = set(taken) & made_here
+        for number, (_, reads, _) in enumerate(jobs):
+            waits = set(reads) & made_here
             missing.append(len(waits))
             for bit in waits:
                 readers.setdefault(bit, []).append(number)
         ready = [number for number, count in enumerate(missing) if count == 0]
         done = 0
         for number in ready:  # grows while it is walked
-            cell, taken, made = jobs[number]
+            cell, reads, made = jobs[number]
             done += 1
             if cell.type == "$mem_v2":
                 assignments = self._reads(f"m{memories.index(cell)}", cell, f"w{number}")
             else:
                 assignments = translate(cell, self._values, self._cuts, f"w{number}")
-            needs = self._values.needs(taken)
+            needs = self._values.needs(reads)
             self.statements += [(assignment, needs) for assignment in assignments]
             for bit in set(made):
                 for reader in readers.get(bit, ()):

@@ -17,8 +17,8 @@ import pytest
 import sat
 from sat.devices import resident
 from sat.rtl.config import AxiConfig, SatConfig
-from sat.sim import device_rtl
 from sat.sim.device_rtl import DeviceRtl
+from sat.sim.engines import build, choose
 from sat.sim.memory import MemoryTiming
 
 A = np.ones((64, 512), np.float16)
@@ -233,13 +233,11 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
-def test_an_interpreter_ends_well_with_devices(ending, tmp_path):
-    text = tmp_path / "top.v"
-    text.write_text(device_rtl._verilog(SatConfig().with_array("4x4")))  # emitted once, here
+def test_an_interpreter_ends_well_with_devices(ending):
+    config = SatConfig().with_array("4x4")
+    build(config, choose("auto", config))  # once, here
     program = (
         "import numpy as np, sat\n"
-        "from sat.sim import device_rtl\n"
-        f"device_rtl._verilog = lambda config: open({str(text)!r}).read()\n"
         "x = np.ones((8, 8), np.float16)\n"
         "device = sat.device('rtl', array='4x4', memory_bytes=1 << 16)\n"
         "use = lambda: device.matmul(x, x)\n"

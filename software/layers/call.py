@@ -62,7 +62,7 @@ class Call:
             if bias is not None:
                 made += bias.detach()[:, None, None] if self.pictures else bias.detach()
             return self.empty_output(x, weight).copy_(made.half())
-        pictures, lanes = self._last(x).half(), to_ohwi(weight)
+        pictures, lanes = self.engine.rounded(self._last(x)), to_ohwi(weight)
         start = None if bias is None else bias.float()
         layer = self._staged(x, weight, bias is not None)
         if layer is not None:
@@ -84,7 +84,7 @@ class Call:
             dx = torch.zeros(x.shape) if needs_x else None
             dw = torch.zeros(lanes.shape) if needs_weight else None
             return dx if dx is None else dx.to(x.dtype), self._weight_gradient(dw, x, weight)
-        pictures, grad = self._last(x).half(), self._last(dy).half()
+        pictures, grad = engine.rounded(self._last(x)), engine.rounded(self._last(dy))
         layer = self._staged(x, weight, False)
         made: Pair
         if layer is not None:

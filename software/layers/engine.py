@@ -20,6 +20,8 @@ from sat.devices.operand import RightOperand
 from sat.devices.staged import StagedDevice, stages_name
 from sat.layers.plan import LayerPlan
 from sat.layers.schemes import CONTRACTION
+from sat.offload.meter import Meter
+from sat.offload.rounding import Lost, halves
 from sat.sim.golden import sore
 from sat.sim.layer import Layer
 from sat.sparsity.pattern import Pattern
@@ -116,6 +118,11 @@ class Engine:
     log: ProductLog | None
     copies: Copies = field(default_factory=dict)
     owner: nn.Module | None = None
+    lost: Lost = field(default_factory=Lost)  # by rounding, since the last product
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """Return numbers rounded to float16; an offload's report counts what that lost."""
+        return torch.from_numpy(halves(x.detach().resolve_neg(), self.lost))
 
     def weight(self, stage: str, group: int, w: Tensor, axes: dict[str, int]) -> Copy:
         """Return a group's weight, pruned and rounded as by `operand`.
@@ -157,11 +164,11 @@ class Engine:
         indices : uint8 or None
         """
         plan = self.plan
-        halves = x.detach().half()
+        rounded = self.rounded(x)
         prune = None if plan.pattern.dense else plan.scheme.pruning(stage, name)
         if prune is None:
-            return halves, None
-        array = array_of(halves)
+            return rounded, None
+        array = array_of(rounded)
         *before, last = prune.axes
         if last != CONTRACTION[stage]:
             before.append(last)
@@ -209,6 +216,9 @@ class Engine:
     def _matmul(self, stage: str, left: Operand, right: Operand, start: Tensor | None) -> Tensor:
         a = array_of(left.values.contiguous())
         first = None if start is None else array_of(start.detach().contiguous())
+        if isinstance(self.device, Meter):
+            self.device.lost.add(self.lost)
+            self.lost.clear()
         with product_label(f"{self.plan.name or 'layer'} {stage}"):
             result, run = self.device.matmul_run(a, right.right, first)
         if self.log is not None:

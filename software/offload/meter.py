@@ -14,6 +14,7 @@ from sat.devices.context import current_label
 from sat.devices.operand import RightOperand, product_of
 from sat.errors import CycleBudgetError
 from sat.offload.report import DeviceWork, OffloadReport, Work, size_text
+from sat.offload.rounding import Lost
 
 Array16 = NDArray[np.float16]
 
@@ -27,6 +28,7 @@ class Meter(Device):
         self.inner, self.report, self.max_cycles = inner, report, max_cycles
         self.cycles = 0  # spent of the budget
         self.work: Work | None = None  # the operation that is being computed
+        self.lost = Lost()  # by rounding the operands of a SAT layer's next product
 
     def predict(self, product: Product, dataflow: str = "auto") -> int:
         return self.inner.predict(product, dataflow)
@@ -53,6 +55,8 @@ class Meter(Device):
             work.calls += 1
             work.flops += 2 * run.macs
             work.seconds += seconds
+            work.lost.add(self.lost)
+            self.lost.clear()
         self.report.device_seconds += seconds
         for part in run.parts or (run,):
             name = part.device or self.name

@@ -69,6 +69,10 @@ class Lost:
         for i, count in enumerate(other.counts):
             self.counts[i] += count
 
+    def clear(self) -> None:
+        """Count from zero again."""
+        self.counts[:] = [0, 0, 0]
+
     def to_json(self) -> dict[str, int]:
         """Return the counts by name."""
         return dict(zip(self.NAMES, self.counts, strict=True))

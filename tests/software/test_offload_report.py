@@ -250,3 +250,27 @@ def test_float64_may_stay_on_the_host(dtype, precision):
 def test_other_places_for_float64_are_refused(value):
     with pytest.raises(ValueError, match=r"float64=.*: must be 'device' or 'host'; choose one"):
         sat.offload("golden", float64=value)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_layers_operands_are_counted_where_they_are_rounded(kind):
+    layer = torch.nn.Linear(8, 8) if kind == "linear" else torch.nn.Conv2d(8, 8, 1)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        layer.weight.view(-1)[:5] = 1e-9
+    model = torch.nn.Sequential(layer)
+    sat.sparsify_(model, pattern="2:4")
+    x = torch.ones(3, 8) if kind == "linear" else torch.ones(1, 8, 3, 1)
+    x.view(-1)[:7] = 1e6
+    with sat.offload("golden") as report:
+        y = model(x.requires_grad_())
+        forward = counts(report.lost)
+        y.backward(torch.full_like(y, 1e-10))
+    assert forward == (7, 5, 0)
+    found = {work.op: counts(work.lost) for work in report}
+    assert found["0 FF"] == (7, 5, 0)
+    # The gradient, 24 numbers, and the weight's other copy; the activations once more.
+    assert counts(report.lost) == (7 + 7, 5 + 24 + 5, 0)
+    with sat.offload("golden") as later:
+        model(torch.ones_like(x))
+    assert not later.lost  # the copy of the weight is still good

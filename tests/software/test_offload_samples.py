@@ -25,7 +25,7 @@ with warnings.catch_warnings():
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, about what its samples do
 
 WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
-SHARE = 5
+SHARE = 12
 """Samples of an operator and type, at most, that are not left to the long run."""
 
 BOUND = 1e-5

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sat.arrays import array_of, tensor_of
 from sat.data import DataSet
-from sat.dataflow.compile.step import Sgd
 from sat.devices.base import Device
 from sat.devices.context import (
     current_device,
@@ -26,112 +24,13 @@ from sat.devices.context import (
 )
 from sat.devices.staged import StagedDevice
 from sat.layers.convert import SparsityReport, sparsify_
-from sat.layers.modules import staged_update_layer, weight_layers
-from sat.layers.plan import loss_scale
-from sat.layers.products import from_ohwi, to_ohwi
 from sat.layers.schemes import Scheme
 from sat.sparsity.pattern import Pattern
 from sat.training.models import build_model
+from sat.training.optim import DeviceSgd, LossScaler
 from sat.training.parts import Parts, check_cut
 
 _EVALUATION_BATCH = 512
-
-
-class LossScaler:
-    """Dynamic loss scale, so that small gradients survive FP16.
-
-    The loss is multiplied by ``scale``. When a gradient comes out infinite or NaN, the step is
-    left out whole and the scale is multiplied by ``backoff``; after ``interval`` good steps in a
-    row it is multiplied by ``growth``.
-
-    Parameters
-    ----------
-    scale : float
-        First scale.
-    growth, backoff : float
-        Factors: growth at least 1, backoff between 0 and 1. Powers of two keep gradients exact.
-    interval : int
-        Good steps between growths.
-
-    Attributes
-    ----------
-    skipped : int
-        Steps left out so far.
-
-    Raises
-    ------
-    ValueError
-        If a value breaks its rule.
-
-    Source
-    ------
-    Micikevicius et al., Mixed Precision Training, ICLR 2018, section 3.2; the rule is that of
-    ``torch.amp.GradScaler``.
-    """
-
-    def __init__(
-        self,
-        scale: float = 2.0**12,
-        *,
-        growth: float = 2.0,
-        backoff: float = 0.5,
-        interval: int = 200,
-    ) -> None:
-        for name, value, good, rule in (
-            ("scale", scale, 0 < scale < math.inf, "positive and finite"),
-            ("growth", growth, 1 <= growth < math.inf, "finite and at least 1"),
-            ("backoff", backoff, 0 < backoff < 1, "between 0 and 1"),
-            ("interval", interval, interval >= 1, "at least 1"),
-        ):
-            if not good:
-                raise ValueError(f"{name}={value}: must be {rule}; leave it out for the default")
-        self.scale = scale
-        self.growth = growth
-        self.backoff = backoff
-        self.interval = interval
-        self.skipped = 0
-        self._good = 0
-
-    def backward(self, loss: Tensor, parts: int = 1) -> None:
-        """Compute the gradients of ``loss * scale``.
-
-        Parameters
-        ----------
-        loss : torch.Tensor
-        parts : int
-            Products whose gradients are added up for each weight, in this process and others:
-            shards or ranks. Each brings its part of SR-STE's decay.
-        """
-        with loss_scale(self.scale / parts):
-            (loss * self.scale).backward()  # type: ignore[no-untyped-call]
-
-    def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Divide the gradients by the scale and step; return whether the step was taken.
-
-        Nothing of the optimizer or its parameters changes when it is not; the gradients are then
-        those that were not finite.
-        """
-        grads = [
-            p.grad
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if p.grad is not None
-        ]
-        inverse = 1.0 / self.scale
-        for grad in grads:
-            grad.mul_(inverse)
-        if all(bool(torch.isfinite(grad).all()) for grad in grads):
-            optimizer.step()
-            self._good += 1
-            # A scale that FP32 cannot hold would make every gradient infinite.
-            if self._good % self.interval == 0 and self.scale * self.growth < 2.0**120:
-                self.scale *= self.growth
-            return True
-        self.skipped += 1
-        self._good = 0
-        # A gradient that is NaN at any scale must not drive the scale to zero.
-        self.scale = max(self.scale * self.backoff, 2.0**-24)
-        return False
 
 
 @dataclass
@@ -163,70 +62,6 @@ class TrainResult:
     def accuracy(self) -> float | None:
         """Accuracy at the end; None before the first test."""
         return self.accuracies[-1] if self.accuracies else None
-
-
-class DeviceSgd(torch.optim.SGD):
-    """SGD whose steps on the weights of SAT layers are UPDATEs of the device, pruning included.
-
-    For layers whose stages the device runs whole (`sat.devices.staged.StagedDevice`) the
-    masters' step is WUVE's; other parameters take torch's. The state is torch's own.
-
-    Parameters
-    ----------
-    groups : list of dict
-        As for ``torch.optim.SGD``; no dampening, no Nesterov.
-    lr, momentum : float
-    model : nn.Module
-        Sparsified already.
-    """
-
-    def __init__(
-        self, groups: list[dict[str, Any]], lr: float, momentum: float, model: nn.Module
-    ) -> None:
-        super().__init__(groups, lr=lr, momentum=momentum)
-        self.device: Device | None = None
-        self._layers = weight_layers(model)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Take a step; gradients are finite, and divided by the loss scale already."""
-        taken: list[tuple[nn.Parameter, Tensor]] = []
-        if isinstance(self.device, StagedDevice):
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    grad = parameter.grad
-                    if grad is not None and self._on_device(group, parameter, grad):
-                        taken.append((parameter, grad))
-                        parameter.grad = None
-        result = super().step(closure)
-        for parameter, grad in taken:
-            parameter.grad = grad
-        return result
-
-    def _on_device(self, group: dict[str, Any], parameter: nn.Parameter, grad: Tensor) -> bool:
-        """Step a weight on the device; return False if its layer does not run there whole."""
-        assert isinstance(self.device, StagedDevice)
-        if parameter not in self._layers:
-            return False
-        module = self._layers[parameter]
-        layer = staged_update_layer(module, self.device)
-        if layer is None:
-            return False
-        state = self.state[parameter]
-        momentum = state.get("momentum_buffer")
-        if momentum is None:
-            momentum = torch.zeros_like(parameter)
-        rates = Sgd(
-            learning_rate=group["lr"],
-            momentum=group["momentum"],
-            weight_decay=group["weight_decay"],
-        )
-        tensors = {"w": parameter.data, "v": momentum, "g": grad}
-        arrays = {name: array_of(to_ohwi(t).contiguous()) for name, t in tensors.items()}
-        made, _ = self.device.stages(("update",), layer, arrays, rates, module)
-        parameter.copy_(from_ohwi(tensor_of(made["w"]), parameter))
-        state["momentum_buffer"] = from_ohwi(tensor_of(made["v"]), parameter)
-        return True
 
 
 class Trainer:

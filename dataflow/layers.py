@@ -153,8 +153,8 @@ def _check_channels(layer: Layer, config: SatConfig) -> None:
         what = f"pattern {n}:{m}: this device has max_m={config.max_m}"
     elif not _fits_word(layer, config.max_m):
         what = (
-            f"groups={layer.groups} of {layer.in_per_group} input and {layer.out_per_group} output "
-            f"channels: this device runs depthwise layers, and groups of whole words of "
+            f"groups={layer.groups}: {layer.in_per_group} input and {layer.out_per_group} output "
+            f"channels a group; this device runs depthwise layers, and groups of whole words of "
             f"max_m={config.max_m} channels"
         )
     else:

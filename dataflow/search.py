@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 
 from sat.dataflow.compile.product import CompiledProduct, compile_product
 from sat.dataflow.cycles import predict
 from sat.dataflow.mapping import estimate, legal_mappings
 from sat.dataflow.products import Product
+from sat.dataflow.recent import PROGRAM_INSTRUCTIONS, Recent
 from sat.rtl.config import SatConfig
 from sat.sim.memory import MemoryTiming
 
@@ -19,11 +19,17 @@ SAMPLE = 2
 """Products of a stack that mappings are compared by."""
 
 
-@functools.lru_cache(maxsize=4096)
+_found: Recent[tuple[CompiledProduct, int]] = Recent(
+    PROGRAM_INSTRUCTIONS, lambda found: len(found[0].program)
+)
+
+
 def best_mapping(
     product: Product, config: SatConfig, memory: MemoryTiming, dataflow: str = "auto"
 ) -> tuple[CompiledProduct, int]:
     """Return the compiled product with the fewest cycles among the promising mappings.
+
+    Programs are kept, `PROGRAM_INSTRUCTIONS` of them, for the next who asks.
 
     Returns
     -------
@@ -36,6 +42,13 @@ def best_mapping(
     ValueError
         As `sat.dataflow.mapping.legal_mappings`.
     """
+    key = product, config, memory, dataflow
+    return _found.get(key, lambda: _search(product, config, memory, dataflow))
+
+
+def _search(
+    product: Product, config: SatConfig, memory: MemoryTiming, dataflow: str
+) -> tuple[CompiledProduct, int]:
     if product.count > SAMPLE:
         # One after the other, products of a stack cost the same: the mapping of a few is the
         # mapping of all.

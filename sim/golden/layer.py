@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sat.sim.golden import sore, stce
-from sat.sim.golden.update import Rates, narrow, sgd
+from sat.sim.golden.update import Rates, narrow, non_finite, sgd
 from sat.sim.layer import Layer
 
 
@@ -155,6 +155,41 @@ def kept(layer: Layer, w: np.ndarray) -> np.ndarray:
     return sore.mask(w, *layer.ff, axis=w.ndim - 1)
 
 
+def outputs(
+    layer: Layer, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return y as FF leaves it, float16, and where ReLU lets it through; as for `forward`."""
+    y = narrow(forward(layer, x, w, bias if layer.bias else None))
+    mask = ~(y <= 0)
+    return (np.where(mask, y, np.float16(0)) if layer.relu else y), mask
+
+
+def input_gradients(
+    layer: Layer, dy: np.ndarray, w: np.ndarray, in_mask: np.ndarray | None
+) -> np.ndarray:
+    """Return dx as BP leaves it, float16; as for `backward`, and the mask of a masked layer."""
+    dx = narrow(backward(layer, dy, w))
+    if not layer.masked:
+        return dx
+    if in_mask is None:
+        raise ValueError("in_mask is missing: a masked layer needs the mask of its input")
+    return np.where(in_mask, dx, np.float16(0))
+
+
+def updated(
+    layer: Layer,
+    rates: Rates,
+    w: np.ndarray,
+    v: np.ndarray,
+    g: np.ndarray,
+    skip: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return w and v after the update, float32; as they were if it is skipped."""
+    if skip:
+        return w.copy(), v.copy()
+    return sgd(w, v, g, ~kept(layer, narrow(w)), rates)
+
+
 @dataclass(frozen=True)
 class Step:
     """What a training step of a layer gives.
@@ -204,17 +239,9 @@ def step(
     in_mask : bool, of x's shape, if the layer is masked
     """
     halves = narrow(w)
-    y = narrow(forward(layer, x, halves, bias if layer.bias else None))
-    mask = ~(y <= 0)
-    if layer.relu:
-        y = np.where(mask, y, np.float16(0))
-    dx = narrow(backward(layer, dy, halves))
-    if layer.masked:
-        if in_mask is None:
-            raise ValueError("in_mask is missing: a masked layer needs the mask of its input")
-        dx = np.where(in_mask, dx, np.float16(0))
+    y, mask = outputs(layer, x, halves, bias)
+    dx = input_gradients(layer, dy, halves, in_mask)
     g = gradient(layer, x, dy)
-    bad = int(np.count_nonzero(~np.isfinite(g)))
-    if not bad:
-        w, v = sgd(w, v, g, ~kept(layer, halves), rates)
+    bad = non_finite(g)
+    w, v = updated(layer, rates, w, v, g, skip=bad > 0)
     return Step(y, mask, dx, g, w, v, bad)

@@ -15,11 +15,12 @@ from sat.dataflow.products import Product
 from sat.devices.account import Prediction
 from sat.devices.base import Device, Run, Tensors, exclusive, make_config
 from sat.devices.operand import RightOperand, bytes_passing, product_of
-from sat.devices.stages import stage_macs
+from sat.devices.stages import check_tensors, stage_macs
 from sat.rtl.config import SatConfig
 from sat.sim.golden import layer as golden
 from sat.sim.golden import stce
-from sat.sim.golden.update import Rates, narrow, sgd
+from sat.sim.golden.update import Rates, narrow
+from sat.sim.golden.update import non_finite as count_non_finite
 from sat.sim.layer import Layer
 from sat.sim.memory import MemoryTiming
 
@@ -114,21 +115,29 @@ class GoldenDevice(Device):
 
         Parameters and returns are those of `sat.devices.staged.StagedDevice.stages`.
         """
+        check_tensors(names, layer, tensors)
         before = time.perf_counter()
         results: Tensors = {}
-        halves = narrow(tensors["w"])
-        if "ff" in names:
-            bias = tensors["bias"] if layer.bias else None
-            results["y"] = narrow(golden.forward(layer, tensors["x"], halves, bias))
-        if "bp" in names:
-            results["dx"] = narrow(golden.backward(layer, tensors["dy"], halves))
-        if "wu" in names:
-            results["g"] = golden.gradient(layer, tensors["x"], tensors["dy"])
-        if "update" in names:
-            numbers = Rates(**(rates or Sgd()).fields())
-            pruned = ~golden.kept(layer, halves)
-            results["w"], results["v"] = sgd(
-                tensors["w"], tensors["v"], tensors["g"], pruned, numbers
-            )
+        now = dict(tensors)
+        numbers = Rates(**(rates or Sgd()).fields())
+        non_finite = 0
+        for name in names:
+            made: Tensors = {}
+            if name == "ff":
+                bias = now["bias"] if layer.bias else None
+                made["y"], _ = golden.outputs(layer, now["x"], narrow(now["w"]), bias)
+            elif name == "bp":
+                mask = now["in_mask"] if layer.masked else None
+                made["dx"] = golden.input_gradients(layer, now["dy"], narrow(now["w"]), mask)
+            elif name == "wu":
+                made["g"] = golden.gradient(layer, now["x"], now["dy"])
+                non_finite += count_non_finite(made["g"])
+            else:
+                # A gradient that this program found not to be finite skips its updates.
+                made["w"], made["v"] = golden.updated(
+                    layer, numbers, now["w"], now["v"], now["g"], skip=non_finite > 0
+                )
+            results |= made
+            now |= made
         seconds = time.perf_counter() - before
         return results, Run(macs=stage_macs(layer, names), wall_seconds=seconds)

@@ -12,13 +12,16 @@ from sat.dataflow.compile import CompiledProduct
 from sat.dataflow.compile.step import CompiledStep, Sgd, compile_step
 from sat.dataflow.cycles import predict
 from sat.dataflow.host import read_result, write_left, write_right
+from sat.dataflow.limits import check_addresses
+from sat.dataflow.mapping import round_up
 from sat.dataflow.products import Product, StartShape
 from sat.dataflow.program import Program
+from sat.dataflow.recent import PROGRAM_INSTRUCTIONS, Recent
 from sat.dataflow.search import best_mapping
 from sat.devices.base import Device, Run, Tensors, exclusive, make_config
 from sat.devices.operand import RightOperand, bytes_passing, product_of
 from sat.devices.residents import Residents
-from sat.devices.stages import RESULTS, stage_macs, write_step
+from sat.devices.stages import RESULTS, check_tensors, stage_macs, write_step
 from sat.errors import DeviceError
 from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import SatConfig
@@ -63,8 +66,9 @@ class RtlDevice(Device):
         ``"RxC"``; the configuration's own (8x8) if not given.
     config : SatConfig, optional
     memory : MemoryTiming, optional
-    memory_bytes : int
-        Size of the simulated memory at first; it grows with what does not fit.
+    memory_bytes : int, optional
+        Size of the simulated memory at first: 64 MiB, or all that addresses reach, if not given.
+        It grows with what does not fit, as far as addresses reach.
     waves : str, optional
         File for a waveform (FST) of everything that runs; complete when the device is closed. Not
         with ``engine="simd"``.
@@ -90,28 +94,31 @@ class RtlDevice(Device):
         *,
         config: SatConfig | None = None,
         memory: MemoryTiming | None = None,
-        memory_bytes: int = 1 << 26,
+        memory_bytes: int | None = None,
         waves: str | None = None,
         engine: str = "auto",
         **options: Any,
     ):
         super().__init__(make_config(config, array, **options))
         self.memory_timing = memory or MemoryTiming()
+        if memory_bytes is None:
+            memory_bytes = min(1 << 26, 1 << self.config.axi.address_bits)
         self._memory_bytes = check_memory_bytes(memory_bytes, self.config)
         self.engine = choose(engine, self.config, waves is not None)
         self._waves = None if waves is None else WaveFile(waves)
         self._device: DeviceRtl | None = None
         self._residents = Residents()
-        self._compiled: dict[tuple[Product, str], tuple[CompiledProduct, int]] = {}
-        self._steps: dict[tuple[Layer, tuple[str, ...]], tuple[CompiledStep, int]] = {}
+        self._steps: Recent[tuple[CompiledStep, int]] = Recent(
+            PROGRAM_INSTRUCTIONS, lambda made: len(made[0].program)
+        )
 
-    def _simulator(self, scratch: int, held: int) -> DeviceRtl:
-        """Return the simulator, with memory for a program and a block that is held."""
-        # A block begins on a boundary.
-        need = scratch + held + 2 * BOUNDARY_BYTES
+    def _simulator(self, need: int, purpose: str) -> DeviceRtl:
+        """Return the simulator, with ``need`` bytes of memory at least."""
+        check_addresses(need, self.config, purpose)
         size = self._memory_bytes if self._device is None else len(self._device.memory)
         if size < need:
-            size = 1 << (2 * need - 1).bit_length()
+            # Twice what is needed, as a power of two, if addresses go so far.
+            size = min(1 << (2 * need - 1).bit_length(), 1 << self.config.axi.address_bits)
         if self._device is None:
             self._device = DeviceRtl(
                 self.config,
@@ -126,12 +133,14 @@ class RtlDevice(Device):
             self._device.grow(size)
         return self._device
 
+    def _room_beside(self, scratch: int, size: int) -> int | None:
+        """Return the memory that a program and a block to keep need; None if it is too much."""
+        need = round_up(scratch, BOUNDARY_BYTES) + size
+        return need if need <= 1 << self.config.axi.address_bits else None
+
     def compile(self, product: Product, dataflow: str = "auto") -> tuple[CompiledProduct, int]:
         """Return the program for a product, and the cycles it takes."""
-        key = (product, dataflow)
-        if key not in self._compiled:
-            self._compiled[key] = best_mapping(product, self.config, self.memory_timing, dataflow)
-        return self._compiled[key]
+        return best_mapping(product, self.config, self.memory_timing, dataflow)
 
     def predict(self, product: Product, dataflow: str = "auto") -> int:
         """Return the cycles that the program for a product takes."""
@@ -150,9 +159,10 @@ class RtlDevice(Device):
         compiled, predicted = self.compile(product, dataflow)
         where = compiled.memory
         # A resident operand lies apart; what is below it belongs to this product alone.
-        device = self._simulator(where.held.start, len(where.held))
+        apart = self._room_beside(where.held.start, len(where.held)) if b.resident else None
+        device = self._simulator(apart or where.end, str(product))
         place = None
-        if b.resident:
+        if apart:
             place = self._residents.place(b, len(where.held), where.held.start, len(device.memory))
             compiled = compiled.with_b_at(place.block.start)
             where = compiled.memory
@@ -201,6 +211,12 @@ class RtlDevice(Device):
             **known,
         )
 
+    def _there(self, owner: object, layer: Layer) -> Tensors:
+        """Return what is held of an owner's weights, for this layer."""
+        place = None if owner is None else self._residents.find(owner)
+        held: _Weights | None = None if place is None else place.contents
+        return held.tensors if held is not None and held.fits(layer) else {}
+
     @exclusive
     def run_stages(
         self,
@@ -219,31 +235,35 @@ class RtlDevice(Device):
         DeviceError
             The program did not end well.
         """
-        key = (layer, names)
-        # The rates of an update are in its program, and change from step to step.
-        if key not in self._steps or "update" in names:
+        check_tensors(names, layer, tensors, self._there(owner, layer))
+
+        def make() -> tuple[CompiledStep, int]:
             step = compile_step(layer, self.config, self.memory_timing, names, rates)
-            cycles = predict(step.program, self.config, self.memory_timing, step.address).cycles
-            self._steps[key] = step, cycles
-        step, predicted = self._steps[key]
-        device = self._simulator(step.end, len(step.memory.held))
-        place, there = None, {}
-        if owner is None:
+            return step, predict(step.program, self.config, self.memory_timing, step.address).cycles
+
+        # The rates of an update are in its program, and change from step to step.
+        step, predicted = self._steps.get((layer, names), make, anew="update" in names)
+        purpose = f"{', '.join(names)} of {layer}"
+        size = len(step.memory.held)
+        apart = None if owner is None else self._room_beside(step.end, size)
+        device = self._simulator(apart or step.end, purpose)
+        place = None
+        there: Tensors = {}
+        if not apart:
             self._residents.evict_below(step.end)
         else:
-            size = len(step.memory.held)
             place = self._residents.place(owner, size, step.end, len(device.memory))
             step = step.with_weights_at(place.block.start)
-            if place.contents is not None and place.contents.fits(layer):
-                there = place.contents.tensors
+            there = self._there(owner, layer)
             # Until the program has ended well, nothing is known to be there.
             place.contents = None
+            # Growing, or making room, may have taken what was there before.
+            check_tensors(names, layer, tensors, there)
         kept = [
             name for name in there if name in tensors and _same_bits(there[name], tensors[name])
         ]
         sent = {name: values for name, values in tensors.items() if name not in kept}
         on_device = write_step(device.memory, step, sent, held=bool(there))
-        purpose = f"{', '.join(names)} of {layer}"
         outcome, seconds = self._run(device, step.address, step.program, purpose)
         results = {name: on_device.read(name) for stage in names for name in RESULTS[stage]}
         if place is not None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sat.dataflow.compile.step import Sgd
+from sat.dataflow.compile.step import Sgd, check_layer
+from sat.dataflow.fit import DoesNotFit
 from sat.dataflow.products import Product
 from sat.devices.base import Device, Run, StageRunner, Tensors, exclusive
 from sat.devices.golden import GoldenDevice
 from sat.devices.operand import RightOperand
 from sat.devices.stages import count_different
+from sat.rtl.config import SatConfig
 from sat.sim.layer import Layer
 
 
@@ -40,6 +43,15 @@ class StageRun:
 def stages_name(names: Sequence[str]) -> str:
     """Return what reports call a program's stages: "FF", "BP+WU", "update"."""
     return "+".join(name if name == "update" else name.upper() for name in names)
+
+
+@functools.lru_cache(maxsize=4096)
+def _runs(layer: Layer, config: SatConfig) -> bool:
+    try:
+        check_layer(layer, config)
+    except DoesNotFit:
+        return False
+    return True
 
 
 class StagedDevice(Device):
@@ -115,12 +127,7 @@ class StagedDevice(Device):
 
     def runs_layer(self, layer: Layer) -> bool:
         """Return whether the device can run this layer's stages (else its products are sent)."""
-        if layer.ff[1] > self.config.max_m or layer.bp[1] > self.config.max_m:
-            return False
-        if layer.groups == 1 or layer.depthwise:
-            return True
-        word = self.config.max_m
-        return layer.in_per_group % word == layer.out_per_group % word == 0
+        return _runs(layer, self.config)
 
     @exclusive
     def stages(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,64 @@ from sat.sim.memory import MemoryTiming
 
 RESULTS = {"ff": ("y",), "bp": ("dx",), "wu": ("g",), "update": ("w", "v")}
 """Tensors that each stage leaves in memory."""
+
+
+READS = {"ff": ("x", "w"), "bp": ("dy", "w"), "wu": ("x", "dy"), "update": ("w", "v", "g")}
+"""Tensors that each stage reads, besides the bias and the mask of layers that have one."""
+
+
+def check_tensors(
+    names: Sequence[str], layer: Layer, tensors: Mapping[str, np.ndarray], held: Iterable[str] = ()
+) -> None:
+    """Check that tensors are what stages read: all that no earlier one makes, of the right shape.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Stages, of `sat.dataflow.compile.step.STAGES`, in their order.
+    held : iterable of str
+        Tensors that the device has already.
+
+    Raises
+    ------
+    ValueError
+        A stage is unknown, a tensor is missing, unknown, or has another shape.
+    TypeError
+        A tensor is no array of its dtype.
+    """
+    pixels, outs = (layer.batch, layer.lines, layer.pixels), (layer.batch, *layer.out_size)
+    weights = (layer.out_channels, *layer.kernel, layer.in_per_group)
+    known: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+        "x": ((*pixels, layer.in_channels), np.float16),
+        "dy": ((*outs, layer.out_channels), np.float16),
+        "w": (weights, np.float32),
+        "v": (weights, np.float32),
+        "g": (weights, np.float32),
+        "bias": ((layer.out_channels,), np.float32),
+        "in_mask": ((*pixels, layer.in_channels), np.bool_),
+    }
+    for name, values in tensors.items():
+        if name not in known:
+            raise ValueError(f"tensor {name!r}: a layer's stages read {', '.join(known)}")
+        shape, dtype = known[name]
+        found = getattr(values, "dtype", type(values).__name__)
+        if not isinstance(values, np.ndarray) or found != dtype:
+            raise TypeError(f"{name} has dtype {found}: must be a numpy array of {np.dtype(dtype)}")
+        if values.shape != shape:
+            raise ValueError(f"{name} has shape {values.shape}: must be {shape} for {layer}")
+    there = {*tensors, *held}
+    for stage in names:
+        if stage not in READS:
+            raise ValueError(f"stage={stage!r}: must be one of {', '.join(READS)}")
+        extra = {"ff": ("bias",) if layer.bias else (), "bp": ("in_mask",) if layer.masked else ()}
+        for name in (*READS[stage], *extra.get(stage, ())):
+            if name not in there:
+                shape, dtype = known[name]
+                raise ValueError(
+                    f"tensor {name!r} is missing: {stage} of this layer reads it; give it, "
+                    f"{np.dtype(dtype)} of shape {shape}"
+                )
+        there.update(RESULTS[stage])
 
 
 @dataclass(frozen=True)

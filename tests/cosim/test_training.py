@@ -75,7 +75,7 @@ def test_layers_that_the_device_cannot_run_whole_are_sent_as_products():
     assert device.runs_layer(Layer(in_channels=32, out_channels=16, groups=2, **conv))
     odd = Layer(in_channels=12, out_channels=12, groups=3, **conv)
     assert not device.runs_layer(odd)
-    with pytest.raises(ValueError, match="groups=3: 4 input channels a group"):
+    with pytest.raises(ValueError, match="groups=3: 4 input and 4 output channels.*max_m=4"):
         device_memory(odd)
     wide = Layer(in_channels=16, out_channels=16, ff=(2, 16), **conv)
     assert not device.runs_layer(wide)

@@ -7,18 +7,68 @@ product took it, pruned, and hands its own result on unpruned.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
+from torch._functorch.utils import unwrap_dead_wrappers
 
 from sat.layers import traced
 from sat.layers.call import Call, Pair
 
 
-class Forward(torch.autograd.Function):
+def _one_by_one(derivative: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a derivative take the batches of torch's older vmap, sample by sample.
+
+    That of ``is_grads_batched`` and of `torch.autograd.functional` with ``vectorize=True``, which
+    knows nothing of the rules that functions have for vmap.
+    """
+
+    @functools.wraps(derivative)
+    def derive(ctx: Any, *args: Any) -> Any:
+        batched = [isinstance(x, Tensor) and is_legacy_batchedtensor(x) for x in args]
+        if not any(batched):
+            return derivative(ctx, *args)
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        whole = [
+            torch._remove_batch_dim(x, level, 1, 0) if is_batch else x
+            for x, is_batch in zip(args, batched, strict=True)
+        ]
+        count = len(whole[batched.index(True)])
+        pairs = list(zip(whole, batched, strict=True))
+        made = [
+            derivative(ctx, *(x[i] if is_batch else x for x, is_batch in pairs))
+            for i in range(count)
+        ]
+
+        def again(parts: Sequence[Any]) -> Any:
+            if parts[0] is None:
+                return None
+            return torch._add_batch_dim(torch.stack(list(parts)), 0, level)
+
+        if isinstance(made[0], tuple):
+            return tuple(again(parts) for parts in zip(*made, strict=True))
+        return again(made)
+
+    return derive
+
+
+class _Function(torch.autograd.Function):
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """Do as torch does, but for looking up the signature at each call, which takes longest."""
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        single: Any = super(torch.autograd.Function, cls)
+        return single.apply(*unwrap_dead_wrappers(args))
+
+
+class Forward(_Function):
     """FF of a `Call`: ``(x, weight, bias, call)`` to the output."""
 
     @staticmethod
@@ -34,6 +84,7 @@ class Forward(torch.autograd.Function):
         ctx.bias = None if bias is None else bias.dtype
 
     @staticmethod
+    @_one_by_one
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -43,6 +94,7 @@ class Forward(torch.autograd.Function):
         return dx, dw, ctx.call.bias_gradient(dy, ctx.bias) if needs_bias else None, None
 
     @staticmethod
+    @_one_by_one
     def jvp(ctx: Any, dx: Any, dw: Any, db: Any, _: Any) -> Tensor | None:
         x, weight = ctx.saved_tensors
         call = ctx.call
@@ -71,7 +123,7 @@ class Forward(torch.autograd.Function):
         return made, 0
 
 
-class Gradients(torch.autograd.Function):
+class Gradients(_Function):
     """BP and WU of a `Call`: ``(dy, x, weight, call, BP wanted, WU wanted)`` to both, or None."""
 
     @staticmethod
@@ -89,6 +141,7 @@ class Gradients(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
+    @_one_by_one
     def backward(ctx: Any, along_x: Any, along_w: Any) -> tuple[Tensor | None, ...]:
         dy, x, weight = ctx.saved_tensors
         call, dense = ctx.call, replace(ctx.call.dense, result=dy.dtype)
@@ -113,6 +166,7 @@ class Gradients(torch.autograd.Function):
         return _total(for_dy), _total(for_x), _total(for_weight), None, None, None
 
     @staticmethod
+    @_one_by_one
     def jvp(ctx: Any, ddy: Any, dx: Any, dw: Any, *_: Any) -> Any:
         dy, x, weight = ctx.saved_tensors
         call, dense = ctx.call, ctx.call.dense
@@ -175,7 +229,7 @@ class Gradients(torch.autograd.Function):
         return tuple(made), tuple(None if part is None else 0 for part in made)
 
 
-class Pruned(torch.autograd.Function):
+class Pruned(_Function):
     """An operand as a stage takes it, ``(x, call, stage, name)``; its gradient is passed on."""
 
     @staticmethod
@@ -199,7 +253,7 @@ class Pruned(torch.autograd.Function):
         return Pruned.apply(x.movedim(in_dims[0], 0), call, stage, name), 0
 
 
-class Kept(torch.autograd.Function):
+class Kept(_Function):
     """What FF keeps of the weight, of another tensor of its shape: ``(x, weight, call)``."""
 
     @staticmethod

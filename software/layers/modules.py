@@ -60,7 +60,7 @@ class SatLayer(nn.Module):
     """What the SAT layers share: how they meet tracers, and that they see who reads the weight."""
 
     def __getattr__(self, name: str) -> Any:
-        if name == "weight":
+        if name == "weight" and not torch.compiler.is_compiling():
             self._note_read()
         return super().__getattr__(name)
 

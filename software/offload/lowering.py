@@ -169,6 +169,9 @@ def windows(x: Tensor, taps: Sequence[Taps], front: Sequence[int]) -> Tensor:
     taps : one for each axis
     front : zeros that `pad` put in front of each axis
     """
+    every = zip(taps, x.shape[1:-1], strict=True)
+    if all((t.first, t.count, t.stride, t.outputs) == (0, 1, 1, size) for t, size in every):
+        return x.reshape(-1, x.shape[-1])
     return stacked_windows(x, taps, front, 1)[0]
 
 

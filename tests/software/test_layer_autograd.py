@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad, functional
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
@@ -229,6 +230,44 @@ def test_third_derivatives():
             (y,) = torch.autograd.grad(y.sum(), leaf, create_graph=True)
         made.append(y.detach())
     near(*made, 1e-2)
+
+
+@pytest.mark.parametrize("strategy", ["reverse-mode", "forward-mode"])
+@pytest.mark.parametrize("name", ["jacobian", "hessian"])
+def test_vectorised_jacobians_are_those_one_by_one(name, strategy):
+    model, x = net()
+    sat.sparsify_(model, "dense")
+    x = x[:1]
+    if name == "jacobian":
+        made = [functional.jacobian(model, x, strategy=strategy, vectorize=True),
+                functional.jacobian(model, x)]  # fmt: skip
+    else:
+        made = [
+            functional.hessian(lambda t: model(t).square().sum(), x, vectorize=True,
+                               outer_jacobian_strategy=strategy),
+            functional.hessian(lambda t: model(t).square().sum(), x),
+        ]  # fmt: skip
+    near(made[0], made[1].double(), 3e-3)
+
+
+def test_batches_of_gradients_and_dual_numbers():
+    layer, x = linear()
+    sat.sparsify_(layer)
+    leaf = x.clone().requires_grad_()
+    y = layer(leaf)
+    every = torch.autograd.grad(
+        y, (leaf, layer.weight, layer.bias), torch.eye(96).view(96, 4, 24), is_grads_batched=True,
+        retain_graph=True,
+    )  # fmt: skip
+    for i in (0, 17, 95):
+        one = torch.autograd.grad(
+            y.flatten()[i], (leaf, layer.weight, layer.bias), retain_graph=True
+        )
+        assert all(torch.equal(a[i], b) for a, b in zip(every, one, strict=True))
+    tangent = randn(4, 16, seed=1)
+    with forward_ad.dual_level():
+        made = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent))).tangent
+    assert torch.equal(made, jvp(layer, (x,), (tangent,))[1])
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -113,6 +113,27 @@ def test_linearize_traces_the_products():
         torch.testing.assert_close(along(t), torch.func.jvp(net, (x,), (t,))[1])
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("called", [True, False])
+def test_compiled_modules_may_read_a_layers_weight(called):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.proj = nn.Linear(16, 16)
+
+        def forward(self, x):
+            x = x.to(self.proj.weight.dtype)
+            return self.proj(x) if called else nn.functional.linear(x, self.proj.weight)
+
+    torch._dynamo.reset()
+    net, x = Reader(), randn(4, 16)
+    sat.sparsify_(net)
+    assert torch.equal(torch.compile(net, backend="eager")(x), net(x))
+    with sat.offload("golden") as report:
+        torch.compile(net, backend="eager")(x)
+    assert any("'proj' (weight read by" in str(work.reason) for work in report) is not called
+
+
 def test_what_cannot_be_traced_says_what_to_do():
     net, x = linear()
     with pytest.raises(TypeError, match="layer '0' cannot be scripted: .* use torch.jit.trace, to"):

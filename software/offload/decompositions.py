@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -36,41 +37,49 @@ _AUTOCAST = _keys(DispatchKey.AutocastCPU)
 _AUTOGRAD = _keys(DispatchKey.AutogradCPU, DispatchKey.AutogradOther, DispatchKey.ADInplaceOrView)
 
 
-def as_outside(restored: DispatchKeySet | None = None) -> AbstractContextManager[Any]:
+def as_outside() -> AbstractContextManager[Any]:
     """Have torch do what a dispatch mode passes on as it would without the mode.
 
     While a mode has the word, torch leaves out whatever comes before modes; so kernels would read
     the memory of tensors that are conjugated or negated only in name, or are zeros without memory.
-
-    Parameters
-    ----------
-    restored : DispatchKeySet, optional
-        Further keys, to be as they were where the program called torch.
     """
     c = torch._C
     left_out = c._dispatch_tls_local_exclude_set() - _LAZY
-    if restored is not None:
-        with c._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
-            outside = c._dispatch_tls_local_exclude_set()
-        left_out = (left_out - restored) | (outside & restored)
     guard: AbstractContextManager[Any] = c._ForceDispatchKeyGuard(
         c._dispatch_tls_local_include_set(), left_out
     )
     return guard
 
 
-def keys_inside(func: Any) -> DispatchKeySet | None:
-    """Return what an operation's kernel finds as the program left it, since nothing changed it.
+@contextlib.contextmanager
+def entering(func: Any) -> Iterator[None]:
+    """Have an operation's kernel run as it would without a mode, on others that the mode takes.
 
-    Autocasting, unless the operation casts its arguments; differentiation, unless it has a formula
-    for its gradient.
+    What torch leaves out before modes is as the program left it: autocasting, unless the operation
+    itself casts its arguments, and for a program's own operators differentiation, unless they have
+    a formula for their gradient.
     """
-    if func.namespace in OF_TORCH:
-        # Without inference mode they may come from the inside of another one, which has cast.
-        within = _AUTOCAST if torch.is_inference_mode_enabled() else _keys()
-    else:
-        within = _AUTOCAST | _AUTOGRAD
-    return within - _own_keys(func)
+    c = torch._C
+    left_out = c._dispatch_tls_local_exclude_set() - _LAZY
+    included = c._dispatch_tls_local_include_set()
+    # What is called in here notes its own state, not that where the program called torch.
+    with c._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
+        left_by_program = c._dispatch_tls_local_exclude_set()
+        as_left = _as_left(func)
+        left_out = (left_out - as_left) | (left_by_program & as_left)
+        with c._ForceDispatchKeyGuard(included, left_out):
+            yield
+
+
+def _as_left(func: Any) -> DispatchKeySet:
+    """Return what nothing changes between a program's call of torch and an operation's kernel."""
+    if func.namespace not in OF_TORCH:
+        return (_AUTOCAST | _AUTOGRAD) - _own_keys(func)
+    called = _hides(func) and func.overloadpacket is not aten.linalg_pinv
+    if func in decompositions() or not (called or torch.is_inference_mode_enabled()):
+        # It may come from the inside of another one, which has cast.
+        return _keys()
+    return _AUTOCAST - _own_keys(func)
 
 
 @functools.cache
@@ -92,10 +101,25 @@ def is_composite(func: Any) -> bool:
     )
 
 
+HIDING = {
+    "linalg_pinv",
+    "conv_tbc",
+    "affine_grid_generator",
+    "_grouped_mm",
+    "_foreach_mm",
+    "_sparse_addmm",
+}
+"""Operations whose kernel, the same on every device, is made of others, products among them."""
+
+
+def _hides(func: Any) -> bool:
+    return func.overloadpacket.__name__ in HIDING
+
+
 @functools.cache
 def hidden_kernel(func: Any) -> DispatchKey | None:
     """Return the key of an operation's kernel that is made of others but taken as one."""
-    return _first_key(func, _EXPLICIT)
+    return _first_key(func, _EXPLICIT) if _hides(func) else None
 
 
 _EXPLICIT = (

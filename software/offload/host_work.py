@@ -180,13 +180,3 @@ HOST: dict[str, tuple[str, Count]] = {
 
 QUANTISED = re.compile(r"(linear|conv)(?!.*(pack|params))")
 """Operations of torch's namespace ``quantized`` that multiply matrices."""
-
-HIDING = {
-    "linalg_pinv",
-    "conv_tbc",
-    "affine_grid_generator",
-    "_grouped_mm",
-    "_foreach_mm",
-    "_sparse_addmm",
-}
-"""Operations whose kernel, the same on every device, is made of others, products among them."""

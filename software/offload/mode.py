@@ -36,14 +36,13 @@ from sat.offload.decompositions import (
     OF_TORCH,
     as_outside,
     decompositions,
+    entering,
     hidden_kernel,
     is_composite,
-    keys_inside,
     own_kernel,
 )
 from sat.offload.handlers import COMPLEX, FLOATS, HANDLED, HANDLERS
 from sat.offload.host_work import (
-    HIDING,
     HOST,
     QUANTISED,
     convolution_flops,
@@ -131,7 +130,7 @@ class Mode(TorchDispatchMode):
                 return self.plainly(func, args, kwargs)  # no numbers to compute with
             return NotImplemented  # the subclass takes itself apart, into what comes here again
         if func in NESTED and any(isinstance(x, Tensor) and x.is_nested for x in args):
-            with as_outside(), self:
+            with entering(func), self:
                 result = NESTED[func](*args, **kwargs)
             return self.plainly(func, args, kwargs) if result is NotImplemented else result
         handler = HANDLERS.get(func)
@@ -152,17 +151,17 @@ class Mode(TorchDispatchMode):
             reason, count = HOST[name]
             return self.stay(func, args, kwargs, reason, partial(count, args), "")
         if is_composite(func):
-            with as_outside(keys_inside(func)), self:
+            with entering(func), self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        hidden = hidden_kernel(func) if name in HIDING else None
+        hidden = hidden_kernel(func)
         if hidden is not None:
-            with as_outside(), self:
+            with entering(func), self:
                 return func._op_dk(hidden, *args, **kwargs)
         decomposition = decompositions().get(func)
         if decomposition is not None:
-            with as_outside(), self:
+            with entering(func), self:
                 return decomposition(*args, **kwargs)
         if name in HANDLED:
             reason = f"overload {func._overloadname}: only plain forms are taken"
@@ -182,7 +181,7 @@ class Mode(TorchDispatchMode):
             return self.plainly(func, args, kwargs)
         kernel = own_kernel(func, args, kwargs)
         before, began = self.report.bookings, time.perf_counter()
-        with as_outside(keys_inside(func)):
+        with entering(func):
             if kernel is None:
                 result = func(*args, **kwargs)
             else:

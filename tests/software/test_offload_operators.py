@@ -55,6 +55,12 @@ def layer(x: Tensor, w: Tensor) -> Tensor:
     return functional.conv2d(x, w).relu()
 
 
+@custom("in_full")
+def in_full(a: Tensor, b: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return torch.einsum("ij,jk->ik", a, b)
+
+
 class Square(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -196,3 +202,45 @@ def test_the_namespaces_are_all_of_torchs():
     """Those that are registered here come from torch, from this project's tests or from SAT."""
     found = {name.split("::")[0] for name in torch._C._dispatch_get_all_op_names()}
     assert {name for name in found - OF_TORCH if not name.startswith("sat_")} == set()
+
+
+COMPOSITES = {
+    "einsum": (lambda a, b: torch.einsum("ij,jk->ik", a, b), [A, B]),
+    "tensordot": (lambda a, b: torch.tensordot(a, b, 1), [A, B]),
+    "affine_grid": (
+        lambda t: functional.affine_grid(t, (1, 1, 3, 4), align_corners=False),
+        [(1, 2, 3)],
+    ),
+    "bilinear": (functional.bilinear, [(4, 3), (4, 5), (2, 3, 5)]),
+    "cdist": (torch.cdist, [(30, 3), (28, 3)]),
+    "pinverse": (torch.pinverse, [A]),
+    "multi_dot": (lambda *each: torch.linalg.multi_dot(each), [A, B, (5, 3)]),
+    "matrix_power": (lambda a: torch.linalg.matrix_power(a, 3), [(4, 4)]),
+    "attention": (functional.scaled_dot_product_attention, [(1, 2, 5, 4)] * 3),
+    "conv1d": (functional.conv1d, [(1, 2, 7), (3, 2, 3)]),
+}
+
+
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_autocasting_reaches_what_it_reaches_without(name, context):
+    function, shapes = COMPOSITES[name]
+    tensors = [randn(*shape, seed=i) for i, shape in enumerate(shapes)]
+    with context(), torch.autocast("cpu"):
+        want = function(*tensors)
+        got, report = offloaded(lambda: function(*tensors))
+    assert (got.dtype, got.shape, got.is_inference()) == (
+        want.dtype,
+        want.shape,
+        want.is_inference(),
+    )
+    assert report.calls and (got - want).abs().max() <= 2.0**-6 * want.abs().max()
+
+
+def test_an_operator_may_switch_autocasting_off():
+    a, b = randn(*A), randn(*B)
+    for context in (torch.enable_grad, torch.inference_mode):
+        with context(), torch.autocast("cpu"):
+            got, report = offloaded(lambda: in_full(a, b))
+        assert report.calls == 1 and got.dtype is torch.float32
+        assert (got - a.double() @ b.double()).abs().max() < 1e-5

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from sat.devices.staged import StagedDevice
 from sat.layers.modules import staged_update_layer, weight_layers
 from sat.layers.plan import loss_scale
 from sat.layers.products import from_ohwi, to_ohwi
+from sat.sim.golden.update import Rates, sgd
 
 # Scales that FP32 gradients can live with, whatever happens.
 _TOO_LARGE, _SMALLEST = 2.0**120, 2.0**-24
@@ -239,7 +241,8 @@ class DeviceSgd(torch.optim.SGD):
     """SGD whose steps on the weights of SAT layers are UPDATEs of the device, pruning included.
 
     For layers whose stages the device runs whole (`sat.devices.staged.StagedDevice`) the
-    masters' step is WUVE's; other parameters take torch's. The state is torch's own.
+    masters' step is WUVE's; for other SAT layers the golden model's on the host, which has the same
+    bits; other parameters take torch's. The state is torch's own.
 
     Parameters
     ----------
@@ -253,7 +256,7 @@ class DeviceSgd(torch.optim.SGD):
     Attributes
     ----------
     device : Device or None
-        Where steps are taken; torch takes them all if it runs no stages.
+        Where steps are taken; torch takes them all if there is none.
     """
 
     def __init__(
@@ -306,21 +309,24 @@ class DeviceSgd(torch.optim.SGD):
 
     def _made_on_device(self) -> dict[nn.Parameter, tuple[Tensor, Tensor | None]]:
         """Return what the device makes of its weights: each with its momentum, if it has one."""
-        if not isinstance(self.device, StagedDevice):
+        if self.device is None:
             return {}
+        staged = self.device if isinstance(self.device, StagedDevice) else None
         mine = [
-            (number, parameter, layer)
+            (number, parameter, staged_update_layer(self._layers[parameter], self.device))
             for number, group in enumerate(self.param_groups)
             for parameter in group["params"]
             if parameter.grad is not None
+            and parameter.dtype is torch.float32
             and parameter in self._layers
-            and (layer := staged_update_layer(self._layers[parameter], self.device)) is not None
         ]
-        for number in {number for number, _, _ in mine}:
+        for number in {number for number, _, layer in mine if layer is not None}:
             _require_known(self.param_groups[number], number)
         made: dict[nn.Parameter, tuple[Tensor, Tensor | None]] = {}
         for number, parameter, layer in mine:
             group = self.param_groups[number]
+            if _unknown(group) is not None:
+                continue  # torch's own step, where no device takes it
             buffer = self.state[parameter].get("momentum_buffer") if group["momentum"] else None
             rates = Sgd(
                 learning_rate=float(group["lr"]),
@@ -333,18 +339,30 @@ class DeviceSgd(torch.optim.SGD):
                 "g": parameter.grad,
             }
             arrays = {name: array_of(to_ohwi(t).contiguous()) for name, t in tensors.items()}
-            owner = self._layers[parameter]
-            results, _ = self.device.stages(("update",), layer, arrays, rates, owner)
+            if layer is not None and staged is not None:
+                owner = self._layers[parameter]
+                results, _ = staged.stages(("update",), layer, arrays, rates, owner)
+            else:
+                nowhere = np.zeros(arrays["w"].shape, bool)  # SR-STE is in the gradient already
+                numbers = Rates(**rates.fields())
+                made_here = sgd(**arrays, pruned=nowhere, rates=numbers)
+                results = dict(zip("wv", made_here, strict=True))
             weight, momentum = (from_ohwi(tensor_of(results[n]), parameter) for n in ("w", "v"))
             made[parameter] = weight, momentum if group["momentum"] else None
         return made
 
 
+def _unknown(group: dict[str, Any]) -> str | None:
+    """Return the name of an option that the device's update has not; None if there is none."""
+    names = ("dampening", "nesterov", "maximize", "foreach", "differentiable", "fused")
+    return next((name for name in names if group.get(name)), None)
+
+
 def _require_known(group: dict[str, Any], number: int) -> None:
-    for name in ("dampening", "nesterov", "maximize", "foreach", "differentiable", "fused"):
-        if group.get(name):
-            raise ValueError(
-                f"group {number} has {name}={group[name]!r}: the device's update knows lr, "
-                "momentum and weight_decay; leave it out, or let torch step: set the optimizer's "
-                "device to None"
-            )
+    name = _unknown(group)
+    if name is not None:
+        raise ValueError(
+            f"group {number} has {name}={group[name]!r}: the device's update knows lr, "
+            "momentum and weight_decay; leave it out, or let torch step: set the optimizer's "
+            "device to None"
+        )

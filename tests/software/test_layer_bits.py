@@ -10,7 +10,9 @@ from torch import nn
 
 import sat
 from sat import Prune, Scheme
+from sat.data import load_data
 from sat.devices.staged import StagedDevice
+from sat.training.trainer import Trainer
 
 CONVOLUTIONS = {
     "plain": {},
@@ -144,3 +146,20 @@ def test_a_dense_layer_of_torch_under_offload_sums_as_a_dense_sat_layer():
             y.backward(torch.ones_like(y))
         results.append((y.half(), pictures.grad.half(), layer.weight.grad.clone()))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["bdwp", "srste"])
+def test_trainers_have_the_same_bits_whatever_the_device(scheme):
+    """Products, stages, a device of several: losses, masters, momenta and statistics."""
+    data = load_data("digits")
+    found = []
+    for way in ("products", "stages", "pool"):
+        with sat.device("golden*2" if way == "pool" else "golden") as device:
+            if way == "stages":
+                device = StagedDevice(device)
+            trainer = Trainer("cnn", data, scheme=scheme, pattern="2:8", device=device, steps=3)
+            losses = trainer.fit(3).losses
+        momenta = [s["momentum_buffer"] for s in trainer.optimizer.state.values()]
+        found.append([torch.tensor(losses), *momenta, *trainer.model.state_dict().values()])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))

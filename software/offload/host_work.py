@@ -53,14 +53,16 @@ def _rows(first: int) -> Count:
     return flops
 
 
-rows_flops = _rows(0)
-"""Counts a product whose left operand is the first argument."""
+_rows_flops = _rows(0)
 
 
-def convolution_flops(args: Any, result: Any) -> int:
-    """Count a convolution by its result and its weight, which may be packed."""
-    weight = args[1] if isinstance(args[1], Tensor) else args[1].unpack()[0]
-    return 2 * result.numel() * prod(weight.shape[1:])
+def _convolution_flops(args: Any, result: Any) -> int:
+    """Count a convolution by its result and its weight; as 0 if that is packed for good."""
+    x, *rest = args
+    weight = next((w for w in rest if isinstance(w, Tensor) and w.ndim == x.ndim), None)
+    if weight is None and hasattr(rest[0], "unpack"):
+        weight = rest[0].unpack()[0]
+    return 0 if weight is None else 2 * result.numel() * prod(weight.shape[1:])
 
 
 def _transposed_flops(args: Any, result: Any) -> int:
@@ -148,35 +150,56 @@ HOST: dict[str, tuple[str, Count]] = {
     "_cdist_backward": (_NO_PRODUCT, _unknown),
     "_pdist_forward": (_NO_PRODUCT, _unknown),
     "_pdist_backward": (_NO_PRODUCT, _unknown),
-    "_int_mm": ("integers", rows_flops),
-    "_weight_int8pack_mm": ("integers", rows_flops),
-    "_weight_int4pack_mm_for_cpu": ("integers", rows_flops),
-    "_dyn_quant_matmul_4bit": ("integers", rows_flops),
-    "fbgemm_linear_int8_weight": ("integers", rows_flops),
-    "fbgemm_linear_int8_weight_fp32_activation": ("integers", rows_flops),
+    "_int_mm": ("integers", _rows_flops),
+    "_weight_int8pack_mm": ("integers", _rows_flops),
+    "_weight_int4pack_mm_for_cpu": ("integers", _rows_flops),
+    "_dyn_quant_matmul_4bit": ("integers", _rows_flops),
+    "fbgemm_linear_int8_weight": ("integers", _rows_flops),
+    "fbgemm_linear_int8_weight_fp32_activation": ("integers", _rows_flops),
     "quantized_lstm": ("integers", _unknown),
     "quantized_gru": ("integers", _unknown),
-    "_scaled_mm": ("floats of 8 bits", rows_flops),
-    "_scaled_mm_v2": ("floats of 8 bits", rows_flops),
-    "fbgemm_linear_fp16_weight": (_KERNEL, rows_flops),
-    "fbgemm_linear_fp16_weight_fp32_activation": (_KERNEL, rows_flops),
-    "mkldnn_linear": (_KERNEL, rows_flops),
-    "mkldnn_convolution": (_KERNEL, convolution_flops),
-    "_nnpack_spatial_convolution": (_KERNEL, convolution_flops),
-    "_slow_conv2d_forward": (_KERNEL, convolution_flops),
+    "_scaled_mm": ("floats of 8 bits", _rows_flops),
+    "_scaled_mm_v2": ("floats of 8 bits", _rows_flops),
+    "fbgemm_linear_fp16_weight": (_KERNEL, _rows_flops),
+    "fbgemm_linear_fp16_weight_fp32_activation": (_KERNEL, _rows_flops),
+    "mkldnn_linear": (_KERNEL, _rows_flops),
+    "mkldnn_convolution": (_KERNEL, _convolution_flops),
+    "_nnpack_spatial_convolution": (_KERNEL, _convolution_flops),
+    "_slow_conv2d_forward": (_KERNEL, _convolution_flops),
     "_slow_conv2d_backward": (_KERNEL, _convolution_backward_flops),
-    "slow_conv3d_forward": (_KERNEL, convolution_flops),
-    "slow_conv_dilated2d": (_KERNEL, convolution_flops),
-    "slow_conv_dilated3d": (_KERNEL, convolution_flops),
+    "slow_conv3d_forward": (_KERNEL, _convolution_flops),
+    "slow_conv_dilated2d": (_KERNEL, _convolution_flops),
+    "slow_conv_dilated3d": (_KERNEL, _convolution_flops),
     "slow_conv_transpose2d": (_KERNEL, _transposed_flops),
     "slow_conv_transpose3d": (_KERNEL, _transposed_flops),
-    "_sparse_mm_reduce_impl": (_SPARSE, rows_flops),
-    "_sparse_sparse_matmul": (_SPARSE, rows_flops),
-    "hspmm": (_SPARSE, rows_flops),
+    "_sparse_mm_reduce_impl": (_SPARSE, _rows_flops),
+    "_sparse_sparse_matmul": (_SPARSE, _rows_flops),
+    "hspmm": (_SPARSE, _rows_flops),
     "sspaddmm": (_SPARSE, _rows(1)),
     "sparse_sampled_addmm": (_SPARSE, _rows(1)),
 }
 """Matrix work that a device does not take: reason, and operations of a call (as if dense)."""
 
-QUANTISED = re.compile(r"(linear|conv)(?!.*(pack|params))")
-"""Operations of torch's namespace ``quantized`` that multiply matrices."""
+_LIBRARIES = {
+    "_quantized": "integers",
+    "mkl": _KERNEL,
+    "mkldnn": _KERNEL,
+    "mkldnn_prepacked": _KERNEL,
+    "onednn": "integers",
+    "quantized": "integers",
+    "sparse": "integers",
+}
+"""Namespaces of torch whose operations hide what they compute, and why they stay."""
+
+_MULTIPLIES = re.compile(r"linear|conv")
+_PREPARES = re.compile(r"pack(?!ed)|params|reorder")
+
+
+def host_work(namespace: str, name: str) -> tuple[str, Count] | None:
+    """Return why an operation stays on the host, and its count; None if it is no such work."""
+    if namespace == "aten":
+        return HOST.get(name)
+    reason = _LIBRARIES.get(namespace)
+    if reason is None or not _MULTIPLIES.search(name) or _PREPARES.search(name):
+        return None
+    return reason, _convolution_flops if "conv" in name else _rows_flops

@@ -42,12 +42,7 @@ from sat.offload.decompositions import (
     own_kernel,
 )
 from sat.offload.handlers import COMPLEX, FLOATS, HANDLED, HANDLERS
-from sat.offload.host_work import (
-    HOST,
-    QUANTISED,
-    convolution_flops,
-    rows_flops,
-)
+from sat.offload.host_work import host_work
 from sat.offload.meter import Array16, Meter
 from sat.offload.nested import NESTED
 from sat.offload.report import CLOCK_HZ, OWN, OffloadReport, Work
@@ -144,11 +139,9 @@ class Mode(TorchDispatchMode):
         if func.namespace not in OF_TORCH:
             return self.foreign(func, args, kwargs)
         name = func.overloadpacket.__name__
-        if func.namespace == "quantized" and QUANTISED.match(name):
-            count = convolution_flops if name.startswith("conv") else rows_flops
-            return self.stay(func, args, kwargs, "integers", partial(count, args), "")
-        if name in HOST:
-            reason, count = HOST[name]
+        stays = host_work(func.namespace, name)
+        if stays is not None:
+            reason, count = stays
             return self.stay(func, args, kwargs, reason, partial(count, args), "")
         if is_composite(func):
             with entering(func), self:

@@ -111,6 +111,13 @@ def float8(x):
     return x.to(torch.float8_e4m3fn)
 
 
+def prepacked_convolution():
+    weight = torch.ops.mkldnn_prepacked.conv2d_prepack(
+        randn(3, 2, 2, 2), None, [1, 1], [0, 0], [1, 1], 1, [1, 2, 4, 4], "none"
+    )
+    return torch.ops.mkldnn_prepacked.conv2d_run(randn(1, 2, 4, 4), weight)
+
+
 N, N3 = 6, 6**3
 HOST_WORK = {
     "geqrf": (lambda: torch.geqrf(randn(8, N)), 2 * N * N * 8),
@@ -152,6 +159,20 @@ HOST_WORK = {
         2 * 4 * 32 * 16,
     ),
     "quantized.linear_dynamic": (quantised_linear, 2 * 3 * 4 * 5),
+    "mkldnn._linear_pointwise": (
+        lambda: torch.ops.mkldnn._linear_pointwise(
+            randn(3, 4), randn(5, 4), randn(5), "none", [], ""
+        ),
+        2 * 3 * 4 * 5,
+    ),
+    "mkldnn._convolution_pointwise": (
+        lambda: torch.ops.mkldnn._convolution_pointwise(
+            *(randn(1, 2, 4, 4), randn(3, 2, 2, 2), None, [0, 0], [1, 1], [1, 1], 1),
+            *("none", [], ""),
+        ),
+        2 * 9 * 8 * 3,
+    ),
+    "mkldnn_prepacked.conv2d_run": (prepacked_convolution, 0),
     "mkldnn_convolution": (
         lambda: torch.mkldnn_convolution(
             randn(1, 2, 4, 4), randn(3, 2, 2, 2), None, (0, 0), (1, 1), (1, 1), 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -202,7 +203,7 @@ def test_cycles_on_request():
 
 
 @pytest.mark.parametrize("trace", [False, True])
-@pytest.mark.parametrize("way", [copy.deepcopy, copy.copy])
+@pytest.mark.parametrize("way", [copy.deepcopy, copy.copy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_reports_can_be_copied_and_sent(way, trace, tmp_path):
     with sat.offload("golden", trace=trace) as report:
         wild(4, 8) @ wild(8, 8)

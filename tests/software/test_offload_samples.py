@@ -36,9 +36,9 @@ FACTOR = 10
 # fmt: off
 MATRIX = {
     "__rmatmul__", "addbmm", "addmm", "addmm_decomposed", "addmv", "addr", "baddbmm", "bmm",
-    "cdist", "cholesky", "cholesky_inverse", "cholesky_solve", "corrcoef", "cov", "dot", "einsum",
-    "geqrf", "inner", "linalg_cholesky", "linalg_cholesky_ex", "linalg_cond", "linalg_det",
-    "linalg_eig", "linalg_eigh", "linalg_eigvals", "linalg_eigvalsh",
+    "bmm_triton_optimized", "cdist", "cholesky", "cholesky_inverse", "cholesky_solve", "corrcoef",
+    "cov", "dot", "einsum", "geqrf", "inner", "linalg_cholesky", "linalg_cholesky_ex",
+    "linalg_cond", "linalg_det", "linalg_eig", "linalg_eigh", "linalg_eigvals", "linalg_eigvalsh",
     "linalg_householder_product", "linalg_inv", "linalg_inv_ex", "linalg_ldl_factor",
     "linalg_ldl_factor_ex", "linalg_ldl_solve", "linalg_lstsq", "linalg_lstsq_grad_oriented",
     "linalg_lu", "linalg_lu_factor", "linalg_lu_factor_ex", "linalg_lu_solve",

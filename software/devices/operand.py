@@ -13,7 +13,7 @@ from sat.dataflow.products import Product, StartShape
 from sat.sparsity.pattern import DENSE, Pattern
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class RightOperand:
     """Right operand of a product or of a stack of products, checked; its arrays must not change.
 

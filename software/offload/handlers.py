@@ -82,6 +82,8 @@ def handles(
         Takes them to how many products of that size there are; one if not given.
     """
 
+    label = f"aten.{name}"
+
     def register(compute: Callable[..., Any]) -> Callable[..., Any]:
         def handle(mode: Products, func: Any, args: Any, kwargs: Any) -> Any:
             out, options = None, kwargs
@@ -89,8 +91,9 @@ def handles(
                 options = {key: value for key, value in kwargs.items() if key != "out"}
                 out = kwargs.get("out")
             tensors = [x for x in (*args, out) if isinstance(x, Tensor)]
-            if any(x.is_nested for x in tensors):
-                return mode.plainly(func, args, kwargs)  # an error, which torch words
+            for x in tensors:
+                if x.is_nested:
+                    return mode.plainly(func, args, kwargs)  # an error, which torch words
             found = size(*args, **options)
             if found is None or (out is not None and out.dtype != args[0].dtype):
                 # Mostly an error, which torch words.
@@ -106,7 +109,7 @@ def handles(
             if reason is not None:
                 return mode.stay(func, args, kwargs, reason, lambda _: flops, text)
             args = [_resolved(x) if isinstance(x, Tensor) else x for x in args]
-            with mode.account(f"aten.{name}", text, flops):
+            with mode.account(label, text, flops):
                 result = compute(mode, *args, **options)
             if out is None:
                 return result

@@ -41,7 +41,7 @@ from sat.offload.decompositions import (
     is_composite,
     own_kernel,
 )
-from sat.offload.handlers import COMPLEX, FLOATS, HANDLED, HANDLERS
+from sat.offload.handlers import COMPLEX, FLOATS, HANDLED, HANDLERS, Handler
 from sat.offload.host_work import host_work
 from sat.offload.meter import Array16, Meter
 from sat.offload.nested import NESTED
@@ -70,8 +70,11 @@ _TRACING = (
 )
 
 
-_NO_MATRIX_WORK: set[Any] = set()
-"""Operations that were found to be none of all that the mode looks for."""
+_NO_MATRIX_WORK = (None, None)
+"""Of operations that were found to be none of all that the mode looks for."""
+
+_ROUTES: dict[Any, tuple[Callable[..., Any] | None, Handler | None]] = {}
+"""What takes an operation: of nested tensors, and of others."""
 
 
 class _Account:
@@ -124,15 +127,20 @@ class Mode(TorchDispatchMode):
             if any(issubclass(t, _SYMBOLIC) for t in types):
                 return self.plainly(func, args, kwargs)  # no numbers to compute with
             return NotImplemented  # the subclass takes itself apart, into what comes here again
-        if func in NESTED and any(isinstance(x, Tensor) and x.is_nested for x in args):
+        # One look at a table: an operator's hash is Python, and most operations are small.
+        route = _ROUTES.get(func)
+        if route is None:
+            route = _ROUTES[func] = NESTED.get(func), HANDLERS.get(func)
+        if route is _NO_MATRIX_WORK:
+            with as_outside():
+                return func(*args, **kwargs)
+        nested, handler = route
+        if nested is not None and any(isinstance(x, Tensor) and x.is_nested for x in args):
             with entering(func), self:
-                result = NESTED[func](*args, **kwargs)
+                result = nested(*args, **kwargs)
             return self.plainly(func, args, kwargs) if result is NotImplemented else result
-        handler = HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, args, kwargs)
-        if func in _NO_MATRIX_WORK:
-            return self.plainly(func, args, kwargs)
         if isinstance(func, HigherOrderOperator):
             with as_outside():
                 return self.higher_order(func, args, kwargs)
@@ -159,8 +167,8 @@ class Mode(TorchDispatchMode):
         if name in HANDLED:
             reason = f"overload {func._overloadname}: only plain forms are taken"
             return self.stay(func, args, kwargs, reason, lambda _: 0, "")
-        if not is_composite(func):
-            _NO_MATRIX_WORK.add(func)
+        if nested is None and not is_composite(func):
+            _ROUTES[func] = _NO_MATRIX_WORK
         return self.plainly(func, args, kwargs)
 
     def plainly(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -342,7 +350,8 @@ class Mode(TorchDispatchMode):
         else:
             values, indices = sore.select(b, pattern.n, pattern.m, -2)
             right = RightOperand(values, indices, pattern, b.shape[-2])
-        return self.meter.compute(a, right, start, "auto")[0]
+        # The meter is this block's alone: it need not wait for its turn, only for the device's.
+        return self.meter._matmul(a, right, start, "auto")[0]
 
 
 def _tracing() -> bool:

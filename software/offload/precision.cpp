@@ -279,12 +279,24 @@ struct Work {
     }
 };
 
+// What comes next, as the functions below say it: whether there is a product for the device; whether
+// there are no infinities and NaNs in the operands, which count as zeros here; the size of the
+// product: count, rows, depth, cols.
+void say(Work& work, long* said) {
+    said[0] = work.advance();
+    said[1] = work.left.finite && work.right.finite;
+    said[2] = long(work.job.products.size());
+    said[3] = work.job.rows_each;
+    said[4] = work.job.depth();
+    said[5] = work.job.cols_each;
+}
+
 }  // namespace
 
 // Begins the product of a (count, rows, depth) and b (count, depth, cols), float32 or, if so said,
 // float64. Returns what the functions below take, or null if memory or threads ran out.
 extern "C" Work* fp32_begin(const void* a, const void* b, long a_double, long b_double, long count,
-                            long rows, long depth, long cols, long threads) {
+                            long rows, long depth, long cols, long threads, long* said) {
     const DefaultArithmetic arithmetic;
     const auto cut = [threads](const void* x, bool is_double, Operand& to) {
         if (is_double)
@@ -300,33 +312,15 @@ extern "C" Work* fp32_begin(const void* a, const void* b, long a_double, long b_
         work->right.outer = count, work->right.depth = depth, work->right.inner = cols;
         cut(a, a_double, work->left);
         cut(b, b_double, work->right);
+        say(*work, said);
         return work.release();
     } catch (const std::exception&) {
         return nullptr;
     }
 }
 
-// Whether there are no infinities and NaNs in the operands; they count as zeros below.
-extern "C" long fp32_finite(const Work* work) { return work->left.finite && work->right.finite; }
-
-// Goes on to the next product for the device and says its size: count, rows, depth, cols. Returns 1,
-// 0 if there is none, -1 if memory ran out.
-extern "C" long fp32_next(Work* work, long* size) {
-    try {
-        if (!work->advance()) return 0;
-    } catch (const std::exception&) {
-        return -1;
-    }
-    const Job& job = work->job;
-    size[0] = long(job.products.size());
-    size[1] = job.rows_each;
-    size[2] = job.depth();
-    size[3] = job.cols_each;
-    return 1;
-}
-
-// Writes its operands, binary16: left (count, rows, depth), right (count, depth, cols). Returns
-// whether that went well: threads or memory may run out.
+// Writes the product's operands, binary16: left (count, rows, depth), right (count, depth, cols).
+// Returns whether that went well: memory or threads may run out.
 extern "C" long fp32_lay(const Work* work, uint16_t* left, uint16_t* right) {
     try {
         work->lay_left(left);
@@ -338,10 +332,11 @@ extern "C" long fp32_lay(const Work* work, uint16_t* left, uint16_t* right) {
 }
 
 // Adds what the device returned, sums (count, rows, cols), to the total of all products, scaled
-// back. Returns whether that went well.
-extern "C" long fp32_add(const Work* work, const float* sums, double* total) {
+// back, and goes on. Returns whether that went well.
+extern "C" long fp32_add(Work* work, const float* sums, double* total, long* said) {
     try {
         work->add(sums, total);
+        say(*work, said);
         return 1;
     } catch (const std::exception&) {
         return 0;

@@ -48,11 +48,9 @@ def load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     pointer, number = ctypes.c_void_p, ctypes.c_long
     for name, arguments, result in (
-        ("begin", [pointer] * 2 + [number] * 7, pointer),
-        ("finite", [pointer], number),
-        ("next", [pointer] * 2, number),
+        ("begin", [pointer] * 2 + [number] * 7 + [pointer], pointer),
         ("lay", [pointer] * 3, number),
-        ("add", [pointer] * 3, number),
+        ("add", [pointer] * 4, number),
         ("end", [pointer], None),
     ):
         function = getattr(library, f"fp32_{name}")
@@ -75,17 +73,24 @@ class Workspace:
     """Bytes of an array that is kept."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, NDArray[np.uint8]] = {}
+        self._kept: dict[str, tuple[NDArray[Any], int]] = {}
 
-    def array(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
-        """Return an array that is not set; it holds until the next of its name."""
-        need = prod(shape) * np.dtype(dtype).itemsize
-        if need > self.LARGEST:
-            return np.empty(shape, dtype)
+    def array(
+        self, name: str, shape: tuple[int, ...], dtype: type[np.generic]
+    ) -> tuple[NDArray[Any], int]:
+        """Return an array that is not set, and its address.
+
+        It holds until the next of its name, which is of the same type.
+        """
+        count = prod(shape)
         held = self._kept.get(name)
-        if held is None or held.size < need:
-            held = self._kept[name] = np.empty(need, np.uint8)
-        return held[:need].view(dtype).reshape(shape)
+        if held is None or held[0].size < count:
+            fresh = np.empty(count, dtype)
+            held = fresh, fresh.ctypes.data
+            if fresh.nbytes <= self.LARGEST:
+                self._kept[name] = held
+        array, address = held
+        return array[:count].reshape(shape), address
 
 
 def _signs(x: Floats) -> NDArray[np.float16]:
@@ -131,8 +136,9 @@ def matmul(
     native, space = _native(), workspace or Workspace()
     (*stack, rows, depth), cols = a.shape, b.shape[-1]
     left, right = np.ascontiguousarray(a), np.ascontiguousarray(b)
-    total = space.array("total", (*stack, rows, cols), np.float64)
-    total[...] = 0
+    total, to_total = space.array("total", (*stack, rows, cols), np.float64)
+    total.fill(0)
+    said = (ctypes.c_long * 6)()  # what is next, as the C++ file says
     work = native.fp32_begin(
         left.ctypes.data,
         right.ctypes.data,
@@ -143,26 +149,25 @@ def matmul(
         depth,
         cols,
         threads,
+        said,
     )
-    size = (ctypes.c_long * 4)()
     try:
-        found = -1 if work is None else native.fp32_next(work, size)
-        while found == 1:
-            count, some_rows, passes, some_cols = size
+        good = work is not None
+        while good and said[0]:
+            count, some_rows, passes, some_cols = said[2:]
             some = (count,) if stack else ()
-            a16 = space.array("a", (*some, some_rows, passes), np.float16)
-            b16 = space.array("b", (*some, passes, some_cols), np.float16)
-            found = -1
-            if native.fp32_lay(work, a16.ctypes.data, b16.ctypes.data):
+            a16, to_a = space.array("a", (*some, some_rows, passes), np.float16)
+            b16, to_b = space.array("b", (*some, passes, some_cols), np.float16)
+            good = native.fp32_lay(work, to_a, to_b)
+            if good:
                 sums = np.ascontiguousarray(product(a16, b16))
-                if native.fp32_add(work, sums.ctypes.data, total.ctypes.data):
-                    found = native.fp32_next(work, size)
-        if found < 0:
+                good = native.fp32_add(work, sums.ctypes.data, to_total, said)
+        if not good:
             raise MemoryError(
                 f"product of {rows} x {depth} x {cols}: memory or threads ran out; use smaller "
                 "operands or fewer threads"
             )
-        finite = native.fp32_finite(work)
+        finite = said[1]
     finally:
         if work is not None:
             native.fp32_end(work)

@@ -268,12 +268,56 @@ bool cut_run(const T* x, long count, const Scales<T>& scales, long line, uint16_
     return below != 0;
 }
 
-// What a thread finds while it cuts its share of the first band.
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+// The same for binary32 by the vector: what lies between the steps stays in registers.
+template <bool ACROSS>
+bool cut_run(const float* x, long count, const Scales<float>& scales, long line, uint16_t* parts,
+             long plane, bool* used) {
+    constexpr int LANES = 16;
+    const __m512i infinity = _mm512_set1_epi32(0x7f800000), sign = _mm512_set1_epi32(0x7fffffff);
+    const auto own = [&](const auto* values, __mmask16 there, long i) {
+        return _mm512_castps_si512(
+            ACROSS ? _mm512_maskz_loadu_ps(there, (const float*)(values + line + i))
+                   : _mm512_set1_ps(*(const float*)(values + line)));
+    };
+    __mmask16 below = 0;
+    __m256i any[PARTS] = {};
+    for (long i = 0; i < count; i += LANES) {
+        const __mmask16 there = __mmask16(count - i < LANES ? (1u << (count - i)) - 1 : ~0u);
+        const __m512 value = _mm512_maskz_loadu_ps(there, x + i);
+        const __m512i size = _mm512_and_si512(_mm512_castps_si512(value), sign);
+        const __m512i low = own(scales.low.data(), there, i);
+        const __mmask16 under = _mm512_mask_cmplt_epi32_mask(there, size, low);
+        below |= _mm512_mask_test_epi32_mask(under, size, size);
+        const __mmask16 now =
+            _mm512_mask_cmplt_epi32_mask(__mmask16(there & ~under), size, infinity);
+        const __m512 first = _mm512_castsi512_ps(own(scales.first.data(), there, i));
+        const __m512 second = _mm512_castsi512_ps(own(scales.second.data(), there, i));
+        __m512 rest = _mm512_maskz_mul_ps(now, _mm512_maskz_mul_ps(now, value, first), second);
+        for (int p = 0; p < PARTS; p++) {
+            const __m256i half =
+                _mm512_maskz_cvtps_ph(there, rest, _MM_FROUND_TO_NEAREST_INT);
+            rest = _mm512_maskz_sub_ps(there, rest, _mm512_maskz_cvtph_ps(there, half));
+            _mm256_mask_storeu_epi16(parts + p * plane + i, there, half);
+            any[p] = _mm256_or_si256(any[p], half);
+        }
+    }
+    for (int p = 0; p < PARTS; p++)
+        used[p] |= _mm256_test_epi16_mask(any[p], _mm256_set1_epi16(0x7fff)) != 0;
+    return below != 0;
+}
+#endif
+
+// What a thread finds while it cuts its share of the first band, and its scales.
 template <class T>
 struct Found {
     std::vector<uint16_t> depths;
     std::vector<Rest<T>> rest;
     bool used[PARTS] = {};
+    Scales<T> scales;
+    std::vector<Int<T>> largest;
+
+    Found(long depth, long inner) : depths(depth), scales(inner), largest(inner) {}
 };
 
 // Cuts the first band out of rows `from` to `to` of a left operand.
@@ -281,7 +325,7 @@ template <class T>
 void cut_rows(const T* x, const Operand& of, Band& band, long from, long to, Found<T>& found) {
     const Int<T> infinity = magnitude(std::numeric_limits<T>::infinity());
     const long depth = of.depth, plane = of.size();
-    Scales<T> scales(1);
+    Scales<T>& scales = found.scales;
     for (long o = from; o < to; o++) {
         const T* row = x + o * depth;
         uint16_t* parts = band.parts.get() + o * depth;
@@ -311,8 +355,9 @@ void cut_columns(const T* x, const Operand& of, Band& band, long o, long from, l
     const Int<T> infinity = magnitude(std::numeric_limits<T>::infinity());
     const long depth = of.depth, inner = of.inner, plane = of.size(), width = to - from;
     const long start = o * depth * inner + from;
-    std::vector<Int<T>> largest(width);
-    Scales<T> scales(width);
+    Scales<T>& scales = found.scales;
+    std::vector<Int<T>>& largest = found.largest;
+    std::fill_n(largest.begin(), width, 0);
     for (long k = 0; k < depth; k++)
         for (long i = 0; i < width; i++) {
             const Int<T> size = magnitude(x[start + k * inner + i]);
@@ -376,8 +421,8 @@ void cut_all(const T* x, Operand& to, long threads) {
     if (!largest) return;
     to.first = std::make_unique<Band>(to.size(), to.outer * to.inner, to.depth);
     Band& band = *to.first;
-    std::vector<Found<T>> found(std::max(1L, threads));
-    for (auto& one : found) one.depths.resize(to.depth);
+    std::vector<Found<T>> found;
+    for (long i = 0; i < std::max(1L, threads); i++) found.emplace_back(to.depth, to.inner);
     if (to.inner == 1) {
         share(threads, to.outer, to.size(), [&](long from, long end, long part) {
             cut_rows(x, to, band, from, end, found[part]);

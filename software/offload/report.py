@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ CLOCK_HZ = 100e6
 """Clock that simulated times are given for, where none is named."""
 
 
+@functools.lru_cache(maxsize=4096)
 def size_text(count: int, rows: int, depth: int, cols: int) -> str:
     """Return what reports call the size of a product, or of a stack of ``count``."""
     one = f"{rows} x {depth} x {cols}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 M_CHOICES = (2, 4, 8, 16)
@@ -29,6 +29,31 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def require_ints(owner: object, *names: str) -> None:
+    """Raise ValueError unless attributes are ints: no bool, no fraction, no number of numpy's."""
+    for name in names:
+        value = getattr(owner, name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(
+                f"{name}={value!r} is a {type(value).__name__}: must be an int; give it as one"
+            )
+
+
+def _require_types(config: Any) -> None:
+    """Check the types of a configuration's fields, as their annotations say."""
+    kinds = {"FpTiming": FpTiming, "AxiConfig": AxiConfig}
+    for entry in fields(config):
+        kind = kinds.get(str(entry.type))
+        if kind is None:
+            require_ints(config, entry.name)
+        elif not isinstance(getattr(config, entry.name), kind):
+            found = type(getattr(config, entry.name)).__name__
+            raise ValueError(
+                f"{entry.name} is a {found}: must be a {kind.__name__}; "
+                f"give sat.rtl.config.{kind.__name__}(...)"
+            )
+
+
 def is_power_of_two(value: int) -> bool:
     """Return whether ``value`` is 1, 2, 4, …"""
     return value > 0 and value & (value - 1) == 0
@@ -44,6 +69,7 @@ class FpTiming:
     """Registers in the FP32 adder, 1 to 7; more of them raise the clock."""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         m, a = self.multiplier_stages, self.adder_stages
         require(1 <= m <= 3, f"multiplier_stages={m}: must be 1, 2 or 3")
         require(1 <= a <= 7, f"adder_stages={a}: must be 1 to 7")
@@ -63,6 +89,7 @@ class AxiConfig:
     """Bursts that may be under way at once on each channel: a power of two, 2 to 64."""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         d, a, b, o = self.data_bits, self.address_bits, self.burst_beats, self.outstanding
         require(d in (32, 64, 128, 256), f"data_bits={d}: must be 32, 64, 128 or 256")
         require(16 <= a <= 48, f"address_bits={a}: must be 16 to 48")
@@ -127,11 +154,10 @@ class SatConfig:
     """Cycles without any progress after which a program is stopped; a power of two."""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         for name in ("rows", "cols"):
             v = getattr(self, name)
-            require(
-                isinstance(v, int) and 1 <= v <= 64, f"{name}={v!r}: must be an integer 1 to 64"
-            )
+            require(1 <= v <= 64, f"{name}={v}: must be an integer 1 to 64")
         require(self.max_m in M_CHOICES, f"max_m={self.max_m}: must be 2, 4, 8 or 16")
         require(
             1 <= self.max_n <= self.max_m,
@@ -272,9 +298,26 @@ class SatConfig:
 
     @classmethod
     def from_json(cls, text: str) -> SatConfig:
-        """Return the configuration that ``to_json`` wrote."""
-        raw: dict[str, Any] = json.loads(text)
-        return cls(**{**raw, "fp": FpTiming(**raw["fp"]), "axi": AxiConfig(**raw["axi"])})
+        """Return the configuration that ``to_json`` wrote.
+
+        Raises
+        ------
+        ValueError
+            The text is none, has fields that there are not, or a value breaks its rule.
+        """
+        raw = json.loads(text)
+        parts: list[tuple[type, Any]] = [(cls, raw)]
+        if isinstance(raw, dict):
+            parts += [(FpTiming, raw.get("fp", {})), (AxiConfig, raw.get("axi", {}))]
+        for kind, values in parts:
+            require(isinstance(values, dict), f"{values!r}: must be a JSON object")
+            known = {entry.name for entry in fields(kind)}
+            require(
+                values.keys() <= known,
+                f"fields {sorted(values.keys() - known)}: {kind.__name__} has {sorted(known)}",
+            )
+        (_, own), (_, fp), (_, axi) = parts
+        return cls(**{**own, "fp": FpTiming(**fp), "axi": AxiConfig(**axi)})
 
     @property
     def digest(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sat.rtl.config import M_CHOICES, require
+from sat.rtl.config import M_CHOICES, require, require_ints
 
 Pair = tuple[int, int]
 
@@ -54,7 +54,15 @@ class Layer:
     masked: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch", "lines", "pixels", "in_channels", "out_channels", "groups"):
+        sizes = ("batch", "lines", "pixels", "in_channels", "out_channels", "groups")
+        require_ints(self, *sizes)
+        for name in ("kernel", "stride", "padding", "dilation", "ff", "bp"):
+            value = getattr(self, name)
+            require(
+                isinstance(value, tuple) and len(value) == 2 and all(type(v) is int for v in value),
+                f"{name}={value!r}: must be a tuple of two ints",
+            )
+        for name in sizes:
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: at least 1")
         for name, least in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
             value = getattr(self, name)

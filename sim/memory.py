@@ -30,7 +30,7 @@ class MemoryTiming:
     def __post_init__(self) -> None:
         for name in ("read_latency", "write_latency", "cycles_per_beat"):
             value = getattr(self, name)
-            if not isinstance(value, int) or not 1 <= value <= 4096:
+            if type(value) is not int or not 1 <= value <= 4096:
                 raise ValueError(f"{name}={value!r}: must be an integer from 1 to 4096 cycles")
 
 

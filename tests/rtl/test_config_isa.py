@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +12,8 @@ from hypothesis import strategies as st
 from sat.rtl.config import AxiConfig, FpTiming, SatConfig
 from sat.rtl.csr import REGISTERS, parts
 from sat.rtl.isa import BODIES, INSTRUCTION_BYTES, Instruction, Opcode, field_range
+from sat.sim.layer import Layer
+from sat.sim.memory import MemoryTiming
 
 
 @pytest.mark.parametrize(
@@ -39,6 +44,49 @@ def test_parts_of_the_config_refuse():
         AxiConfig(data_bits=48)
     with pytest.raises(ValueError, match="outstanding=3"):
         AxiConfig(outstanding=3)
+
+
+@pytest.mark.parametrize("kind", [SatConfig, FpTiming, AxiConfig, MemoryTiming])
+@pytest.mark.parametrize("wrong", [1.5, 4.0, True, "4", None, np.int64(4), [4]])
+def test_every_field_is_an_int(kind, wrong):
+    """Fractions, bools and numbers of other kinds: named, with their type."""
+    made = kind()
+    numbers = [f.name for f in fields(kind) if isinstance(getattr(made, f.name), int)]
+    assert len(numbers) >= 2
+    for name in numbers:
+        with pytest.raises(ValueError, match=rf"^{name}=") as refused:
+            kind(**{name: wrong})
+        assert repr(wrong) in str(refused.value) and "int" in str(refused.value)
+
+
+def test_parts_of_the_config_are_parts():
+    for name, wrong in (("fp", AxiConfig()), ("axi", {"data_bits": 64}), ("fp", None)):
+        with pytest.raises(ValueError, match=f"{name} is a .*: must be a "):
+            SatConfig(**{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "Expecting"),
+        ("[1]", "must be a JSON object"),
+        ('{"rows": 4, "columns": 4}', r"fields \['columns'\]: SatConfig has"),
+        ('{"axi": {"bits": 4}}', r"fields \['bits'\]: AxiConfig has"),
+        ('{"fp": 3}', "must be a JSON object"),
+        ('{"rows": 4.0}', "rows=4.0 is a float"),
+        ('{"axi": {"data_bits": true}}', "data_bits=True is a bool"),
+    ],
+)
+def test_json_that_is_no_configuration(text, message):
+    with pytest.raises(ValueError, match=message):
+        SatConfig.from_json(text)
+
+
+@pytest.mark.parametrize("name", ["batch", "lines", "in_channels", "groups", "kernel", "ff"])
+@pytest.mark.parametrize("wrong", [1.0, True, "1", None, (1.0, 1), [1, 1], (1,)])
+def test_layers_take_ints(name, wrong):
+    with pytest.raises(ValueError, match=rf"^{name}="):
+        Layer(**{"in_channels": 8, "out_channels": 8, name: wrong})
 
 
 def test_config_survives_json_and_names_its_array():

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import math
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 DONE, FAILED, BAD_USAGE = 0, 1, 2
+# What shells give to commands that a signal ended.
+INTERRUPTED, TERMINATED = 130, 143
 
 
 class UsageError(Exception):
@@ -22,7 +28,7 @@ def usage() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(" ".join(str(error).split())) from error
 
 
 def count(text: str) -> int:
@@ -41,6 +47,95 @@ def seed_number(text: str) -> int:
     if not text.isdecimal() or int(text) >= 1 << 63:
         raise argparse.ArgumentTypeError(f"{text!r}: must be an integer from 0 to 2**63 - 1")
     return int(text)
+
+
+def output_file(text: str, *, make_folder: bool = False) -> str:
+    """Return the name of a file that results can go to, before the work that makes them.
+
+    Parameters
+    ----------
+    text : str
+        A file that is there is left as it is; one that is not is not made.
+    make_folder : bool
+        Whether to make its folder if it does not exist.
+    """
+    path = Path(text)
+    try:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        new = not os.path.lexists(path)
+        if new or path.is_file():
+            with path.open("ab") as file:
+                if new:
+                    file.write(bytes(4096))  # a full disk is to show here
+            if new:
+                path.unlink()
+        elif path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        elif path.is_char_device() and not os.isatty(fd := os.open(path, os.O_WRONLY)):
+            os.write(fd, b" ")
+            os.close(fd)
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: cannot be written ({_reason(error)}); name a file that can"
+        ) from error
+    return text
+
+
+def output_folder(text: str) -> str:
+    """Return the name of a folder that results can go to; it is made if it does not exist."""
+    try:
+        Path(text).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=text) as file:
+            file.write(bytes(4096))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be a folder that can be written ({_reason(error)}); name another"
+        ) from error
+    return text
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def require_memory(need: int, what: str) -> None:
+    """Refuse work whose numbers this machine's memory cannot hold.
+
+    Parameters
+    ----------
+    need : int
+        Bytes, at least.
+    what : str
+        The options that ask for it.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer free.
+    """
+    free = _free_memory()
+    if need > free:
+        raise ValueError(
+            f"{what}: needs {_gigabytes(need)} of memory or more, and {_gigabytes(free)} are free; "
+            "choose smaller sizes"
+        )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count // 10**9:,} GB" if count >= 10**10 else f"{count / 1e9:.2g} GB"
+
+
+def _free_memory() -> int:
+    """Return how many bytes this process can still have."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError, StopIteration), open("/proc/meminfo") as lines:
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvail"))
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        most = int((group / "memory.max").read_text())
+        free = min(free, most - int((group / "memory.current").read_text()))
+    return free
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from sat.commands.common import (
     DONE,
     FAILED,
     add_engine,
     count,
+    output_file,
     seed_number,
     to_json,
     usage,
@@ -26,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine(parser)
     parser.add_argument("--pattern", default="2:8", help="N:M (default 2:8)")
     parser.add_argument("--seed", type=seed_number, default=0)
-    parser.add_argument("--figure", default="out/demo.png", help="where the picture goes")
+    parser.add_argument(
+        "--figure", metavar="FILE.png", default="out/demo.png",
+        type=partial(output_file, make_folder=True), help="where the picture goes",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

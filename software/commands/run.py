@@ -16,6 +16,8 @@ from sat.commands.common import (
     count,
     device_options,
     natural,
+    output_file,
+    output_folder,
     print_values,
     seed_number,
     text,
@@ -52,25 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-cycles", type=count, help="stop before products take more")
     parser.add_argument("--cycles", action="store_true", help="predict cycles that are not counted")
-    parser.add_argument("--figures", metavar="FOLDER", help="write the figures as PNG")
-    parser.add_argument("--trace", metavar="FILE.json", help="write a Perfetto trace")
+    parser.add_argument(
+        "--figures", metavar="FOLDER", type=output_folder, help="write the figures as PNG"
+    )
+    parser.add_argument(
+        "--trace", metavar="FILE.json", type=output_file, help="write a Perfetto trace"
+    )
     parser.add_argument("--seed", type=seed_number, default=0)
-
-
-def _require_places(args: argparse.Namespace) -> None:
-    """Refuse places that results cannot go to, before the work that makes them."""
-    from pathlib import Path
-
-    if args.trace is not None and not Path(args.trace).parent.is_dir():
-        raise ValueError(f"--trace {args.trace}: its folder must exist; make it or name another")
-    if args.figures is not None:
-        try:
-            Path(args.figures).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"--figures {args.figures}: must be a folder that can be made ({error.strerror}); "
-                "name another"
-            ) from error
 
 
 @contextlib.contextmanager
@@ -110,7 +100,6 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         with usage():
             method = get_method(args.method)
-            _require_places(args)
             precision = args.precision or method.precision
             report = checked = None
             if args.device == "host":

@@ -17,7 +17,9 @@ from sat.commands.common import (
     add_engine,
     count,
     natural,
+    output_file,
     print_values,
+    require_memory,
     seed_number,
     usage,
 )
@@ -65,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=seed_number, default=0)
     parser.add_argument("--start", action="store_true", help="random start values, not zeros")
     parser.add_argument("--specials", action="store_true", help="mix in inf, NaN and subnormals")
-    parser.add_argument("--waves", metavar="FILE.fst", help="write a waveform")
+    parser.add_argument("--waves", metavar="FILE.fst", type=output_file, help="write a waveform")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,6 +85,12 @@ def run(args: argparse.Namespace) -> int:
         pattern = sat.Pattern.parse(args.pattern)
         config, memory = _device(args, pattern)
         engine = _engine(args, config)
+        operands = (args.rows + args.cols) * args.depth
+        if 2 * operands + 4 * args.rows * args.cols > 1 << config.axi.address_bits:
+            raise ValueError(
+                "--rows, --cols and --depth: operands and result must lie within the device's "
+                f"2**{config.axi.address_bits} bytes; choose smaller sizes"
+            )
         values, notes = (_predict if args.predict else _multiply)(args, pattern, config, memory)
     values = {
         "rows": args.rows,
@@ -145,6 +153,9 @@ def _multiply(
     import sat
     from sat.devices.compare import ComparingDevice
 
+    # Each operand in float64, float16 and the device's memory, the result on two devices.
+    operands = (args.rows + args.cols) * args.depth
+    require_memory(14 * operands + 16 * args.rows * args.cols, "--rows, --cols and --depth")
     rng = np.random.default_rng(args.seed)
     options = {"waves": args.waves, "engine": args.engine}
     given = {name: value for name, value in options.items() if value is not None}
@@ -274,6 +285,11 @@ def _run_layer(args: argparse.Namespace) -> int:
             values = _predict_layer(layer, stages, config, memory)
             values["wall_seconds"] = time.perf_counter() - began
         else:
+            # Activations and weights: FP32, FP16, on two devices.
+            activations = layer.batch * layer.lines * layer.pixels * layer.in_channels
+            activations += layer.out_positions * layer.out_channels
+            weights = layer.out_channels * layer.taps * layer.in_per_group
+            require_memory(12 * activations + 24 * weights, "--batch, --size, --channels, --kernel")
             _say(args)
             run = simulate_layer(
                 layer, config, memory, stages, seed=args.seed, waves=args.waves,

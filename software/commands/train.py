@@ -14,6 +14,7 @@ from sat.commands.common import (
     count,
     device_options,
     print_values,
+    require_memory,
     seed_number,
     usage,
     use_one_thread,
@@ -139,6 +140,8 @@ def _train_ranks(args: argparse.Namespace) -> int:
         "seed": args.seed,
     }
     with usage():
+        # A process with torch in it.
+        require_memory(args.ranks * 200_000_000, f"--ranks {args.ranks}")
         load_data(args.data)
         sat.Pattern.parse(args.pattern)
         sat.device(args.device, **options).close()

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import socket
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,11 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+from tqdm import tqdm
 
 from sat.data import load_data
+from sat.errors import DeviceError
 from sat.training.parts import check_cut
 
 if TYPE_CHECKING:
@@ -74,13 +79,44 @@ def _rank(
     # All ranks are on this machine, whose name need not resolve to an address.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    # A bar's own lock is for processes, and would outlive one that is killed.
+    tqdm.set_lock(threading.RLock())
     try:
-        made = _train(ranks, spec, options, arguments, data, progress and rank == 0)
-        if rank == 0:
-            torch.save(made, out)
-    finally:
-        dist.destroy_process_group()
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+        try:
+            made = _train(ranks, spec, options, arguments, data, progress and rank == 0)
+            if rank == 0:
+                torch.save(made, out)
+        finally:
+            dist.destroy_process_group()
+    except Exception as error:
+        _leave_error(Path(f"{out}.{rank}"), error)
+        raise
+
+
+def _leave_error(path: Path, error: Exception) -> None:
+    """Save an error with its time for the process that started the ranks."""
+    try:
+        data = pickle.dumps(error)
+        pickle.loads(data)
+    except Exception:
+        # One that cannot be sent: what it says can.
+        data = pickle.dumps(DeviceError(f"{type(error).__name__}: {error}"))
+    part = Path(f"{path}.part")
+    part.write_bytes(data)
+    part.rename(path)
+
+
+def _first_error(out: str) -> Exception | None:
+    """Return what the first rank that failed said: the others then miss it, and fail, too."""
+    left = [
+        path for path in Path(out).parent.glob(f"{Path(out).name}.*") if path.suffix[1:].isdigit()
+    ]
+    if not left:
+        return None
+    error = pickle.loads(min(left, key=lambda path: path.stat().st_mtime_ns).read_bytes())
+    assert isinstance(error, Exception)
+    return error
 
 
 def _loopback() -> str:
@@ -126,8 +162,10 @@ def train_ranks(
     ------
     ValueError
         If ``ranks`` breaks its rule, does not divide the batch, or is joined by ``shards``.
-    torch.multiprocessing.ProcessRaisedException
-        If a rank fails; with its message.
+    Exception
+        What the first rank that failed raised.
+    DeviceError
+        If a rank ended without a word: somebody killed it, or the machine's memory ran out.
     """
     from sat.training.trainer import Trainer
 
@@ -150,11 +188,28 @@ def train_ranks(
             torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "result.pt")
-        torch.multiprocessing.spawn(  # type: ignore[attr-defined]
-            _rank, (str(Path(folder) / "store"), out, *job), nprocs=ranks
-        )
+        _spawn(ranks, (str(Path(folder) / "store"), out, *job), out)
         result, state = torch.load(out, weights_only=False)
     return result, state
+
+
+def _spawn(ranks: int, arguments: tuple[Any, ...], out: str) -> None:
+    """Run the ranks to their end; whatever ends this ends them."""
+    started = torch.multiprocessing.spawn(  # type: ignore[attr-defined]
+        _rank, arguments, nprocs=ranks, join=False
+    )
+    try:
+        while not started.join():
+            pass
+    except (ProcessRaisedException, ProcessExitedException) as failed:
+        error = _first_error(out)
+        if error is not None:
+            raise error from failed
+        raise DeviceError(f"a rank ended before its work was done: {failed}") from failed
+    finally:
+        for process in started.processes:
+            process.kill()
+            process.join()
 
 
 @dataclass(frozen=True)

@@ -410,7 +410,7 @@ except AttributeError as error:
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--trace", "missing/trace.json"], "cannot be written (No such file or directory); name a file"),
+        (["--trace", "missing/trace.json"], "cannot be written (No such file"),
         (["--figures", "file/figures"], "must be a folder that can be written"),
         (["--device", "host", "--trace", "trace.json"], "need a device; leave them out"),
     ],

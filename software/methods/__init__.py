@@ -134,6 +134,13 @@ _METHODS = (
         "what the scalar can do, exactly; a small GPT by Muon, Hybrid-AuON, AdamW and AuON",
         "fp16",
     ),
+    Method(
+        "dct_lowrank",
+        "Low-rank AdamW in columns of the DCT",
+        "arXiv 2505.17967, 2025",
+        "DCT against scipy, the theorem on its choice; a small GPT beside AdamW and the SVD",
+        "fp16",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

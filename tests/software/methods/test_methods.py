@@ -14,6 +14,7 @@ from sat.cli import main
 from sat.devices import ComparingDevice, FirstDevice
 from sat.methods import METHODS, Check, Method, Result, get_method
 from sat.methods.auon import HybridAuON
+from sat.methods.dct_lowrank import DCTAdamW
 from sat.methods.lightsb.demo import train_swiss_roll
 from sat.methods.problems.gpt import cross_entropy, make_gpt
 from sat.methods.problems.parameters import split_parameters
@@ -111,7 +112,10 @@ def step_of(slug):
         S4DModel(1, 10, 1, d_model=4, d_state=8)(torch.randn(2, 1, 16)).sum().backward()
     else:
         matrices, _ = split_parameters(gpt_step())
-        HybridAuON(matrices, 0.1).step()
+        if slug == "auon":
+            HybridAuON(matrices, 0.1).step()
+        else:
+            DCTAdamW(matrices, rank=2, residual="feedback").step()
 
 
 @pytest.mark.xdist_group("4x4")

@@ -1,0 +1,81 @@
+"""Predicted cycles of one step of the methods that train or prune a small GPT, dense and N:M.
+
+A step is that of `sat.methods.problems.gpt` (width 64, 2 blocks, 16 x 64 characters): the model's
+products forward and backward, and the optimiser's. Nothing is simulated: the cycle model, which
+the RTL agrees with, is asked for each product, with the default memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+import sat
+from sat.methods.auon import AuON, HybridAuON
+from sat.methods.dct_lowrank import DCTAdamW, Trion
+from sat.methods.problems.gpt import BATCH, CONTEXT, LOSS_SCALE, cross_entropy, make_gpt
+from sat.methods.problems.parameters import split_parameters
+from sat.methods.problems.text import load_text
+
+PATTERNS = ("dense", "2:4", "2:8")
+Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+OPTIMISERS: dict[str, Make] = {
+    "AuON": lambda m: AuON(m, 0.02),
+    "Hybrid-AuON": lambda m: HybridAuON(m, 0.02),
+    "Muon": lambda m: torch.optim.Muon(m, lr=0.03),
+    "DCT-AdamW, rank 16": lambda m: DCTAdamW(m, rank=16),
+    "SVD-AdamW, rank 16": lambda m: DCTAdamW(m, rank=16, basis="svd"),
+    "Trion, rank 16": lambda m: Trion(m, rank=16),
+}
+
+
+def step_cycles(array: str, scheme: str, pattern: str, train: bool) -> tuple[nn.Module, int]:
+    """Return a GPT with the gradients of one step (or none), and what its products take."""
+    model = make_gpt(0)
+    sat.sparsify_(model.blocks, scheme, pattern)
+    x, y = load_text().batch(BATCH, CONTEXT, torch.Generator().manual_seed(0))
+    with sat.device("golden", array=array) as device, sat.offload(device) as report:
+        if train:
+            (cross_entropy(model(x), y) * LOSS_SCALE).backward()
+        else:
+            with torch.no_grad():
+                model(x)
+    return model, report.cycles or 0
+
+
+def optimiser_cycles(array: str, model: nn.Module, make: Make) -> int:
+    """Return what the products of an optimiser's step take."""
+    optimizer = make(split_parameters(model)[0])
+    with sat.device("golden", array=array) as device, sat.offload(device) as report:
+        optimizer.step()
+    return report.cycles or 0 if report.calls else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arrays", nargs="+", default=["8x8", "32x32"])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print("array   pattern  products                          cycles  dense over it")
+    for array in args.arrays:
+        for train, scheme, text in (
+            (True, "bdwp", "training step: FF, BP, WU"),
+            (False, "srste", "inference: FF"),
+        ):
+            dense = 0
+            for pattern in PATTERNS:
+                model, cycles = step_cycles(array, scheme, pattern, train)
+                dense = dense or cycles
+                print(f"{array:<7} {pattern:<8} {text:<28} {cycles:>11,} {dense / cycles:>8.2f}")
+                if train and pattern == "dense":
+                    trained = model
+        for text, make in OPTIMISERS.items():
+            cycles = optimiser_cycles(array, trained, make)
+            print(f"{array:<7} {'':<8} {'optimiser: ' + text:<28} {cycles:>11,}")
+
+
+if __name__ == "__main__":
+    main()

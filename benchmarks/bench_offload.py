@@ -1,11 +1,16 @@
-"""What `sat.offload` costs: a ResNet-18 training step inside it against plain PyTorch.
+"""What `sat.offload` costs: programs inside it against plain PyTorch, beside bounds.
 
-Prints the ratio of the two within this run, and where the time of the offloaded step goes.
+Each is timed in turn, plain, `precision="fp16"`, `"fp32"`, round after round, on the golden model;
+ratios are of medians. With one thread the processor's time is taken, which others on the machine
+disturb less; with more, the clock's.
+
+    python benchmarks/bench_offload.py [--threads 2] [--rounds 7] [--profile NAME]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import cProfile
 import pstats
 import statistics
@@ -14,122 +19,114 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 import sat
 
+sys.path.insert(0, __file__.rpartition("/")[0] or ".")
+from offload_programs import Step, programs
 
-class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (He et al. 2016, figure 2)."""
-
-    def __init__(self, ins: int, outs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(ins, outs, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outs)
-        self.conv2 = nn.Conv2d(outs, outs, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outs)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or ins != outs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(ins, outs, 1, stride, bias=False), nn.BatchNorm2d(outs)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (batch, outs, height / stride, width / stride)."""
-        y = functional.relu(self.norm1(self.conv1(x)))
-        return functional.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+WAYS = ("plain", "fp16", "fp32")
 
 
-def resnet18(classes: int = 1000) -> nn.Sequential:
-    """Return ResNet-18 (He et al. 2016, table 1)."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
-        nn.BatchNorm2d(64),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 2, 1),
-    ]
-    ins = 64
-    for outs, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        layers += [Block(ins, outs, stride), Block(outs, outs, 1)]
-        ins = outs
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
+def inside(way: str) -> contextlib.AbstractContextManager[object]:
+    """Return where a program runs: outside, or in an offload of that precision."""
+    return contextlib.nullcontext() if way == "plain" else sat.offload("golden", precision=way)
 
 
-def median_seconds(step: Callable[[], object], repeats: int) -> float:
-    """Return the median time of a step, the first one left out."""
-    step()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+def medians(step: Step, rounds: int, repeat: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Return the median seconds of a step, each way, the ways taken in turn."""
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(rounds + 1):
+        for way in WAYS:
+            with inside(way):
+                step()
+                began = clock()
+                for _ in range(repeat):
+                    step()
+                if number:  # the first round warms up
+                    times[way].append((clock() - began) / repeat)
+    return {way: statistics.median(all_times) for way, all_times in times.items()}
 
 
-def small_products(calls: int = 2000) -> None:
-    """Print what each call costs, where the numbers cost next to nothing."""
-    a, b = torch.randn(4, 8), torch.randn(8, 8)
+class Table:
+    """Figures beside their bounds."""
 
-    def seconds() -> float:
-        return median_seconds(lambda: torch.mm(a, b), calls)
+    def __init__(self) -> None:
+        self.over = 0
 
-    plain, each = seconds(), {}
-    for precision in ("fp16", "fp32"):
-        with sat.offload("golden", precision=precision):
-            each[precision] = seconds()
-    print(
-        f"products of 4 x 8 x 8: fp16 {each['fp16'] / plain:.0f} x plain PyTorch, "
-        f"fp32 {each['fp32'] / each['fp16']:.2f} x fp16"
-    )
+    def row(self, name: str, value: float, bound: float, unit: str) -> None:
+        """Print a figure and whether it keeps its bound."""
+        good = value <= bound
+        self.over += not good
+        print(
+            f"  {'PASS' if good else 'over'}  {name}: {value:.4g} {unit} (<= {bound:g})", flush=True
+        )
+
+
+def small(table: Table, rounds: int, clock: Callable[[], float]) -> None:
+    """Time products that cost next to nothing, and stacks of them."""
+    a, b = torch.randn(8, 8), torch.randn(8, 8)
+    one = medians(lambda: torch.mm(a, b), rounds, 1000, clock)
+    for way, bound in (("fp16", 30), ("fp32", 50)):
+        name = f"8x8x8, added to plain's {one['plain'] * 1e6:.1f} us, {way}"
+        table.row(name, (one[way] - one["plain"]) * 1e6, bound, "us")
+    stacks = [torch.randn(64, n, n) for n in (8, 8, 64, 64)]
+    eight = medians(lambda: torch.bmm(*stacks[:2]), rounds, 100, clock)
+    for way in ("fp16", "fp32"):
+        table.row(f"64 * 8x8x8, {way}", eight[way] * 1e6, 200, "us")
+    large = medians(lambda: torch.bmm(*stacks[2:]), rounds, 20, clock)
+    for way, bound in (("fp16", 4), ("fp32", 25)):
+        table.row(f"64 * 64x64x64, {way}", large[way] / large["plain"], bound, "x plain")
+    tiny = torch.randn(4096, 4, 4)
+    many = medians(lambda: torch.bmm(tiny, tiny), rounds, 5, clock)
+    table.row("4096 * 4x4x4, fp16", many["fp16"] / many["plain"], 50, "x plain")
 
 
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--profile", action="store_true", help="print the functions that cost most")
+    parser.add_argument("--rounds", type=int, default=7, help="times each program is taken")
+    parser.add_argument("--profile", metavar="NAME", help="profile the program of this name, fp16")
     args = parser.parse_args()
-    torch.manual_seed(0)
     torch.set_num_threads(args.threads)
-    model = resnet18()
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-    x = torch.randn(args.batch, 3, args.size, args.size)
-    target = torch.randint(1000, (args.batch,))
-
-    def step() -> None:
-        optimizer.zero_grad()
-        functional.cross_entropy(model(x), target).backward()
-        optimizer.step()
-
-    plain = median_seconds(step, args.repeats)
-    with sat.offload("golden") as report:
-        offloaded = median_seconds(step, args.repeats)
-    with sat.offload("golden", precision="fp32"):
-        precise = median_seconds(step, args.repeats)
-    steps = args.repeats + 1
-    device = report.device_seconds / steps
-    handlers = sum(work.seconds for work in report) / steps
-    print(f"ResNet-18, batch {args.batch}, {args.size}x{args.size}, threads: {args.threads}")
-    print(f"plain PyTorch float32   {plain:.3f} s a step")
-    print(f"offload('golden')       {offloaded:.3f} s a step: {offloaded / plain:.2f} x")
-    print(f"  products on the model {device:.3f} s")
-    print(f"  lowering, rounding    {handlers - device:.3f} s")
-    print(f"  everything else       {offloaded - handlers:.3f} s")
-    print(
-        f"… precision='fp32'      {precise:.3f} s a step: {precise / plain:.2f} x, "
-        f"{precise / offloaded:.2f} x float16"
-    )
-    small_products()
-    print(report.table(rows=6, cycles=False))
-    if args.profile:
-        profiler = cProfile.Profile()
-        with sat.offload("golden"):
+    clock = time.process_time if args.threads == 1 else time.perf_counter
+    steps = programs()
+    if args.profile is not None:
+        step = next(step for name, step in steps.items() if args.profile in name)
+        profiler = cProfile.Profile(clock)
+        with sat.offload("golden") as report:
+            step()
             profiler.runcall(step)
-        pstats.Stats(profiler).sort_stats("tottime").print_stats(18)
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+        print(report.table(rows=12))
+        return 0
+    what = "the processor's time" if args.threads == 1 else "the clock's time"
+    print(f"offload to golden against plain PyTorch, threads: {args.threads}, {what}")
+    table = Table()
+    if args.threads == 1:
+        small(table, args.rounds, clock)
+    bounds = {
+        "ResNet": (1.4 if args.threads == 1 else 1.8, ("fp16", 4.0)),
+        "GPT": (1.5, ("plain", 6.0)),
+        "EfficientNet": (4.0, None),
+        "depthwise": (10.0, None),
+        "LSTM": (5.0, None),
+    }
+    for name, step in steps.items():
+        least, precise = bounds[name.split()[0].split("-")[0]]
+        light = name.startswith(("depthwise", "LSTM"))
+        found = medians(step, args.rounds, 20 if name.startswith("depthwise") else 1, clock)
+        print(
+            f"{name}: plain {found['plain'] * 1e3:.3g} ms" + (", a forward pass" if light else "")
+        )
+        table.row("fp16", found["fp16"] / found["plain"], least, "x plain")
+        if precise is None:
+            print(f"        fp32: {found['fp32'] / found['plain']:.4g} x plain")
+        else:
+            against, bound = precise
+            table.row("fp32", found["fp32"] / found[against], bound, f"x {against}")
+    print(f"{table.over} over their bounds" if table.over else "all keep their bounds")
     return 0
 
 

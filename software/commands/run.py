@@ -61,6 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trace", metavar="FILE.json", type=output_file, help="write a Perfetto trace"
     )
     parser.add_argument("--seed", type=seed_number, default=0)
+    parser.add_argument(
+        "--quick", action="store_true",
+        help="a size that ends within a minute on golden, with the checks that hold there",
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -127,15 +131,18 @@ def run(args: argparse.Namespace) -> int:
         title = f"{method.slug} on {args.device}"
         stack.enter_context(_progress(report, title, shown=not args.json))
         began = time.perf_counter()
-        result = method.run(seed=args.seed)
+        result = method.run(seed=args.seed, quick=args.quick)
     values = {
         "method": method.slug,
         "device": args.device,
         "seed": args.seed,
+        "quick": args.quick,
         "seconds": time.perf_counter() - began,
         **result.to_json(),
     }
     notes = [str(check) for check in result.checks]
+    if args.quick:
+        notes += [f"quick: {part}" for part in result.left_out]
     if report is not None:
         # Cycles of a long program's many sizes take a while to predict: on request.
         cycles = args.cycles

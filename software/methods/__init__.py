@@ -60,11 +60,14 @@ class Result:
     checks : list of Check
     figures : dict
         Matplotlib figures by name (without suffix).
+    left_out : list of str
+        What a quick demo does not do of the whole one.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
     figures: dict[str, Figure] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -78,7 +81,12 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """Return metrics and checks as plain values."""
         checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
-        return {"metrics": self.metrics, "checks": checks, "passed": self.passed}
+        return {
+            "metrics": self.metrics,
+            "checks": checks,
+            "passed": self.passed,
+            "left_out": self.left_out,
+        }
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ class Method:
 
     @property
     def run(self) -> Callable[..., Result]:
-        """The demo: ``run(*, seed=0) -> Result``."""
+        """The demo: ``run(*, seed=0, quick=False) -> Result``."""
         demo = importlib.import_module(f"sat.methods.{self.slug}.demo")
         run: Callable[..., Result] = demo.run
         return run

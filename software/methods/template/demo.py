@@ -9,8 +9,11 @@ from sat.methods import Result
 from sat.methods.template.ridge import Ridge
 
 
-def run(*, seed: int = 0, steps: int = 60) -> Result:
-    """Fit random data; compare with the closed form, computed in float64."""
+def run(*, seed: int = 0, quick: bool = False, steps: int = 60) -> Result:
+    """Fit random data; compare with the closed form, computed in float64.
+
+    It takes a second, quick or not.
+    """
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(200, 8, generator=generator)
     y = x @ torch.randn(8, 1, generator=generator) + 0.1 * torch.randn(200, 1, generator=generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def test_every_folder_is_registered_and_has_a_demo():
     folders = {p.parent.name for p in FOLDER.glob("*/__init__.py")} - {"template", "problems"}
     assert folders == set(METHODS)
     for method in METHODS.values():
-        assert callable(method.run)
+        arguments = inspect.signature(method.run).parameters
+        assert arguments["seed"].default == 0 and arguments["quick"].default is False
         assert method.precision in ("fp16", "fp32")
     with pytest.raises(ValueError, match="there is no such method; choose one of"):
         get_method("s5d")
@@ -40,6 +42,27 @@ def test_methods_know_no_device():
         text = file.read_text()
         for name in ("sat.devices", "sat.offload", "sat.device"):
             assert name not in text, f"{file.name} names {name}"
+
+
+def test_a_quick_demo_says_what_it_leaves_out(capsys, monkeypatch):
+    def demo(*, seed=0, quick=False):
+        result = Result(left_out=["the long sweep"] if quick else [])
+        result.check("error", 0.5, 1.0)
+        return result
+
+    monkeypatch.setattr(Method, "run", property(lambda self: demo))
+    assert main(["run", "s4d", "--quick"]) == 0
+    assert "quick: the long sweep" in capsys.readouterr().out
+    assert main(["run", "s4d", "--quick", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["quick"] and values["left_out"] == ["the long sweep"]
+    assert main(["run", "s4d"]) == 0
+    assert "quick: " not in capsys.readouterr().out
+
+
+def test_quick_lightsb_keeps_its_checks():
+    result = importlib.import_module("sat.methods.lightsb.demo").run(quick=True)
+    assert result.passed and len(result.checks) == 4 and result.left_out
 
 
 def test_checks_judge():

@@ -124,6 +124,11 @@ def _in_forward(frame: FrameType | None) -> bool:
 
 def _traced_as_leaf(layer: nn.Module, x: Any) -> Any:
     """Return what stands for the layer's result in a graph of `torch.fx` that is being traced."""
+    if not isinstance(x, fx.Proxy):
+        raise TypeError(
+            f"layer {getattr(layer, PLAN).name!r}: input is a {type(x).__name__}: must be a "
+            "torch.Tensor; convert with torch.as_tensor"
+        )
     tracer = x.tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(layer), (x,), {})
 
@@ -132,6 +137,11 @@ def _call(layer: nn.Module, x: Tensor, weight: Tensor, g: Geometry, pictures: bo
     """Return what takes the layer's products now; raise if its tensors are not fit for it."""
     plan = _plan(layer)
     where = f"layer {plan.name!r}: " if plan.name else ""
+    if x.is_nested:
+        raise TypeError(
+            f"{where}input is a nested tensor: a convolution's pictures are of one size; call the "
+            "layer for each part"
+        )
     for name, tensor in (("input", x), ("weight", weight)):
         if tensor.dtype not in _FLOATS:
             raise TypeError(
@@ -165,7 +175,7 @@ class SatLinear(SatLayer, nn.Linear):
 
         The result has the weight's type, float32, or autocast's; its values are those of float16.
         """
-        if isinstance(input, fx.Proxy):
+        if not isinstance(input, Tensor):
             return cast(Tensor, _traced_as_leaf(self, input))
         if input.is_nested:
             return self._nested(input)
@@ -208,7 +218,7 @@ class SatConv2d(SatLayer, nn.Conv2d):
 
         Types as of `SatLinear`, memory format as of ``nn.Conv2d``.
         """
-        if isinstance(input, fx.Proxy):
+        if not isinstance(input, Tensor):
             return cast(Tensor, _traced_as_leaf(self, input))
         weight, g = self._own_weight(), _conv_geometry(self)
         call = _call(self, input, weight, g, True)

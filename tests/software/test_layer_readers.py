@@ -63,6 +63,17 @@ def test_nested_tensors_are_one_product(layout):
     assert all(leaf.grad.abs().sum() > 0 for leaf in leaves)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_convolutions_refuse_nested_tensors():
+    layer = nn.Conv2d(8, 8, 1)
+    sat.sparsify_(layer)
+    x = torch.nested.nested_tensor([randn(8, 3, 3), randn(8, 4, 4)])
+    with pytest.raises(
+        TypeError, match="input is a nested tensor: a convolution's pictures are of"
+    ):
+        layer(x)
+
+
 class Reader(nn.Module):
     """A module that multiplies by its layer's weight itself."""
 

@@ -145,7 +145,7 @@ def os_mappings(
     config: SatConfig,
     offsets: tuple[int, ...] = (0,),
     chunk_words: int | None = None,
-) -> list[Mapping]:
+) -> list[OsMapping]:
     """Return the output stationary mappings worth trying.
 
     Parameters
@@ -158,7 +158,7 @@ def os_mappings(
     s = config.interleave
     per_word = values_per_word(product, config)
     words = ceil_div(product.depth, config.max_m)
-    found: list[Mapping] = []
+    found: list[OsMapping] = []
     for split in range(s.bit_length()):
         tile_rows, tile_cols = config.rows * (s >> split), config.cols << split
         row_tiles = ceil_div(product.rows, tile_rows)

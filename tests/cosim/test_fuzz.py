@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from sat.dataflow.compile import compile_product
+from sat.dataflow.cycles import predict
 from sat.dataflow.host import read_result, write_product
 from sat.dataflow.mapping import legal_mappings
 from sat.dataflow.products import Product
@@ -23,6 +24,7 @@ from sat.rtl.config import SatConfig
 from sat.rtl.isa import ENGINES, HEADER_BITS, INSTRUCTION_BYTES, Instruction, Opcode, Status
 from sat.sim.device_rtl import DeviceRtl
 from sat.sim.golden.device import GoldenDevice, Outcome
+from sat.sim.memory import MemoryTiming
 
 pytestmark = pytest.mark.xdist_group("errors")
 
@@ -135,6 +137,18 @@ def test_a_hundred_thousand_programs():
     assert sum(fuzz(100_000, 99).values()) > 90_000
 
 
+def as_predicted(raw: bytes, timing: MemoryTiming, cycles: int) -> bool:
+    """Return whether the cycle model has an answer; it must be these cycles."""
+    try:
+        found = predict(raw, CONFIG, timing, CODE)
+    except ValueError as refused:
+        # Masks are random: semaphores that several engines raise have no one order.
+        assert "semaphore" in str(refused)
+        return False
+    assert found.cycles == cycles, Program.decode(raw).text()
+    return True
+
+
 @pytest.mark.parametrize("part", range(4))
 def test_rtl_gives_the_same_verdict_and_goes_on(part):
     """250 programs on the RTL, each followed by a product that must be right."""
@@ -147,6 +161,7 @@ def test_rtl_gives_the_same_verdict_and_goes_on(part):
     values = numbers.standard_normal((12, 6)).astype(np.float16)
     indices = np.tile(np.array([[0], [3]], np.uint8), (6, 6))
     want = None
+    predicted = 0
     seen: Counter[Status] = Counter()
     for _ in range(250):
         raw = random_program(rng)
@@ -162,6 +177,8 @@ def test_rtl_gives_the_same_verdict_and_goes_on(part):
             assert outcome.status is verdict.status, Program.decode(raw).text()
             if verdict.status is not Status.DONE:
                 assert outcome.error_pc == verdict.pc
+        if outcome.status is Status.DONE:
+            predicted += as_predicted(raw, dev.timing, outcome.cycles)
         seen[outcome.status] += 1
         write_product(dev.memory, compiled.memory, compiled.program, a, values, indices, None)
         good = dev.run(compiled.memory.program.address, len(compiled.program))
@@ -170,3 +187,4 @@ def test_rtl_gives_the_same_verdict_and_goes_on(part):
         want = result if want is None else want
         assert np.array_equal(result, want)
     assert seen[Status.DONE] > 10 and seen[Status.WATCHDOG] > 5, seen
+    assert predicted > 10

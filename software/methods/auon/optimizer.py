@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sat.methods.auon.scalar import cosh_rms, require_gamma
+from sat.methods.problems.optimizer import CheckedOptimizer
 from sat.methods.problems.orthogonal import TINY, frobenius_norm, newton_schulz, require_steps
-from sat.methods.problems.parameters import (
-    name_parameter,
-    require_gradients,
-    require_momentum,
-    require_options,
-)
+from sat.methods.problems.parameters import name_parameter, require_momentum
 
 FORMS = ("paper", "code")
 _BRAKE = 1e-8
@@ -79,7 +75,7 @@ def hybrid_direction(
     return x / (r + _BRAKE), r
 
 
-class AuON(torch.optim.Optimizer):
+class AuON(CheckedOptimizer):
     """Momentum SGD on matrices, each step divided by a norm and by `cosh_rms`.
 
     Per matrix, in this order: ``W *= 1 - lr weight_decay``; ``M = momentum M + (1 - momentum) g``;
@@ -137,18 +133,8 @@ class AuON(torch.optim.Optimizer):
         }  # fmt: skip
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as torch does, after its options and parameters were checked."""
-        super().add_param_group(param_group)
-        try:
-            self._check(len(self.param_groups) - 1)
-        except ValueError:
-            self.param_groups.pop()
-            raise
-
     def _check(self, number: int) -> None:
         group = self.param_groups[number]
-        require_options(group)
         require_momentum("momentum", group["momentum"])
         self._check_kind(group)
         for place, parameter in enumerate(group["params"]):
@@ -166,31 +152,6 @@ class AuON(torch.optim.Optimizer):
         """Return a matrix and what to multiply it by for the update of g, and r."""
         factor, r = _auon_factor(g, group["form"], group["gamma"])
         return g, factor, r
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take a step; gradients are not changed.
-
-        Parameters
-        ----------
-        closure : callable, optional
-            Computes the loss and gradients anew.
-
-        Returns
-        -------
-        float or None
-            What ``closure`` returned.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        require_gradients(self.param_groups)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._step_one(parameter, group)
-        return loss
 
     def _step_one(self, parameter: Tensor, group: dict[str, Any]) -> None:
         assert parameter.grad is not None
@@ -242,7 +203,7 @@ class HybridAuON(AuON):
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "ns_steps": ns_steps,
             "brake": brake, "gamma": gamma, "nesterov": True, "flatten": flatten,
         }  # fmt: skip
-        torch.optim.Optimizer.__init__(self, params, defaults)
+        CheckedOptimizer.__init__(self, params, defaults)
 
     def _check_kind(self, group: dict[str, Any]) -> None:
         require_steps("ns_steps", group["ns_steps"])

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sat.methods.dct_lowrank.base import (
-    LowRankOptimizer,
     add_rows,
     as_rows,
     index_dtype,
@@ -28,6 +27,7 @@ from sat.methods.dct_lowrank.transform import (
     require_rank,
     transform_rows,
 )
+from sat.methods.problems.optimizer import CheckedOptimizer
 from sat.methods.problems.parameters import name_parameter, require_momentum
 
 RESIDUALS = ("drop", "feedback", "sign")
@@ -35,7 +35,7 @@ TRANSFORMS = ("product", "fft")
 MAX_SHAPE = 32_000
 
 
-class DCTAdamW(LowRankOptimizer):
+class DCTAdamW(CheckedOptimizer):
     """AdamW on ``rank`` of n coordinates of each matrix's gradient, n its shorter side.
 
     A is the gradient, transposed if it is wide, so that its n columns are the shorter side (from

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sat.methods.dct_lowrank.base import LowRankOptimizer, add_rows, as_rows
+from sat.methods.dct_lowrank.base import add_rows, as_rows
 from sat.methods.dct_lowrank.transform import (
     basis_matrix,
     power_of_two,
     require_rank,
     select_columns,
 )
+from sat.methods.problems.optimizer import CheckedOptimizer
 from sat.methods.problems.orthogonal import newton_schulz, require_steps
 from sat.methods.problems.parameters import name_parameter, require_momentum
 
@@ -27,7 +28,7 @@ SCALES = {
 }
 
 
-class Trion(LowRankOptimizer):
+class Trion(CheckedOptimizer):
     """Momentum on all of a matrix, orthogonalised updates in ``rank`` columns of the DCT-II.
 
     Per matrix, in this order: ``M += G``; low, P = the columns of M that `select_columns` chooses;

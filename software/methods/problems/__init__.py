@@ -1,6 +1,7 @@
 """Problems that several methods are judged on: data, models, and the loop that trains them.
 
 No method of its own, so it is not in the registry. `text`: characters of Python's own help;
-`gpt`: a small transformer on them, its training loop and schedule; `orthogonal`: Newton-Schulz;
+`gpt`: a small transformer on them, its training loop and schedule; `optimizer`, `parameters`: an
+optimiser's frame that checks everything before it changes anything; `orthogonal`: Newton-Schulz;
 `rounding`: how exact the products are that a demo's float64 checks rest on.
 """

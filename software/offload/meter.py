@@ -83,3 +83,23 @@ class Meter(Device):
                 "without a budget"
             )
         self.cycles += need
+
+
+class Account:
+    """Books the products that are computed inside as one call of an operation."""
+
+    __slots__ = ("began", "flops", "meter", "outer", "work")
+
+    def __init__(self, meter: Meter, work: Work, flops: int) -> None:
+        self.meter, self.work, self.flops = meter, work, flops
+
+    def __enter__(self) -> None:
+        self.outer, self.meter.work = self.meter.work, self.work
+        self.began = time.perf_counter()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.meter.work = self.outer
+        if kind is None:
+            self.work.seconds += time.perf_counter() - self.began
+            self.work.calls += 1
+            self.work.flops += self.flops

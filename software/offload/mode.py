@@ -43,9 +43,9 @@ from sat.offload.decompositions import (
 )
 from sat.offload.handlers import COMPLEX, FLOATS, HANDLED, HANDLERS, Handler
 from sat.offload.host_work import host_work
-from sat.offload.meter import Array16, Meter
+from sat.offload.meter import Account, Array16, Meter
 from sat.offload.nested import NESTED
-from sat.offload.report import CLOCK_HZ, OWN, OffloadReport, Work
+from sat.offload.report import CLOCK_HZ, OWN, OffloadReport
 from sat.offload.rounding import halves
 from sat.offload.switches import UNFUSED
 from sat.sim.golden import sore
@@ -75,26 +75,6 @@ _NO_MATRIX_WORK = (None, None)
 
 _ROUTES: dict[Any, tuple[Callable[..., Any] | None, Handler | None]] = {}
 """What takes an operation: of nested tensors, and of others."""
-
-
-class _Account:
-    """Books the products that are computed inside as one call of an operation."""
-
-    __slots__ = ("began", "flops", "meter", "outer", "work")
-
-    def __init__(self, meter: Meter, work: Work, flops: int) -> None:
-        self.meter, self.work, self.flops = meter, work, flops
-
-    def __enter__(self) -> None:
-        self.outer, self.meter.work = self.meter.work, self.work
-        self.began = time.perf_counter()
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.meter.work = self.outer
-        if kind is None:
-            self.work.seconds += time.perf_counter() - self.began
-            self.work.calls += 1
-            self.work.flops += self.flops
 
 
 class Mode(TorchDispatchMode):
@@ -233,9 +213,9 @@ class Mode(TorchDispatchMode):
         work.seconds += seconds
         self.report.event(work.op, size, "host", None, seconds)
 
-    def account(self, op: str, size: str, flops: int) -> _Account:
+    def account(self, op: str, size: str, flops: int) -> Account:
         """Book the products that are computed inside as one call of an operation."""
-        return _Account(self.meter, self.report.work(op, size, None), flops)
+        return Account(self.meter, self.report.work(op, size, None), flops)
 
     def refusal(self, tensors: Sequence[Tensor], macs: int) -> str | None:
         """Return why a device cannot take a product of these, or None if it can."""

@@ -46,7 +46,8 @@ from sat.offload.host_work import host_work
 from sat.offload.meter import Account, Array16, Meter
 from sat.offload.nested import NESTED
 from sat.offload.report import CLOCK_HZ, OWN, OffloadReport
-from sat.offload.rounding import halves
+from sat.offload.residents import SeenOperands
+from sat.offload.rounding import Lost, halves
 from sat.offload.switches import UNFUSED
 from sat.sim.golden import sore
 from sat.sparsity.pattern import DENSE, Pattern
@@ -97,6 +98,7 @@ class Mode(TorchDispatchMode):
         self.taken = _TAKEN if float64 == "device" else _TAKEN - _DOUBLE
         self.prune_left, self.prune_right = prune_left, prune_right
         self._space = fp32.Workspace()
+        self._seen = SeenOperands()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -264,16 +266,23 @@ class Mode(TorchDispatchMode):
             if start is not None:
                 result += start
             return result.to(wide, copy=True)
-        left, right = self._halves(a), self._halves(b)
-        if wide is torch.float64:
-            made = tensor_of(self._product(left, right)).double()
-            return made if start is None else made + start
         first = None
-        if start is not None:
-            first = array_of(start.float())
-            if first.ndim == 1:
-                first = np.broadcast_to(first, (*a.shape[:-1], len(first)))
-        return tensor_of(self._product(left, right, first))
+        if start is not None and wide is not torch.float64:
+            first = array_of(start.float().expand(*a.shape[:-1], b.shape[-1]))
+        left = self._halves(a)
+        if self.prune_left.dense:
+            assert self.meter.work is not None, "products are computed for an operation"
+            right = self._seen.operand(b, self.meter.work.lost, self._right)
+            made = tensor_of(self.meter._matmul(left, right, first, "auto")[0])
+        else:
+            made = tensor_of(self._product(left, self._halves(b), first))
+        if wide is torch.float64:
+            return made.double() if start is None else made.double() + start
+        return made
+
+    def _right(self, x: Tensor, lost: Lost) -> RightOperand:
+        """Return a right operand, rounded, and pruned as asked for."""
+        return _compact(halves(x, lost), self.prune_right)
 
     def rounded(self, x: Tensor) -> Tensor:
         """Return an operand rounded to float16; the report counts what is lost by it."""
@@ -316,22 +325,21 @@ class Mode(TorchDispatchMode):
         if not left.dense and not right.dense:
             # A device takes one compact operand: the left one goes with zeros in it.
             a, left = _zeroed(a, left), DENSE
-        if not left.dense:
-            first = None if start is None else start.swapaxes(-1, -2)
-            made = self._compact(b.swapaxes(-1, -2), a.swapaxes(-1, -2), left, first)
-            return np.ascontiguousarray(made.swapaxes(-1, -2))
-        return self._compact(a, b, right, start)
-
-    def _compact(
-        self, a: Array16, b: Array16, pattern: Pattern, start: NDArray[np.float32] | None
-    ) -> NDArray[np.float32]:
-        if pattern.dense:
-            right = RightOperand.dense(b)
-        else:
-            values, indices = sore.select(b, pattern.n, pattern.m, -2)
-            right = RightOperand(values, indices, pattern, b.shape[-2])
         # The meter is this block's alone: it need not wait for its turn, only for the device's.
-        return self.meter._matmul(a, right, start, "auto")[0]
+        if left.dense:
+            return self.meter._matmul(a, _compact(b, right), start, "auto")[0]
+        operand = _compact(a.swapaxes(-1, -2), left)
+        first = None if start is None else start.swapaxes(-1, -2)
+        made = self.meter._matmul(b.swapaxes(-1, -2), operand, first, "auto")[0]
+        return np.ascontiguousarray(made.swapaxes(-1, -2))
+
+
+def _compact(b: Array16, pattern: Pattern) -> RightOperand:
+    """Return a right operand, pruned along the depth."""
+    if pattern.dense:
+        return RightOperand.dense(b)
+    values, indices = sore.select(b, pattern.n, pattern.m, -2)
+    return RightOperand(values, indices, pattern, b.shape[-2])
 
 
 def _tracing() -> bool:

@@ -272,8 +272,8 @@ class Mode(TorchDispatchMode):
         left = self._halves(a)
         if self.prune_left.dense:
             assert self.meter.work is not None, "products are computed for an operation"
-            right = self._seen.operand(b, self.meter.work.lost, self._right)
-            made = tensor_of(self.meter._matmul(left, right, first, "auto")[0])
+            kept = self._seen.operand(b, self.meter.work.lost, self._right)
+            made = tensor_of(self.meter._matmul(left, kept, first, "auto")[0])
         else:
             made = tensor_of(self._product(left, self._halves(b), first))
         if wide is torch.float64:

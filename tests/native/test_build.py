@@ -240,6 +240,18 @@ def test_a_model_is_rebuilt_when_anything_changes(verilated):
     assert len(set(paths)) == len(paths)
 
 
+def test_a_model_is_rebuilt_for_other_headers_driver_flags_and_processors(verilated, monkeypatch):
+    """What only the driver is compiled with is in the key, as what all is compiled with."""
+    verilated.driver.write_text('#include "more.h"\n' + DRIVER)
+    options = {"headers": {"more.h": "// one\n"}, "driver_opt": "-O1 -march=native"}
+    paths = [verilated(**options)[0]]
+    paths.append(verilated(**options | {"headers": {"more.h": "// two\n"}})[0])
+    paths.append(verilated(**options | {"driver_opt": "-O1"})[0])
+    monkeypatch.setattr(build, "_native_target", lambda path: "another processor")
+    paths.append(verilated(**options)[0])
+    assert len(set(paths)) == len(paths)
+
+
 def test_two_models_in_one_process_stay_apart(verilated):
     for _ in range(2):
         assert np.array_equal(verilated()[2], SUMS)

@@ -177,7 +177,7 @@ def run(*, seed: int = 0, quick: bool = False) -> Result:
     if quick:
         result.left_out += [
             f"{QUICK_STEPS} steps a run of {STEPS}, one learning rate of 2, one seed of {SEEDS}",
-            "the comparison of losses, and the variants",
+            "the comparison of losses, and of times; the variants",
             "nine of ten gradients that are held to the theorem",
         ]
     else:
@@ -310,7 +310,11 @@ def _judge(result: Result, compared: dict[str, Contender], quick: bool) -> None:
     share = RANK / 64
     result.check("state over full Adam's", state_bytes(optimizer) / full, share + 1e-3)
     seconds = {n: compared[n].trials[RATES[-1]][0].optimizer_seconds for n in ("dct", "svd")}
-    result.check("optimiser's time, DCT-II over SVD", seconds["dct"] / seconds["svd"], 0.9)
+    text, ratio = "optimiser's time, DCT-II over SVD", seconds["dct"] / seconds["svd"]
+    if quick:
+        result.metrics[text] = ratio
+    else:
+        result.check(text, ratio, 0.9)
 
 
 # ------------------------------------------------------------------------------------- picture

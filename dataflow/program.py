@@ -78,6 +78,28 @@ class Program(Sequence[Instruction]):
 
         return Program(map(moved, self))
 
+    def written(self, gap: int = 64) -> list[range]:
+        """Return the byte addresses that its STOREs write, ascending, none twice.
+
+        Parameters
+        ----------
+        gap : int
+            Bytes between two spans, up to which they are returned as one.
+        """
+        spans: list[tuple[int, int]] = []
+        for i in self:
+            if i.opcode is Opcode.STORE:
+                address, pitch, size = (i.body[n] for n in ("address", "pitch", "row_bytes"))
+                firsts = range(address, address + pitch * i.body["rows"], pitch or 1)
+                spans += [(first, first + size) for first in firsts[: i.body["rows"]]]
+        made: list[range] = []
+        for first, end in sorted(spans):
+            if made and first <= made[-1].stop + gap:
+                made[-1] = range(made[-1].start, max(made[-1].stop, end))
+            else:
+                made.append(range(first, end))
+        return made
+
     def encode(self) -> bytes:
         """Return the program as the device reads it, 32 bytes an instruction."""
         if self._raw is None:

@@ -8,7 +8,7 @@ arrive in the cycle of the last address.
 from __future__ import annotations
 
 from amaranth import *
-from amaranth.lib import data, wiring
+from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from sat.rtl.config import INDEX_BITS, SatConfig
@@ -504,24 +504,26 @@ class LaunchQueue(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         depth = self.depth
-        times = Array(Signal(self.bits, name=f"time_{i}") for i in range(depth))
-        items = Array(Signal(self.shape, name=f"item_{i}") for i in range(depth))
+        command = data.StructLayout({"time": self.bits, "item": self.shape})
+        m.submodules.commands = commands = memory.Memory(shape=command, depth=depth, init=[])
+        write, read = commands.write_port(), commands.read_port(domain="comb")
         taken, put = Signal(range(depth)), Signal(range(depth))
         level = Signal(range(depth + 1))
         m.d.comb += [
-            self.valid.eq((level != 0) & (times[taken] == self.now)),
-            self.out.eq(items[taken]),
+            write.addr.eq(put),
+            write.data.time.eq(self.time),
+            write.data.item.eq(self.item),
+            write.en.eq(self.push),
+            read.addr.eq(taken),
+            self.valid.eq((level != 0) & (read.data.time == self.now)),
+            self.out.eq(read.data.item),
         ]
 
         def after(pointer: Signal) -> Value:
             return Mux(pointer == depth - 1, 0, pointer + 1)
 
         with m.If(self.push):
-            m.d.sync += [
-                times[put].eq(self.time),
-                items[put].eq(self.item),
-                put.eq(after(put)),
-            ]
+            m.d.sync += put.eq(after(put))
         with m.If(self.valid):
             m.d.sync += taken.eq(after(taken))
         m.d.sync += level.eq(level + self.push - self.valid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from amaranth import *
-from amaranth.lib import stream, wiring
+from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 
@@ -43,9 +43,10 @@ class Queue(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         depth = self.depth
-        items = Array(
-            Signal(self.i.p.shape(), name=f"item_{n}", reset_less=True) for n in range(depth)
-        )
+        # A memory, not registers: a place costs an FPGA a few LUTs instead of a flip-flop a bit
+        # and a multiplexer of all places.
+        m.submodules.items = items = memory.Memory(shape=self.i.p.shape(), depth=depth, init=[])
+        write, read = items.write_port(), items.read_port(domain="comb")
         first = Signal(range(depth))
         free = Signal(range(depth))
         self.state = (items, first, free)  # what proofs speak of (tests/formal)
@@ -54,10 +55,14 @@ class Queue(wiring.Component):
         m.d.comb += [
             self.i.ready.eq(self.level != depth),
             self.o.valid.eq(self.level != 0),
-            self.o.p.eq(items[first]),
+            write.addr.eq(free),
+            write.data.eq(self.i.p),
+            write.en.eq(put),
+            read.addr.eq(first),
+            self.o.p.eq(read.data),
         ]
         with m.If(put):
-            m.d.sync += [items[free].eq(self.i.p), free.eq(Mux(free == depth - 1, 0, free + 1))]
+            m.d.sync += free.eq(Mux(free == depth - 1, 0, free + 1))
         with m.If(take):
             m.d.sync += first.eq(Mux(first == depth - 1, 0, first + 1))
         m.d.sync += self.level.eq(self.level + put - take)

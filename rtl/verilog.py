@@ -171,6 +171,13 @@ def _short_zeros(match: re.Match[str]) -> str:
     )
 
 
+_ELEMENT = re.compile(r"\\\S*\[\S*")
+
+
+def _plain_element(match: re.Match[str]) -> str:
+    return match[0].replace("[", "(").replace("]", ")")
+
+
 def emit(
     component: wiring.Component,
     name: str = "top",
@@ -213,5 +220,7 @@ def emit(
                 "hands to sat.rtl.verilog.part"
             )
     text = "\n".join([top, *platform.leaves.values()])
+    # Elements of arrays have names such as `\x[0] `, which Yosys' abc9 takes for bit 0 of `x`.
+    text = _ELEMENT.sub(_plain_element, text)
     # A cleared memory is written out word by word: half of the text of a device.
     return _ZEROS.sub(_short_zeros, text)

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from sat.rtl.fp.formats import FP32
 from sat.rtl.fp.rounding import rounds_up
+from sat.rtl.fp.shift import shift_right_sticky
 
 _STEPS = ("swap", "align", "add", "count", "normalise", "round")
 
@@ -104,20 +105,17 @@ class Adder(wiring.Component):
         exponent, small_exponent = Signal(8), Signal(8)
         distance = Signal(8)
         reach = Signal(5)
-        mantissa, whole, shifted, aligned = (Signal(27) for _ in range(4))
-        sticky = Signal()
+        mantissa, whole = Signal(27), Signal(27)
         subtract, sign, nan, infinite, zero_sign = (Signal() for _ in range(5))
         m.d.comb += [
             # Subnormals have the exponent of the smallest normal numbers.
             exponent.eq(large_field | ~normal),
             small_exponent.eq(small_field | ~small_normal),
             distance.eq(exponent - small_exponent),
-            reach.eq(Mux(distance > 27, 27, distance)),
+            # Far enough for all bits to leave, if further than five bits can say.
+            reach.eq(distance[:5] | distance[5:].any().replicate(5)),
             mantissa.eq(Cat(C(0, 3), large[:23], normal)),
             whole.eq(Cat(C(0, 3), small[:23], small_normal)),
-            shifted.eq(whole >> reach),
-            sticky.eq((shifted << reach)[:27] != whole),
-            aligned.eq(shifted | sticky),
             subtract.eq(large[31] ^ small[31]),
             sign.eq(large[31]),
             # A NaN is larger than infinity: if there is one, then `large` is one.
@@ -126,6 +124,7 @@ class Adder(wiring.Component):
             # A sum of exactly zero: negative only if both summands are.
             zero_sign.eq(large[31] & small[31]),
         ]
+        aligned = shift_right_sticky(m, whole, reach, "aligned")
         exponent, mantissa, aligned, subtract, sign, nan, infinite, zero_sign = after(
             "align",
             exponent=exponent,

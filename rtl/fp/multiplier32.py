@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from sat.rtl.fp.formats import FP32
 from sat.rtl.fp.rounding import rounds_up
+from sat.rtl.fp.shift import leading_zeros, shift_right_sticky
 
 LATENCY = 3
 """Cycles from factors to product."""
@@ -59,31 +60,20 @@ class Multiplier32(wiring.Component):
         ]
 
         # Put the leading one to bit 47, as far as the exponent goes.
-        zeros = Signal(6)
-        with m.If(integer[47]):
-            m.d.comb += zeros.eq(0)
-        for count in range(1, 48):
-            with m.Elif(integer[47 - count]):
-                m.d.comb += zeros.eq(count)
-        with m.Else():
-            m.d.comb += zeros.eq(48)
+        zeros = leading_zeros(m, integer, "zeros")
         up, down = Signal(6), Signal(6)
-        lifted, lowered = Signal(48), Signal(48)
-        sticky = Signal()
+        lifted = Signal(48)
         with m.If(exponent < 0):
             m.d.comb += down.eq(Mux(exponent < -48, 48, -exponent))
         with m.Else():
             m.d.comb += up.eq(Mux(zeros > exponent, exponent, zeros))
-        m.d.comb += [
-            lifted.eq(integer << up),
-            lowered.eq(integer >> down),
-            sticky.eq((lowered << down)[:48] != integer),
-        ]
+        m.d.comb += lifted.eq(integer << up)
+        lowered = shift_right_sticky(m, integer, down, "lowered")
         shifted = Signal(48, reset_less=True)
         field = Signal(9, reset_less=True)
         late = [Signal(name=f"{s.name}_2", reset_less=True) for s in (sign, nan, infinite)]
         m.d.sync += [
-            shifted.eq(Mux(exponent < 0, lowered | sticky, lifted)),
+            shifted.eq(Mux(exponent < 0, lowered, lifted)),
             field.eq(Mux((exponent >= 0) & lifted[47], exponent + 1 - up, 0)),
             *(new.eq(old) for new, old in zip(late, (sign, nan, infinite), strict=True)),
         ]

@@ -81,11 +81,18 @@ def _missing_simulator() -> str | None:
     return _missing_compiler()
 
 
+def _missing_serial() -> str | None:
+    if importlib.util.find_spec("serial") is None:
+        return "the package pyserial is missing; pip install 'sat[fpga]'"
+    return None
+
+
 def available() -> list[DeviceInfo]:
     """Return the devices of this version, and what each lacks on this machine."""
     return [
         DeviceInfo("golden", "functional model on the host; defines the bits", _missing_compiler()),
         DeviceInfo("rtl", "the simulated hardware; counts cycles", _missing_simulator()),
+        DeviceInfo("uart:PORT", "a board behind a serial port", _missing_serial()),
     ]
 
 
@@ -152,7 +159,13 @@ def device(spec: str, **options: Any) -> Device:
 
         simulated: Device = RtlDevice(**options)
         return simulated
-    if spec.partition(":")[0] in ("uart", "xdma"):
+    kind, _, port = spec.partition(":")
+    if kind == "uart" and port:
+        from sat.devices.uart import UartDevice
+
+        board: Device = UartDevice(port, **options)
+        return board
+    if kind == "xdma":
         raise DeviceError(
             f"device {spec!r}: hardware is not part of this version, which has {names}; "
             "choose 'rtl' for the same bits and cycles in simulation"

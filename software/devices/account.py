@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sat.dataflow.products import Product
@@ -35,7 +35,7 @@ class Run:
     device : str, optional
         Which one ran, where a device is made of several.
     parts : tuple of Run
-        Accounts of the devices that shared a stack, where each took some of its products in turn.
+        Accounts of what was computed one after the other, where a product or a stack was cut.
     """
 
     def __init__(
@@ -132,3 +132,23 @@ class InTurn:
 
     def __call__(self) -> int:
         return sum(run.predicted_cycles or 0 for run in self.runs)
+
+
+def in_turn(parts: Sequence[Run]) -> Run:
+    """Return the account of what was computed in parts, one after the other."""
+    return Run(
+        macs=sum(run.macs for run in parts),
+        cycles=sum_known([run.cycles for run in parts]),
+        predicted_cycles=InTurn(tuple(parts)),
+        bytes_read=sum_known([run.bytes_read for run in parts]),
+        bytes_written=sum_known([run.bytes_written for run in parts]),
+        bytes_host=sum(run.bytes_host for run in parts),
+        bytes_kept=sum(run.bytes_kept for run in parts),
+        wall_seconds=sum(run.wall_seconds or 0.0 for run in parts),
+        parts=tuple(parts),
+    )
+
+
+def sum_known(counts: Sequence[int | None]) -> int | None:
+    """Return the sum of counts, or None if one is not known."""
+    return None if None in counts else sum(c for c in counts if c is not None)

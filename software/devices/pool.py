@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sat.dataflow.products import Product
-from sat.devices.account import InTurn, Run, Slowest
+from sat.devices.account import Run, Slowest, in_turn, sum_known
 from sat.devices.base import Device
 from sat.devices.operand import RightOperand
 from sat.sim.threads import side_by_side
@@ -98,8 +98,8 @@ class PoolDevice(Device):
             cycles=counted,
             predicted_cycles=Slowest(tuple(runs)),
             utilisation=None if counted is None else macs / (counted * size),
-            bytes_read=_sum([run.bytes_read for run in runs]),
-            bytes_written=_sum([run.bytes_written for run in runs]),
+            bytes_read=sum_known([run.bytes_read for run in runs]),
+            bytes_written=sum_known([run.bytes_written for run in runs]),
             bytes_host=sum(run.bytes_host for run in runs),
             bytes_kept=sum(run.bytes_kept for run in runs),
             wall_seconds=max(run.wall_seconds or 0.0 for run in runs),
@@ -111,10 +111,6 @@ class PoolDevice(Device):
         with contextlib.ExitStack() as stack:
             for device in self.devices:
                 stack.callback(device.close)
-
-
-def _sum(counts: Sequence[int | None]) -> int | None:
-    return None if None in counts else sum(c for c in counts if c is not None)
 
 
 class FirstDevice(Device):
@@ -161,28 +157,12 @@ class FirstDevice(Device):
             for part in (slice(0, self.left), slice(self.left, count)):
                 first = None if start is None else start[part]
                 made.append(self._matmul(a[part], b.part(part), first, dataflow))
-            return np.concatenate([result for result, _ in made]), _both([run for _, run in made])
+            return np.concatenate([result for result, _ in made]), in_turn([run for _, run in made])
         device = self.first if self.left else self.then
         result, run = device.compute(a, b, start, dataflow)
         self.left = max(0, self.left - count)
         run.device = device.name
         return result, run
-
-
-def _both(parts: Sequence[Run]) -> Run:
-    """Return the account of a stack that several devices computed one after the other."""
-    cycles = [run.cycles for run in parts]
-    return Run(
-        macs=sum(run.macs for run in parts),
-        cycles=_sum(cycles),
-        predicted_cycles=InTurn(tuple(parts)),
-        bytes_read=_sum([run.bytes_read for run in parts]),
-        bytes_written=_sum([run.bytes_written for run in parts]),
-        bytes_host=sum(run.bytes_host for run in parts),
-        bytes_kept=sum(run.bytes_kept for run in parts),
-        wall_seconds=sum(run.wall_seconds or 0.0 for run in parts),
-        parts=tuple(parts),
-    )
 
 
 def parse_pool(spec: str) -> list[str]:

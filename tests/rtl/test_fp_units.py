@@ -212,7 +212,7 @@ def test_wrong_rounding_is_found(monkeypatch, wrong):
 def test_a_lost_sticky_bit_is_found():
     """Planted in the Verilog: what the alignment shifts out behind the round bit is forgotten."""
     text = fp_bulk.verilog("adder")
-    wrong = re.sub(r"(assign sticky = ).*;", r"\g<1>1'h0;", text)
+    wrong = re.sub(r"(assign aligned_sticky = ).*;", r"\g<1>1'h0;", text)
     assert wrong != text
     a, b = pairs32(np.random.default_rng(0), MILLION // 10)
     assert not np.array_equal(fp_bulk.run("adder", a, b, text=wrong), fp.add(a, b))

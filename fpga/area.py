@@ -1,0 +1,80 @@
+"""What a component takes of an FPGA, by synthesis alone: no place, no route."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from amaranth.lib import wiring
+
+from sat.fpga.yosys import run_yosys
+from sat.rtl.verilog import emit
+
+PERIOD_PS = 20_000
+"""Period that logic is mapped for: 50 MHz. Without one Yosys maps for least delay, at any price."""
+
+
+@dataclass(frozen=True)
+class Area:
+    """Cells of a Lattice ECP5.
+
+    Parameters
+    ----------
+    lut4, ff : int
+        Look-up tables of four inputs; flip-flops.
+    carry : int
+        CCU2C cells, two LUTs each.
+    distributed_ram : int
+        DPR16X4 cells, 16 words of 4 bits in four LUTs each.
+    dsp : int
+        MULT18X18D multipliers.
+    block_ram : int
+        DP16KD blocks of 18 kbit.
+    """
+
+    lut4: int
+    ff: int
+    carry: int
+    distributed_ram: int
+    dsp: int
+    block_ram: int
+
+    @property
+    def comb(self) -> int:
+        """LUTs in all, as nextpnr counts them (TRELLIS_COMB)."""
+        return self.lut4 + 2 * self.carry + 4 * self.distributed_ram
+
+
+_CELLS = {
+    "LUT4": "lut4",
+    "TRELLIS_FF": "ff",
+    "CCU2C": "carry",
+    "TRELLIS_DPR16X4": "distributed_ram",
+    "MULT18X18D": "dsp",
+    "DP16KD": "block_ram",
+}
+
+
+def ecp5_area(component: wiring.Component, period_ps: int = PERIOD_PS) -> Area:
+    """Return what a component takes of an ECP5, flat and by itself.
+
+    Parameters
+    ----------
+    component : wiring.Component
+    period_ps : int
+        Period to map for, in ps.
+
+    Raises
+    ------
+    sat.sim.build.BuildError
+        If Yosys is missing or fails.
+    """
+    script = (
+        "read_verilog top.v",
+        f"scratchpad -set abc9.D {period_ps}",
+        "synth_ecp5 -top top",
+        "tee -q -o area.json stat -json",
+    )
+    made = run_yosys({"top.v": emit(component)}, script, "area.json")
+    cells = json.loads(made.read_text())["design"]["num_cells_by_type"]
+    return Area(**{field: cells.get(cell, 0) for cell, field in _CELLS.items()})

@@ -1,0 +1,56 @@
+"""Shifts and counts by halves: a level of multiplexers for each bit of the distance."""
+
+from __future__ import annotations
+
+from amaranth import *
+
+
+def shift_right_sticky(m: Module, value: Signal, distance: Signal, name: str) -> Signal:
+    """Return ``value >> distance``, its last bit set if any bit that left it was ("sticky").
+
+    The bits that leave are gathered on their way, level by level: shifting back and comparing
+    with ``value`` would cost a second shifter.
+
+    Parameters
+    ----------
+    value : Signal
+    distance : Signal
+        Any; from the width of ``value`` on only the sticky bit is left.
+    name : str
+        Of the signals made here.
+    """
+    # A shift by a bit's worth and masks, not multiplexers: distances are as good as random, and
+    # the processor that simulates a choice would guess it wrong half of the time.
+    dropped: Value = Const(0, 1)
+    for bit in range(len(distance)):
+        step = min(1 << bit, len(value))
+        here = Signal(len(value), name=f"{name}_{bit}")
+        m.d.comb += here.eq(value >> Cat(C(0, bit), distance[bit]))
+        dropped = dropped | (value[:step] & distance[bit].replicate(step))
+        value = here
+    sticky, shifted = Signal(name=f"{name}_sticky"), Signal(len(value), name=name)
+    m.d.comb += [sticky.eq(dropped != 0), shifted.eq(value | sticky)]
+    return shifted
+
+
+def leading_zeros(m: Module, value: Value, name: str) -> Signal:
+    """Return the number of zeros above the leading one of ``value``; its width if it is 0."""
+    width = 1 << (len(value) - 1).bit_length()
+    # Ones below stop the count of a value that is 0 at its width.
+    rest = Cat(C((1 << (width - len(value))) - 1, width - len(value)), value)
+    bits = []
+    while width > 1:
+        width //= 2
+        upper, lower = rest[width:], rest[:width]
+        empty, left = Signal(name=f"{name}_{width}"), Signal(width, name=f"{name}_below_{width}")
+        m.d.comb += [empty.eq(upper == 0), left.eq(Mux(empty, lower, upper))]
+        bits.append(empty)
+        rest = left
+    if len(value) & (len(value) - 1) == 0:
+        # No room for ones below: an empty last bit is one zero more.
+        count = Signal(range(len(value) + 1), name=name)
+        m.d.comb += count.eq(Cat(reversed(bits)) + ~rest[0])
+        return count
+    count = Signal(len(bits), name=name)
+    m.d.comb += count.eq(Cat(reversed(bits)))
+    return count

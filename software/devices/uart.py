@@ -1,0 +1,222 @@
+"""A board behind a serial port: the same programs, bits and cycles as in simulation."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from sat.dataflow.compile.step import Sgd
+from sat.dataflow.products import Product
+from sat.dataflow.program import Program
+from sat.devices.account import Run, in_turn
+from sat.devices.base import Tensors, make_config
+from sat.devices.operand import RightOperand, product_of
+from sat.devices.rtl import RtlDevice
+from sat.devices.splitting import cut, halves, in_halves
+from sat.errors import DeviceError
+from sat.fpga.board import BOARD_CONFIG
+from sat.fpga.link.client import Link, LinkError
+from sat.fpga.machine import BoardMachine
+from sat.fpga.memory import BLOCK_RAM_TIMING
+from sat.sim.device_rtl import Outcome
+from sat.sim.layer import Layer
+
+_READ_SECONDS = 0.02
+"""How long a read of the port waits for a byte."""
+
+
+@contextlib.contextmanager
+def _told(port: str) -> Iterator[None]:
+    """Turn what the link says into the device's own error."""
+    try:
+        yield
+    except LinkError as error:
+        raise DeviceError(f"device 'uart:{port}': {error}") from error
+    except OSError as error:
+        raise DeviceError(
+            f"device 'uart:{port}': the port failed ({error}): connect the board again and make a "
+            "new device"
+        ) from error
+
+
+class UartDevice(RtlDevice):
+    """Runs products on a board.
+
+    A product that the board's memory cannot hold is computed in parts. Resident operands and
+    weights stay on the board. After an error of the link the next product greets the board anew and
+    sends what it needs.
+
+    Parameters
+    ----------
+    port : str
+        Serial port, such as ``/dev/ttyUSB0``; nobody else may have it open.
+    array : str, optional
+        ``"RxC"``; together with ``config`` and ``options`` what the board's gateware was made from:
+        `sat.fpga.board.BOARD_CONFIG` if not given.
+    baud : int
+        Of the gateware.
+    **options
+        Further fields of `SatConfig`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option breaks its rule.
+    DeviceError
+        The port cannot be opened, no board answers, or its gateware is of another configuration.
+    """
+
+    name = "uart"
+
+    def __init__(
+        self,
+        port: str,
+        array: str | None = None,
+        *,
+        config: Any = None,
+        baud: int = 1_000_000,
+        **options: Any,
+    ) -> None:
+        if config is None:
+            config = BOARD_CONFIG
+        if not isinstance(baud, int) or isinstance(baud, bool) or baud < 1:
+            raise ValueError(f"baud={baud!r}: must be a positive integer; leave it out for 1000000")
+        super().__init__(
+            config=make_config(config, array, **options), memory=BLOCK_RAM_TIMING, memory_bytes=4096
+        )
+        self.port = port
+        self._serial = _open(port, baud)
+        self._link = Link(self._serial)
+        self._board: BoardMachine | None = None
+        try:
+            with _told(port):
+                self._board = BoardMachine(self._link, self.config)
+        except BaseException:
+            self._serial.close()
+            raise
+        self._memory_bytes = len(self._board.memory)
+
+    def _simulator(self, need: int, purpose: str) -> Any:
+        """Return the board; a program uses what lies below ``need``, and blocks that are kept."""
+        if need > self._memory_bytes:
+            raise ValueError(
+                f"{purpose} needs {need:,} bytes of memory: the board has {self._memory_bytes:,}; "
+                "make it smaller, or the gateware's memory larger"
+            )
+        self._used = [range(need)]
+        if self._board is None:
+            # The link failed: whatever was there may be gone.
+            self._residents.clear()
+            with _told(self.port):
+                self._serial.reset_input_buffer()
+                self._board = BoardMachine(self._link, self.config)
+        return self._board
+
+    def _room_beside(self, scratch: int, size: int) -> int | None:
+        """Return the memory that a program and a block to keep need; None if it is too much."""
+        need = super()._room_beside(scratch, size)
+        return need if need is not None and need <= self._memory_bytes else None
+
+    def _run(
+        self, device: Any, address: int, program: Program, purpose: str
+    ) -> tuple[Outcome, float]:
+        """Run a program on the board; return how it ended and the host's seconds."""
+        began = time.perf_counter()
+        used = [*self._used, *self._residents.blocks()]
+        try:
+            with _told(self.port):
+                outcome = device.run(address, len(program), used, program.written())
+        except BaseException:
+            self._board = None
+            self._residents.clear()
+            raise
+        self._require_done(outcome, purpose)
+        return outcome, time.perf_counter() - began
+
+    def _fits(self, product: Product, dataflow: str) -> bool:
+        """Return whether the board can hold a product."""
+        least = 2 * product.count * product.rows * product.depth
+        if least > self._memory_bytes:
+            return False  # not worth a search of mappings
+        return self.compile(product, dataflow)[0].memory.end <= self._memory_bytes
+
+    def _cut(self, product: Product, dataflow: str) -> tuple[str, int] | None:
+        if self._fits(product, dataflow):
+            return None
+        found = cut(product, self.config)
+        if found is None:
+            raise ValueError(
+                f"{product}: the board's {self._memory_bytes:,} bytes of memory cannot hold it"
+            )
+        return found
+
+    def predict(self, product: Product, dataflow: str = "auto") -> int:
+        """Return the cycles that the programs for a product take."""
+        found = self._cut(product, dataflow)
+        if found is None:
+            return super().predict(product, dataflow)
+        return sum(self.predict(half, dataflow) for half in halves(product, *found))
+
+    def _matmul(
+        self,
+        a: np.ndarray,
+        b: RightOperand,
+        start: np.ndarray | None,
+        dataflow: str,
+    ) -> tuple[np.ndarray, Run]:
+        found = self._cut(product_of(a, b, start), dataflow)
+        if found is None:
+            return super()._matmul(a, b, start, dataflow)
+        runs: list[Run] = []
+
+        def compute(a: np.ndarray, b: RightOperand, start: np.ndarray | None) -> np.ndarray:
+            made, run = self._matmul(a, b, start, dataflow)
+            runs.append(run)
+            return made
+
+        return in_halves(a, b, start, *found, compute), in_turn(runs)
+
+    def run_stages(
+        self,
+        names: tuple[str, ...],
+        layer: Layer,
+        tensors: Tensors,
+        rates: Sgd | None,
+        owner: object = None,
+    ) -> tuple[Tensors, Run]:
+        """Run stages of a layer on the board; parameters as of `RtlDevice.run_stages`.
+
+        Raises
+        ------
+        ValueError
+            The board's memory cannot hold the layer.
+        DeviceError
+            The link or the program failed.
+        """
+        return super().run_stages(names, layer, tensors, rates, owner)
+
+    def close(self) -> None:
+        """Give the port back."""
+        super().close()
+        self._serial.close()
+
+
+def _open(port: str, baud: int) -> Any:
+    """Return an open port that nobody else has."""
+    try:
+        import serial
+    except ImportError as error:
+        raise DeviceError(
+            f"device 'uart:{port}' needs pyserial: pip install 'sat[fpga]'"
+        ) from error
+    try:
+        return serial.Serial(port, baud, timeout=_READ_SECONDS, exclusive=True)
+    except (OSError, ValueError) as error:
+        raise DeviceError(
+            f"device 'uart:{port}': the port cannot be opened ({error}): connect the board, close "
+            "other programs that use it, or name another port"
+        ) from error

@@ -8,7 +8,7 @@ import json
 import signal
 import threading
 
-from sat.commands.common import DONE, count, usage
+from sat.commands.common import DONE, count, output_file, usage
 
 SUMMARY = "simulate a board behind a serial port"
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-bytes", type=count, default=1 << 17, help="of block RAM (default 131072)"
     )
-    parser.add_argument("--waves", metavar="FILE.fst", help="write a waveform")
+    parser.add_argument("--waves", metavar="FILE.fst", type=output_file, help="write a waveform")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from sat.dataflow.host import write_product
 from sat.dataflow.mapping import legal_mappings
 from sat.dataflow.products import Product
 from sat.dataflow.program import Program, ProgramError
+from sat.errors import DeviceClosedError
 from sat.rtl import csr
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Instruction, Opcode, Status
@@ -244,5 +245,5 @@ def test_registers(ready):
 def test_closed_device_says_so():
     dev = DeviceRtl(CONFIG, memory_bytes=MEMORY)
     dev.close()
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(DeviceClosedError, match="closed"):
         dev.run(0, 1)

@@ -403,7 +403,7 @@ def test_a_fork_leaves_the_waveform_to_its_process(tmp_path):
     assert cycles <= cycles_in(path) < 2 * cycles
 
 
-@pytest.mark.parametrize("value", [0, -1, 4095, 1 << 60, True, "64M", 1e6, None])
+@pytest.mark.parametrize("value", [0, -1, 4095, 1 << 60, True, "64M", 1e6])
 def test_sizes_of_no_memory_are_refused_at_once(value):
     kind = ValueError if type(value) is int else TypeError
     with pytest.raises(kind, match=rf"memory_bytes={value!r}.* must be"):

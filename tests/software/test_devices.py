@@ -221,7 +221,7 @@ def test_a_model_with_a_device_is_copied_but_not_pickled(golden):
             "uart:/dev/ttyUSB0",
             {},
             sat.DeviceError,
-            "hardware is not part of this version, which has",
+            "the port cannot be opened",
         ),
         ("xdma:0", {}, sat.DeviceError, "hardware is not part of this version"),
         ("golden", {"array": "8"}, ValueError, "array='8': must be ROWSxCOLS, such as 8x8"),
@@ -253,13 +253,15 @@ def test_options_make_the_configuration():
 
 def test_available_lists_what_device_takes():
     found = {info.spec: info for info in available()}
-    assert list(found) == ["golden", "rtl"]
+    assert list(found) == ["golden", "rtl", "uart:PORT"]
     assert all(info.missing is None for info in found.values())
 
 
 def test_available_says_what_is_missing(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert all("no-such-compiler is missing" in info.missing for info in available())
+    missing = {info.spec: info.missing for info in available()}
+    assert all("no-such-compiler is missing" in missing[spec] for spec in ("golden", "rtl"))
+    assert missing["uart:PORT"] is None
 
 
 def test_use_device_nests_and_refuses_others(golden, fake_rtl):

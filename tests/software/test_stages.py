@@ -144,7 +144,7 @@ def test_narrow_addresses_need_no_memory_bytes(bits, monkeypatch):
     """The simulator's memory is no larger than its addresses reach; the next test runs one."""
     sizes = []
 
-    def simulator(config, timing, *, memory_bytes, waves):
+    def simulator(config, timing, *, memory_bytes, waves, engine):
         sizes.append(memory_bytes)
         raise InterruptedError
 

@@ -102,6 +102,8 @@ def test_s4d_mixes_sparsely_on_request():
     layers = {r.name: r.pattern for r in sat.sparsify_(model, "bdwp", "2:8").layers}
     assert layers == {
         "encoder": "dense", "blocks.0.mix": "2:8", "blocks.1.mix": "2:8", "decoder": "dense",
+        # Parameters that the kernel multiplies by itself: named, and left alone.
+        "blocks.0.s4d.kernel": "dense", "blocks.1.s4d.kernel": "dense",
     }  # fmt: skip
     with sat.offload("golden", precision="fp32") as report:
         model(torch.randn(3, 1, 20)).sum().backward()

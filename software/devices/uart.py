@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sat.dataflow.compile.step import Sgd
 from sat.dataflow.products import Product
 from sat.dataflow.program import Program
 from sat.devices.account import Run, in_turn
-from sat.devices.base import Tensors, make_config
+from sat.devices.base import make_config
 from sat.devices.operand import RightOperand, product_of
 from sat.devices.rtl import RtlDevice
 from sat.devices.splitting import cut, halves, in_halves
@@ -23,7 +22,6 @@ from sat.fpga.link.client import Link, LinkError
 from sat.fpga.machine import BoardMachine
 from sat.fpga.memory import BLOCK_RAM_TIMING
 from sat.sim.device_rtl import Outcome
-from sat.sim.layer import Layer
 
 _READ_SECONDS = 0.02
 """How long a read of the port waits for a byte."""
@@ -179,25 +177,6 @@ class UartDevice(RtlDevice):
             return made
 
         return in_halves(a, b, start, *found, compute), in_turn(runs)
-
-    def run_stages(
-        self,
-        names: tuple[str, ...],
-        layer: Layer,
-        tensors: Tensors,
-        rates: Sgd | None,
-        owner: object = None,
-    ) -> tuple[Tensors, Run]:
-        """Run stages of a layer on the board; parameters as of `RtlDevice.run_stages`.
-
-        Raises
-        ------
-        ValueError
-            The board's memory cannot hold the layer.
-        DeviceError
-            The link or the program failed.
-        """
-        return super().run_stages(names, layer, tensors, rates, owner)
 
     def close(self) -> None:
         """Give the port back."""

@@ -197,7 +197,7 @@ class LayerMemory:
 
     def __init__(self, layer: Layer, config: SatConfig, base: int = 0):
         self.layer, self.config = layer, config
-        word, beat = config.max_m, config.axi.beat_bytes
+        word = config.max_m
         _check_channels(layer, config)
         self.padded_in = round_up(layer.in_channels, word)
         self.padded_out = round_up(layer.out_channels, word)
@@ -205,8 +205,9 @@ class LayerMemory:
         self.regions: dict[str, Region] = {}
 
         def place(name: str, rows: int, row_bytes: int) -> None:
-            pitch = round_up(row_bytes, beat)
-            made = Region(round_up(self.at, max(64, beat)), pitch, rows, row_bytes)
+            pitch = round_up(row_bytes, config.granule_bytes)
+            first = round_up(self.at, max(64, config.axi.beat_bytes))
+            made = Region(first, pitch, rows, row_bytes)
             self.regions[name] = made
             self.at = made.end
 

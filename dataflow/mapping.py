@@ -196,9 +196,9 @@ def os_slots(
 ) -> tuple[int, int, int]:
     """Return the words of A, B and index banks that a tile's chunk takes."""
     values = chunk_words * per_word
-    # A chunk that starts inside a beat brings the values before it along.
-    b_skip = _skip(config.axi.beat_bytes // 2, values, offsets)
-    i_skip = _skip(config.axi.beat_bytes * 2, values, offsets)
+    # A chunk that starts inside a granule brings the values before it along.
+    b_skip = _skip(config.granule_bytes // 2, values, offsets)
+    i_skip = _skip(config.granule_bytes * 2, values, offsets)
     b_words = ceil_div(values + b_skip, config.max_m)
     i_words = ceil_div(values + i_skip, config.indices_per_word)
     return (
@@ -208,10 +208,10 @@ def os_slots(
     )
 
 
-def _skip(per_beat: int, chunk_values: int, offsets: tuple[int, ...] = (0,)) -> int:
-    """Return the most values that a chunk's first beat may hold before the chunk's own."""
-    whole = all(values % per_beat == 0 for values in (chunk_values, *offsets))
-    return 0 if whole else per_beat - 1
+def _skip(per_granule: int, chunk_values: int, offsets: tuple[int, ...] = (0,)) -> int:
+    """Return the most values that a chunk's first granule may hold before the chunk's own."""
+    whole = all(values % per_granule == 0 for values in (chunk_values, *offsets))
+    return 0 if whole else per_granule - 1
 
 
 def _holds(config: SatConfig, per_word: int, hold: int) -> bool:
@@ -272,10 +272,10 @@ def ws_slots(
     values = chunk_passes * pass_values
     return (
         chunk_passes * tile_rows,
-        ceil_div(values + _skip(config.axi.beat_bytes // 2, values), config.max_m),
+        ceil_div(values + _skip(config.granule_bytes // 2, values), config.max_m),
         1
         if dense
-        else ceil_div(values + _skip(config.axi.beat_bytes * 2, values), config.indices_per_word),
+        else ceil_div(values + _skip(config.granule_bytes * 2, values), config.indices_per_word),
     )
 
 

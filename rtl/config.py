@@ -217,6 +217,14 @@ class SatConfig:
         return 2 * self.max_m
 
     @property
+    def granule_bytes(self) -> int:
+        """Bytes of a granule, the unit of addresses and of the update engine's banks.
+
+        A beat, or a word of operands where a beat holds several.
+        """
+        return min(self.axi.beat_bytes, self.word_bytes)
+
+    @property
     def beats_per_word(self) -> int:
         """Beats that fill one operand word."""
         return self.word_bytes // self.axi.beat_bytes

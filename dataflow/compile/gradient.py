@@ -149,8 +149,7 @@ class GradientPlanner(Planner):
     def patches(self, tap: int | None, channel: int, channels: int) -> Patches:
         """Return dy's pixels (no tap) or x's at a tap, from a channel on."""
         layer, where = self.layer, self.where
-        beat = where.config.axi.beat_bytes
-        segment = round_up(2 * channels, beat)
+        segment = round_up(2 * channels, where.config.granule_bytes)
         if tap is None:
             region, image, start, step = where["dy"], layer.out_size, (0, 0), (1, 1)
         else:

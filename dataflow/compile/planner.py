@@ -55,11 +55,10 @@ class Planner:
     def aligned(self, chunk: int, bits: int) -> tuple[int, int, int]:
         """Return a chunk's first byte, bytes, and how many values precede it there.
 
-        The first byte is on a beat; ``bits`` is the size of one value.
+        The first byte is on a granule; ``bits`` is the size of one value.
         """
         first, end = self.chunk_values(chunk)
-        per_beat = self.config.axi.data_bits // bits
-        skip = first % per_beat
+        skip = first % (8 * self.config.granule_bytes // bits)
         start_byte = (first - skip) * bits // 8
         return start_byte, ceil_div(end * bits, 8) - start_byte, skip
 

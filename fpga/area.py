@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from amaranth.lib import wiring
 
-from sat.fpga.yosys import run_yosys
+from sat.fpga.wheels import run_yosys
 from sat.rtl.verilog import emit
 
 PERIOD_PS = 20_000
@@ -55,6 +56,11 @@ _CELLS = {
 }
 
 
+def area_of(cells: Mapping[str, int]) -> Area:
+    """Return the area of cells, given how many there are of each type."""
+    return Area(**{field: cells.get(cell, 0) for cell, field in _CELLS.items()})
+
+
 def ecp5_area(component: wiring.Component, period_ps: int = PERIOD_PS) -> Area:
     """Return what a component takes of an ECP5, flat and by itself.
 
@@ -76,5 +82,4 @@ def ecp5_area(component: wiring.Component, period_ps: int = PERIOD_PS) -> Area:
         "tee -q -o area.json stat -json",
     )
     made = run_yosys({"top.v": emit(component)}, script, "area.json")
-    cells = json.loads(made.read_text())["design"]["num_cells_by_type"]
-    return Area(**{field: cells.get(cell, 0) for cell, field in _CELLS.items()})
+    return area_of(json.loads(made.read_text())["design"]["num_cells_by_type"])

@@ -86,6 +86,7 @@ class RegisterBridge(wiring.Component):
                 m.d.sync += address_given.eq(1)
             with m.If(csr.rvalid):
                 m.d.sync += address_given.eq(0)
+        self.state = address_given, data_given
         return m
 
 

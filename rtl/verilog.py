@@ -174,8 +174,12 @@ def _short_zeros(match: re.Match[str]) -> str:
 _ELEMENT = re.compile(r"\\\S*\[\S*")
 
 
-def _plain_element(match: re.Match[str]) -> str:
-    return match[0].replace("[", "(").replace("]", ")")
+def plain_names(text: str) -> str:
+    """Return Verilog or RTLIL without brackets in names.
+
+    Elements of arrays have names such as ``\\x[0]``, which Yosys' abc9 takes for bit 0 of ``x``.
+    """
+    return _ELEMENT.sub(lambda match: match[0].replace("[", "(").replace("]", ")"), text)
 
 
 def emit(
@@ -219,8 +223,6 @@ def emit(
                 f"{type(component).__name__} has no part {wanted!r}: name one that its elaboration "
                 "hands to sat.rtl.verilog.part"
             )
-    text = "\n".join([top, *platform.leaves.values()])
-    # Elements of arrays have names such as `\x[0] `, which Yosys' abc9 takes for bit 0 of `x`.
-    text = _ELEMENT.sub(_plain_element, text)
+    text = plain_names("\n".join([top, *platform.leaves.values()]))
     # A cleared memory is written out word by word: half of the text of a device.
     return _ZEROS.sub(_short_zeros, text)

@@ -91,7 +91,7 @@ class Framer(wiring.Component):
             m.d.sync += present.eq(0)
         left = Signal(range(CRC_BYTES + 1))
         tail = Signal(8 * CRC_BYTES)
-        with m.FSM():
+        with m.FSM() as control:
             with m.State("FLAG"), m.If(self.i.valid & ~present):
                 m.d.comb += crc.start.eq(1)
                 m.d.sync += [byte.eq(FLAG), raw.eq(1), present.eq(1)]
@@ -113,4 +113,10 @@ class Framer(wiring.Component):
                 with m.Else():
                     m.d.sync += [byte.eq(FLAG), raw.eq(1), present.eq(1)]
                     m.next = "FLAG"
+        # For proofs.
+        self.state = (
+            {name: control.ongoing(name) for name in ("FLAG", "BODY", "END", "CRC")},
+            left,
+            Mux(present, Mux(special & ~escaping, 2, 1), 0),
+        )
         return m

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from amaranth import *
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
@@ -42,6 +45,25 @@ class WordBusSignature(wiring.Signature):
                 "read_data": In(32),
             }
         )
+
+
+_STATES = ("IDLE", "JUDGE", "FETCH", "WRITE", "PEEK", "HEAD", "WORD", "BYTES", "DRAIN")
+
+
+@dataclass(frozen=True)
+class _Control:
+    """What the control of a `LinkServer` is at: its states, counters, and stream to the framer."""
+
+    at: dict[str, Value]
+    out: Any
+    accepted: Value
+    words: Value
+    step: Value
+    part: Value
+    count: Value
+    on_register: Value
+    writes: Value
+    greets: Value
 
 
 class LinkServer(wiring.Component):
@@ -176,7 +198,7 @@ class LinkServer(wiring.Component):
         byte_address = Signal(32)
         m.d.comb += self.bus.address.eq(byte_address)
 
-        with m.FSM():
+        with m.FSM() as control:
             with m.State("IDLE"):
                 m.d.comb += idle.eq(1)
                 with m.If(whole & enough):
@@ -197,7 +219,7 @@ class LinkServer(wiring.Component):
                     m.d.sync += words.eq(count >> 2)
                     with m.If(writes):
                         m.d.sync += words.eq(0)
-                        with m.If(~again):
+                        with m.If(~again & (count != 0)):
                             m.next = "FETCH"
                     with m.Elif(operation == Operation.HELLO):
                         m.d.sync += words.eq(greeting_words + 1)
@@ -266,4 +288,10 @@ class LinkServer(wiring.Component):
             # The framer still sends the CRC; a new request may come meanwhile.
             with m.State("DRAIN"):
                 m.next = "IDLE"
+        # For proofs that none of this can hang.
+        self.state = _Control(
+            at={name: control.ongoing(name) for name in _STATES},
+            out=out, accepted=whole & enough, words=words, step=step, part=part, count=count,
+            on_register=on_register, writes=writes, greets=operation == Operation.HELLO,
+        )  # fmt: skip
         return m

@@ -61,6 +61,7 @@ class UartReceiver(wiring.Component):
                     m.d.sync += left.eq(0)  # a spike
                 with m.If(left == 1):
                     m.d.sync += [self.valid.eq(self.rx), self.data.eq(bits[1:])]
+        self.state = left, phase
         return m
 
 
@@ -104,4 +105,5 @@ class UartTransmitter(wiring.Component):
             m.d.sync += [left.eq(10), bits.eq(Cat(C(0, 1), self.i.payload, C(1, 1)))]
             with m.If(left == 0):
                 m.d.sync += phase.eq(0)
+        self.state = left, phase
         return m

@@ -23,7 +23,7 @@ from amaranth import Cat, ClockDomain, Elaboratable, Module, Mux, Signal, Value
 from amaranth.back import rtlil
 from amaranth.hdl import Assert, Assume
 
-from sat.fpga.yosys import compile_yosys
+from sat.fpga.wheels import YOSYS, ready
 from sat.rtl.bursts import BurstCutter
 from sat.rtl.config import SEMAPHORES, AxiConfig, SatConfig
 from sat.rtl.fp.convert import Fp32ToFp16
@@ -32,6 +32,9 @@ from sat.rtl.semaphores import Semaphores
 from sat.rtl.sequencer import ENGINES, Sequencer
 from sat.rtl.sore import SoreLane
 from sat.rtl.streams import Queue
+
+sys.path.insert(0, str(Path(__file__).parent))
+import link_harness
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "formal"
 
@@ -355,6 +358,21 @@ PROOFS = {
     "burst cutter": Proof(cutter, "prove", 2, ("cell $eq", "cell $ne", 0)),
     "FP32 to FP16": Proof(narrow, "prove", 1, ("cell $shr", "cell $shl", 0)),
     "sequencer": Proof(sequencer, "prove", 2, ("cell $add", "cell $sub", 1)),
+    "UART out": Proof(
+        lambda: link_harness.transmitter(Harness()), "prove", 2, ("cell $eq", "cell $ne", 0)
+    ),
+    "UART in": Proof(
+        lambda: link_harness.receiver(Harness()), "prove", 2, ("cell $sub", "cell $add", 0)
+    ),
+    "framer": Proof(
+        lambda: link_harness.framer(Harness()), "prove", 2, ("cell $sub", "cell $add", 0)
+    ),
+    "link server": Proof(
+        lambda: link_harness.server(Harness()), "prove", 4, ("cell $add", "cell $sub", 1)
+    ),
+    "register bridge": Proof(
+        lambda: link_harness.bridge(Harness()), "prove", 2, ("cell $and", "cell $or", 2)
+    ),
     "SORE lane": Proof(sore, "bmc", 10, ("cell $ge", "cell $gt", 0)),
 }
 
@@ -383,7 +401,7 @@ def plant(text: str, old: str, new: str, which: int) -> str:
 
 def solve(name: str, proof: Proof, broken: bool = False, timeout: int = 600) -> Verdict:
     """Run a proof; with ``broken``, on the block with its planted fault."""
-    compile_yosys()
+    ready(YOSYS)
     harness = proof.harness()
     text = rtlil.convert(harness.m, name="top", ports=harness.inputs, emit_src=False)
     if broken:

@@ -149,6 +149,15 @@ def test_bad_requests_are_answered_and_change_nothing(board, request_, status):
     assert link.read_register(0) == 0
 
 
+@pytest.mark.parametrize("operation", [Operation.READ, Operation.WRITE])
+def test_a_request_of_no_bytes_is_answered_and_changes_nothing(board, operation):
+    answer = exchange(board, Request(1, operation, 8, 0).encode())
+    assert answer == Response(1, operation, LinkStatus.DONE)
+    link = link_to(board)
+    link.hello()
+    assert link.read(0, MEMORY_BYTES) == bytes(MEMORY_BYTES)
+
+
 def test_a_write_sent_twice_is_done_once(board):
     write = Request(5, Operation.WRITE_REGISTER, 0, 4, b"data").encode()
     first, second = exchange(board, write), exchange(board, write)

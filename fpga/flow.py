@@ -1,0 +1,183 @@
+"""From a board's gateware to its bitstream: Yosys, nextpnr, ecppack."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import resource
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from sat.fpga import timing
+from sat.fpga.timing import Path, slow_paths
+from sat.fpga.wheels import ECPPACK, NEXTPNR, follow, ready, run_wheel, run_yosys
+from sat.sim.build import cached, digest
+
+_NETLIST, _CONFIG, _BITSTREAM = "top.json", "top.config", "top.bit"
+_TIMING, _DELAYS, _PATHS = "timing.json", "top.sdf", "paths.json"
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What a tool took: by the wall's clock, and of the processor. 0 for what was there already."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """What the tools made of a board's gateware.
+
+    Parameters
+    ----------
+    bitstream : bytes
+    netlist : dict
+        Yosys' JSON of the module ``top``, flat.
+    timing : dict
+        nextpnr's report: utilisation, frequencies.
+    paths : tuple of Path
+        The slowest ones, slowest first.
+    seconds : dict of Seconds
+        By step: synthesis, place and route.
+    """
+
+    bitstream: bytes
+    netlist: dict[str, Any]
+    timing: dict[str, Any]
+    paths: tuple[Path, ...]
+    seconds: dict[str, Seconds]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the bitstream."""
+        return hashlib.sha256(self.bitstream).hexdigest()
+
+
+def implement(
+    files: Mapping[str, str],
+    nextpnr_options: Sequence[str],
+    clock_hz: int,
+    *,
+    seed: int = 1,
+    heard: Callable[[str], None] | None = None,
+) -> Implementation:
+    """Synthesise, place, route and pack; what was made before comes from the cache.
+
+    The same files, options, seed and wheels give the same bytes.
+
+    Parameters
+    ----------
+    files : mapping of str to str
+        ``top.il`` and ``top.lpf``: RTLIL with the module ``top``, and its pins.
+    nextpnr_options : sequence of str
+        The FPGA, its package and speed.
+    clock_hz : int
+        Frequency to aim for; whether it was reached is for the caller to see.
+    seed : int
+        Of the placement.
+    heard : callable, optional
+        Called, in a thread of its own, with what the tools are at.
+
+    Raises
+    ------
+    BuildError
+        A tool is missing, or fails: the design does not fit, or cannot be routed.
+    """
+    seconds: dict[str, Seconds] = {}
+    script = (
+        "read_rtlil top.il",
+        # In ps. Without a period abc9 maps for the least delay, at any price.
+        f"scratchpad -set abc9.D {round(1e12 / clock_hz)}",
+        f"synth_ecp5 -top top -json {_NETLIST}",
+    )
+    with _timed(seconds, "synthesis"):
+        netlist = run_yosys({"top.il": files["top.il"]}, script, _NETLIST, _of_yosys(heard))
+    options = [*nextpnr_options, "--freq", f"{clock_hz / 1e6:g}", "--seed", str(seed)]
+    text = netlist.read_bytes()
+    analysis = FilePath(timing.__file__).read_bytes()
+    key = digest([ready(NEXTPNR), text, files["top.lpf"], *options, analysis])
+
+    def place(folder: FilePath) -> FilePath:
+        (folder / _NETLIST).write_bytes(text)
+        (folder / "top.lpf").write_text(files["top.lpf"])
+        log = folder / "nextpnr.log"
+        inout = ["--json", _NETLIST, "--lpf", "top.lpf", "--textcfg", _CONFIG]
+        inout += ["--report", _TIMING, "--sdf", _DELAYS]
+        # Its verdict on timing is in its report.
+        more = ["--timing-allow-fail", "--quiet", "--log", log.name]
+        with follow(log, _of_nextpnr(heard)):
+            run_wheel(NEXTPNR, [*options, *inout, *more], folder)
+        run_wheel(ECPPACK, ["--compress", "--input", _CONFIG, "--bit", _BITSTREAM], folder)
+        with (folder / _DELAYS).open() as delays:
+            found = [asdict(path) for path in slow_paths(delays)]
+        (folder / _PATHS).write_text(json.dumps(found))
+        made = folder / "made.zip"
+        with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in (_BITSTREAM, _TIMING, _PATHS):
+                archive.write(folder / name, name)
+        return made
+
+    with _timed(seconds, "place and route"):
+        archive = zipfile.ZipFile(cached("bitstream", key, ".zip", place))
+    with archive:
+        return Implementation(
+            bitstream=archive.read(_BITSTREAM),
+            netlist=json.loads(text)["modules"]["top"],
+            timing=json.loads(archive.read(_TIMING)),
+            paths=tuple(
+                Path(**{**path, "through": tuple(path["through"])})
+                for path in json.loads(archive.read(_PATHS))
+            ),
+            seconds=seconds,
+        )
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, Seconds], step: str) -> Iterator[None]:
+    def cpu() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    wall, before = time.perf_counter(), cpu()
+    yield
+    seconds[step] = Seconds(time.perf_counter() - wall, cpu() - before)
+
+
+def _of_yosys(heard: Callable[[str], None] | None) -> Callable[[str], None] | None:
+    if heard is None:
+        return None
+
+    def line(text: str) -> None:
+        found = re.match(r"[\d.]+ Executing (\S+)", text)
+        if found:
+            heard(f"synthesis: {found[1]}")
+
+    return line
+
+
+def _of_nextpnr(heard: Callable[[str], None] | None) -> Callable[[str], None] | None:
+    if heard is None:
+        return None
+    routing = [False]
+
+    def line(text: str) -> None:
+        text = text.removeprefix("Info:").strip()
+        if text.startswith("Routing"):
+            routing[0] = True
+        found = re.match(r"(?:at )?iteration #?(\d+)", text)
+        counted = re.match(r"(\d+)\s*\|", text)
+        if routing[0] and counted:
+            heard(f"routing: {int(counted[1]):,} arcs looked at")
+        elif found:
+            heard(f"placing: iteration {found[1]}")
+        elif re.match(r"Packing|Routing|Placed", text):
+            heard(text.rstrip("."))
+
+    return line

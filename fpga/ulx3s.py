@@ -1,0 +1,99 @@
+"""The ULX3S with an LFE5U-85F: pins, clock and reset around a board's gateware."""
+
+from __future__ import annotations
+
+from amaranth import *
+from amaranth.lib import io
+from amaranth.lib.cdc import ResetSynchronizer
+from amaranth.lib.wiring import Component
+from amaranth_boards.ulx3s import ULX3S_85F_Platform
+
+from sat.fpga.pll import Pll
+from sat.rtl.verilog import plain_names
+
+CRYSTAL_HZ = 25_000_000
+"""The oscillator on the board."""
+BRIDGE_BAUD = 3_000_000
+"""As fast as its USB bridge, an FT231X, can (FTDI DS_FT231X)."""
+
+NAME = "ulx3s-85f"
+"""What commands call it."""
+LOADER_NAME = "ulx3s"
+"""What openFPGALoader calls it."""
+NEXTPNR_OPTIONS = ("--85k", "--package", "CABGA381", "--speed", "6")
+
+
+class Ulx3sTop(Elaboratable):
+    """A board's gateware at its pins: 25 MHz or a PLL, a reset button, the USB bridge, eight LEDs.
+
+    Parameters
+    ----------
+    board : Component
+        With ``rx``, ``tx`` and ``leds``.
+    clock_hz : int
+        The crystal's frequency, or one that a `Pll` makes of it.
+
+    Raises
+    ------
+    ValueError
+        No PLL makes that frequency.
+    """
+
+    def __init__(self, board: Component, clock_hz: int) -> None:
+        self.board = board
+        self.pll = None if clock_hz == CRYSTAL_HZ else Pll.of(CRYSTAL_HZ, clock_hz)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.board = board = self.board
+
+        def pin(direction: str, name: str, number: int = 0, part: str | None = None):
+            """Return a buffer of a pin, by its resource's name and, there, the part's."""
+            port = ports[name, number]
+            buffer = io.Buffer(direction, port if part is None else getattr(port, part))
+            m.submodules[f"{part or name}_{number}"] = buffer
+            return buffer
+
+        names = [(name, 0) for name in ("clk25", "button_fire", "uart", "esp32")]
+        names += [("led", number) for number in range(len(board.leds))]
+        ports = {(name, n): platform.request(name, n, dir="-") for name, n in names}
+        crystal, button = pin("i", "clk25").i, pin("i", "button_fire").i
+        m.domains.sync = ClockDomain()
+        locked = Signal(init=1)
+        if self.pll is None:
+            m.d.comb += ClockSignal().eq(crystal)
+        else:
+            m.submodules.pll = self.pll.instance(crystal, ClockSignal(), locked)
+        m.submodules.reset = ResetSynchronizer(~locked | button)
+        m.d.comb += [
+            board.rx.eq(pin("i", "uart", part="rx").i),
+            pin("o", "uart", part="tx").o.eq(board.tx),
+            # Low, it has the ESP32 beside the FPGA load a bitstream of its own.
+            pin("o", "esp32", part="gpio0").o.eq(1),
+        ]
+        for number, led in enumerate(board.leds):
+            m.d.comb += pin("o", "led", number).o.eq(led)
+        return m
+
+
+def build_files(board: Component, clock_hz: int) -> dict[str, str]:
+    """Return what Yosys and nextpnr are given for a board's gateware.
+
+    Parameters
+    ----------
+    board, clock_hz
+        As for `Ulx3sTop`.
+
+    Returns
+    -------
+    dict of str
+        ``top.il`` and ``top.lpf``: the design, and its pins.
+
+    Raises
+    ------
+    ValueError
+        As `Ulx3sTop`.
+    """
+    top = Ulx3sTop(board, clock_hz)
+    plan = ULX3S_85F_Platform(toolchain="Trellis").prepare(top, "top", emit_src=False)
+    return {"top.il": plain_names(plan.files["top.il"]), "top.lpf": plan.files["top.lpf"]}

@@ -1,0 +1,126 @@
+"""``sat synth``: a board's gateware, from Amaranth to its bitstream, and a report."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sat.commands.common import DONE, FAILED, count, natural, output_folder, to_json, usage
+
+SUMMARY = "make a board's bitstream"
+BOARDS = ("ulx3s-85f",)
+
+
+def megahertz(text: str) -> int:
+    """Return a frequency in Hz of one in MHz."""
+    try:
+        hz = round(float(text) * 1e6)
+    except (ValueError, OverflowError):
+        hz = 0
+    if hz < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a frequency in MHz")
+    return hz
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("board", choices=BOARDS)
+    parser.add_argument("--array", help="rows x columns (default: the boards' own, 4x4)")
+    parser.add_argument(
+        "--clock", type=megahertz, default=25_000_000, metavar="MHZ",
+        help="of the gateware (default 25, the board's crystal; others by a PLL)",
+    )  # fmt: skip
+    parser.add_argument("--baud", type=count, help="of the link (default: the board's fastest)")
+    parser.add_argument(
+        "--memory-bytes", type=count, default=1 << 17, help="of block RAM (default 131072)"
+    )
+    parser.add_argument("--seed", type=natural, default=1, help="of the placement (default 1)")
+    parser.add_argument(
+        "--folder", metavar="FOLDER", type=output_folder, default="out",
+        help="for bitstream and report (default out)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fresh", action="store_true", help="make everything again, even what is cached"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Synthesise, place and route a board's gateware; write its bitstream and a report.
+
+    The bitstream is written if the routed design is as fast as --clock asks. The same arguments
+    give the same bytes. What was made before comes from the build cache.
+    """
+    from sat.fpga import ulx3s
+    from sat.fpga.board import BOARD_CONFIG, Board
+    from sat.fpga.flow import implement
+    from sat.fpga.report import Report
+
+    with usage():
+        config = BOARD_CONFIG if args.array is None else BOARD_CONFIG.with_array(args.array)
+        baud = args.baud or ulx3s.BRIDGE_BAUD
+        board = Board(config, clock_hz=args.clock, baud=baud, memory_bytes=args.memory_bytes)
+        files = ulx3s.build_files(board, args.clock)
+    with _cache(args.fresh), _progress(not args.json) as heard:
+        made = implement(files, ulx3s.NEXTPNR_OPTIONS, args.clock, seed=args.seed, heard=heard)
+    report = Report.of(made, args.board, config.array, args.clock)
+    name = f"{args.board}-{config.array}-{args.clock / 1e6:g}MHz"
+    stem = Path(args.folder, name)
+    stem.with_name(f"{name}.json").write_text(to_json(report.to_dict()) + "\n")
+    stem.with_name(f"{name}.md").write_text(f"{report}\n")
+    if report.met:
+        stem.with_name(f"{name}.bit").write_bytes(made.bitstream)
+    else:
+        stem.with_name(f"{name}.bit").unlink(missing_ok=True)
+    print(to_json(report.to_dict()) if args.json else report)
+    if report.met:
+        return DONE
+    print(
+        f"sat synth: {report.fmax_mhz:.2f} MHz is less than --clock {report.clock_mhz:g}: no "
+        "bitstream; ask for less, or try another --seed",
+        file=sys.stderr,
+    )
+    return FAILED
+
+
+@contextlib.contextmanager
+def _cache(fresh: bool) -> Iterator[None]:
+    """Use an empty build cache, if asked to."""
+    if not fresh:
+        yield
+        return
+    before = os.environ.get("SAT_CACHE")
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["SAT_CACHE"] = empty
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["SAT_CACHE"]
+            else:
+                os.environ["SAT_CACHE"] = before
+
+
+@contextlib.contextmanager
+def _progress(shown: bool) -> Iterator[Callable[[str], None] | None]:
+    """Show what the tools are at, and for how long."""
+    from tqdm import tqdm
+
+    if not shown:
+        yield None
+        return
+    interval, last = 0.2 if sys.stderr.isatty() else 30.0, -math.inf
+    with tqdm(bar_format="{elapsed} {desc}") as bar:
+
+        def heard(text: str) -> None:
+            nonlocal last
+            if time.monotonic() - last > interval:
+                last = time.monotonic()
+                bar.set_description_str(text)
+
+        yield heard

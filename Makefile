@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long cosim formal bench check lint format typecheck imports docs figures wheel clean
+.PHONY: help setup demo test test-long cosim formal bench check lint format typecheck imports bitstreams docs figures wheel clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,11 @@ imports: typecheck
 
 docs: $(STAMP) ## write the generated pages of docs/
 	$(BIN)/python tools/generate_docs.py
+
+bitstreams: $(STAMP) ## bitstreams for the ULX3S in out/, reports in docs/bitstreams/ (hours)
+	$(BIN)/sat synth ulx3s-85f --array 2x2 --clock 25
+	$(BIN)/sat synth ulx3s-85f --array 4x4 --clock 50
+	mkdir -p docs/bitstreams && cp out/ulx3s-*.md docs/bitstreams/
 
 figures: $(STAMP) ## draw the figures of docs/
 	$(BIN)/python tools/figures.py

@@ -27,6 +27,11 @@ BOARD_CONFIG = SatConfig(
 """The device that boards have unless told otherwise."""
 
 
+LINK_BAUD = 3_000_000
+"""Of the link, unless told otherwise: as fast as the ULX3S' USB bridge, an FT231X (FTDI DS_FT231X).
+"""
+
+
 def build_of(config: SatConfig) -> bytes:
     """Return the bytes by which a host knows a board's configuration."""
     return bytes.fromhex(config.digest)[:BUILD_BYTES]
@@ -114,7 +119,7 @@ class Board(wiring.Component):
         config: SatConfig,
         *,
         clock_hz: float = 25e6,
-        baud: float = 1e6,
+        baud: float = LINK_BAUD,
         memory_bytes: int = 1 << 17,
     ) -> None:
         self.config, self.clock_hz, self.baud = config, clock_hz, baud

@@ -13,8 +13,6 @@ from sat.rtl.verilog import plain_names
 
 CRYSTAL_HZ = 25_000_000
 """The oscillator on the board."""
-BRIDGE_BAUD = 3_000_000
-"""As fast as its USB bridge, an FT231X, can (FTDI DS_FT231X)."""
 
 NAME = "ulx3s-85f"
 """What commands call it."""

@@ -85,6 +85,46 @@ def device() -> None:
     save(figure, "device.png")
 
 
+def board() -> None:
+    """Draw the top of a board's gateware, with its pins and clock."""
+    figure, axes = canvas(104, 54)
+    box(axes, 1, 24, 13, 8, "USB bridge\nFT231X", ORANGE)
+    box(axes, 1, 44, 13, 6, "crystal\n25 MHz", ORANGE)
+    box(axes, 1, 36, 13, 5, "button FIRE1", ORANGE)
+    box(axes, 1, 4, 13, 6, "8 LEDs", ORANGE)
+    shape = FancyBboxPatch((15.5, 1), 87.5, 52, boxstyle="round,pad=0.2", fc="white", ec="#444444")
+    axes.add_patch(shape)
+    axes.text(18, 2.2, "LFE5U-85F", fontsize=9, style="italic")
+    box(axes, 24, 44, 16, 6, "PLL (not at 25 MHz)", GREY)
+    box(axes, 48, 44, 18, 6, "reset synchroniser", GREY)
+    box(axes, 24, 24, 11, 8, "UART\n3 Mbaud", BLUE)
+    box(axes, 41, 24, 13, 8, "framing\nCRC-32", BLUE)
+    box(axes, 60, 24, 13, 8, "link server\na request\nat a time", BLUE)
+    box(axes, 80, 24, 20, 8, "block RAM, 128 KB\ntwo copies", GREEN)
+    box(axes, 60, 8, 13, 7, "register\nbridge", BLUE)
+    box(axes, 80, 4, 20, 13, "Device\nSAT, R x C", BLUE)
+    arrow(axes, (14.4, 47), (23.6, 47), "clk25, G2", at=(0.8, 0.7))
+    arrow(axes, (40.4, 47), (47.6, 47), "locked", at=(0, 0.7))
+    axes.plot([14.4, 57, 57], [38.5, 38.5, 43], color="#333333", lw=1)
+    axes.text(17, 39.2, "R1", fontsize=8)
+    arrow(axes, (57, 42.5), (57, 43.7))
+    arrow(axes, (66.4, 47), (76, 47))
+    axes.text(77, 47, "clock and reset of all", fontsize=8, va="center")
+    arrow(axes, (14.4, 30), (23.6, 30), "rx, M1", at=(0.8, 0.7))
+    arrow(axes, (23.6, 26), (14.4, 26), "tx, L4", at=(0.8, -2.2))
+    arrow(axes, (35.4, 30), (40.6, 30), "bytes", at=(0, 0.7))
+    arrow(axes, (40.6, 26), (35.4, 26))
+    arrow(axes, (54.4, 30), (59.6, 30), "bodies", at=(0, 0.7))
+    arrow(axes, (59.6, 26), (54.4, 26))
+    arrow(axes, (73.4, 28), (79.6, 28), "words", both=True, at=(0, 0.7))
+    arrow(axes, (66.5, 23.6), (66.5, 15.4), "words", both=True, at=(4, -0.4))
+    arrow(axes, (73.4, 11.5), (79.6, 11.5), "AXI4-Lite", at=(0, 1))
+    arrow(axes, (85, 23.6), (85, 17.4), "imem", at=(-4, -0.4))
+    arrow(axes, (95, 23.6), (95, 17.4), "dmem", both=True, at=(4, -0.4))
+    arrow(axes, (79.6, 6), (14.4, 6), "a program has ended, a request is answered", at=(-10, 0.8))
+    save(figure, "board.png")
+
+
 def uspe() -> None:
     """Draw a USPE's data path."""
     figure, axes = canvas(96, 46)
@@ -173,7 +213,7 @@ def timeline() -> None:
 def main() -> None:
     """Draw all figures."""
     FIGURES.mkdir(exist_ok=True)
-    for draw in (device, uspe, dataflows, timeline):
+    for draw in (device, board, uspe, dataflows, timeline):
         draw()
 
 

@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clock", type=megahertz, default=25_000_000, metavar="MHZ",
         help="of the gateware (default 25, the board's crystal; others by a PLL)",
     )  # fmt: skip
-    parser.add_argument("--baud", type=count, help="of the link (default: the board's fastest)")
+    parser.add_argument(
+        "--baud", type=count, help="of the link (default 3000000, as hosts have it)"
+    )
     parser.add_argument(
         "--memory-bytes", type=count, default=1 << 17, help="of block RAM (default 131072)"
     )
@@ -57,14 +59,15 @@ def run(args: argparse.Namespace) -> int:
     give the same bytes. What was made before comes from the build cache.
     """
     from sat.fpga import ulx3s
-    from sat.fpga.board import BOARD_CONFIG, Board
+    from sat.fpga.board import BOARD_CONFIG, LINK_BAUD, Board
     from sat.fpga.flow import implement
     from sat.fpga.report import Report
 
     with usage():
         config = BOARD_CONFIG if args.array is None else BOARD_CONFIG.with_array(args.array)
-        baud = args.baud or ulx3s.BRIDGE_BAUD
-        board = Board(config, clock_hz=args.clock, baud=baud, memory_bytes=args.memory_bytes)
+        board = Board(
+            config, clock_hz=args.clock, baud=args.baud or LINK_BAUD, memory_bytes=args.memory_bytes
+        )
         files = ulx3s.build_files(board, args.clock)
     with _cache(args.fresh), _progress(not args.json) as heard:
         made = implement(files, ulx3s.NEXTPNR_OPTIONS, args.clock, seed=args.seed, heard=heard)

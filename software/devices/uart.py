@@ -17,7 +17,7 @@ from sat.devices.operand import RightOperand, product_of
 from sat.devices.rtl import RtlDevice
 from sat.devices.splitting import cut, halves, in_halves
 from sat.errors import DeviceError
-from sat.fpga.board import BOARD_CONFIG
+from sat.fpga.board import BOARD_CONFIG, LINK_BAUD
 from sat.fpga.link.client import Link, LinkError
 from sat.fpga.machine import BoardMachine
 from sat.fpga.memory import BLOCK_RAM_TIMING
@@ -76,13 +76,15 @@ class UartDevice(RtlDevice):
         array: str | None = None,
         *,
         config: Any = None,
-        baud: int = 1_000_000,
+        baud: int = LINK_BAUD,
         **options: Any,
     ) -> None:
         if config is None:
             config = BOARD_CONFIG
         if not isinstance(baud, int) or isinstance(baud, bool) or baud < 1:
-            raise ValueError(f"baud={baud!r}: must be a positive integer; leave it out for 1000000")
+            raise ValueError(
+                f"baud={baud!r}: must be a positive integer; leave it out for {LINK_BAUD}"
+            )
         super().__init__(
             config=make_config(config, array, **options), memory=BLOCK_RAM_TIMING, memory_bytes=4096
         )

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sat.cli import main
+from sat.fpga.board import LINK_BAUD
 from sat.fpga.flow import implement
 from sat.fpga.pll import MHZ, Pll
 from sat.fpga.report import Report, blocks
 from sat.fpga.timing import signal_name, slow_paths
-from sat.fpga.ulx3s import BRIDGE_BAUD, CRYSTAL_HZ, NEXTPNR_OPTIONS, build_files
+from sat.fpga.ulx3s import CRYSTAL_HZ, NEXTPNR_OPTIONS, build_files
 
 sys.path.insert(0, str(Path(__file__).parent))
 from echo import Echo
@@ -27,7 +28,7 @@ LEDS = ("B2", "C2", "C1", "D2", "D1", "E2", "E1", "H3")
 
 @pytest.fixture(scope="module")
 def files():
-    return build_files(Echo(CLOCK_HZ, BRIDGE_BAUD), CLOCK_HZ)
+    return build_files(Echo(CLOCK_HZ, LINK_BAUD), CLOCK_HZ)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_pins_are_the_boards(files):
 
 
 def test_the_crystal_needs_no_pll():
-    text = build_files(Echo(CRYSTAL_HZ, BRIDGE_BAUD), CRYSTAL_HZ)["top.il"]
+    text = build_files(Echo(CRYSTAL_HZ, LINK_BAUD), CRYSTAL_HZ)["top.il"]
     assert "EHXPLLL" not in text
 
 

@@ -10,9 +10,9 @@ import tty
 
 from sat.fpga.simulation import SimulatedBoard
 
-_CYCLES = 4096
-"""Cycles from one look at the terminal to the next."""
-_IDLE_LOOKS = 64
+_CYCLES = 256
+"""Cycles from one look at the terminal to the next: a look costs less than so many of them."""
+_IDLE_LOOKS = 1024
 """Looks without a byte either way after which the board's clock rests until one comes."""
 
 

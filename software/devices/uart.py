@@ -90,7 +90,7 @@ class UartDevice(RtlDevice):
         )
         self.port = port
         self._serial = _open(port, baud)
-        self._link = Link(self._serial)
+        self._link = Link(_Prompt(self._serial))
         self._board: BoardMachine | None = None
         try:
             with _told(port):
@@ -186,6 +186,21 @@ class UartDevice(RtlDevice):
         self._serial.close()
 
 
+class _Prompt:
+    """A serial port that waits for the first byte only: pyserial waits for all it is asked for."""
+
+    def __init__(self, port: Any) -> None:
+        self.port = port
+
+    def write(self, data: bytes) -> int | None:
+        written: int | None = self.port.write(data)
+        return written
+
+    def read(self, size: int) -> bytes:
+        first: bytes = self.port.read(1)
+        return first + self.port.read(min(size - 1, self.port.in_waiting)) if first else first
+
+
 def _open(port: str, baud: int) -> Any:
     """Return an open port that nobody else has."""
     try:
@@ -195,7 +210,12 @@ def _open(port: str, baud: int) -> Any:
             f"device 'uart:{port}' needs pyserial: pip install 'sat[fpga]'"
         ) from error
     try:
-        return serial.Serial(port, baud, timeout=_READ_SECONDS, exclusive=True)
+        made = serial.Serial(port, baud, timeout=_READ_SECONDS, exclusive=True)
+        # USB bridges keep short answers back for up to 16 ms, unless told not to; what is no bridge
+        # cannot be told.
+        with contextlib.suppress(AttributeError, NotImplementedError, OSError, ValueError):
+            made.set_low_latency_mode(True)
+        return made
     except (OSError, ValueError) as error:
         raise DeviceError(
             f"device 'uart:{port}': the port cannot be opened ({error}): connect the board, close "

@@ -21,6 +21,7 @@ from sat.dataflow.products import Product, StartShape
 from sat.devices.operand import RightOperand, product_of
 from sat.devices.splitting import cut, halves, in_halves
 from sat.devices.staged import StagedDevice
+from sat.devices.uart import _Prompt
 from sat.errors import DeviceError
 from sat.fpga.board import Board
 from sat.fpga.pty import PtyBoard
@@ -138,6 +139,28 @@ def test_a_port_that_is_no_board_is_told_soon():
         os.close(ours)
         os.close(theirs)
     assert time.monotonic() - began < 30  # 1.75 s of waiting, on however busy a machine
+
+
+def test_a_read_waits_for_the_first_byte_only():
+    class Port:
+        """Would wait for bytes that are not there."""
+
+        def __init__(self, there):
+            self.there = there
+
+        @property
+        def in_waiting(self):
+            return len(self.there)
+
+        def read(self, size):
+            assert size <= max(1, len(self.there))
+            said, self.there = self.there[:size], self.there[size:]
+            return said
+
+    assert _Prompt(Port(b"")).read(4096) == b""
+    assert _Prompt(Port(b"a")).read(4096) == b"a"
+    assert _Prompt(Port(b"abcdef")).read(4096) == b"abcdef"
+    assert _Prompt(Port(b"abcdef")).read(4) == b"abcd"
 
 
 def test_what_is_no_port_is_told():

@@ -173,6 +173,8 @@ class BlockMemory(wiring.Component):
                 write.en.eq(Mux(written, C(0b1111, beat) << (lane << 2), 0)),
             ]
         m.d.comb += bus.done.eq(reading | written)
+        # For proofs: when the device reads, and when it stores.
+        self.state = loads.issue, stored
         return m
 
     def _write(self, m: Module, write: Any, words: int, shift: int) -> Value:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from amaranth import Cat, Signal
 from amaranth.hdl import Assume
+from amaranth.lib.wiring import In
 
 from sat.fpga.board import RegisterBridge
 from sat.fpga.link.framing import Framer
 from sat.fpga.link.protocol import CRC_BYTES, RESPONSE_HEADER_BYTES
 from sat.fpga.link.server import LinkServer
 from sat.fpga.link.uart import UartReceiver, UartTransmitter
+from sat.fpga.memory import BlockMemory
+from sat.rtl.config import AxiConfig
 
 CLOCK, BAUD = 4.0, 1.0
 BIT = 1 << 16
@@ -114,18 +117,18 @@ def server(h):
     phase, left = Signal(3), Signal(16)
     writing = count[2:] - step
     answering = words - step
-    for names, number, rest in (
-        (["IDLE"], 0, 0),
-        (["DRAIN"], 1, 0),
-        (["BYTES"], 2, (answering << 3) - part),
-        (["WORD"], 2, (answering << 3) + 1),
-        (["HEAD"], 3, RESPONSE_HEADER_BYTES - part),
-        (["PEEK"], 4, 0),
-        (["WRITE"], 4, writing << 1),
-        (["FETCH"], 4, (writing << 1) + 1),
-        (["JUDGE"], 5, 0),
+    for name, number, rest in (
+        ("IDLE", 0, 0),
+        ("DRAIN", 1, 0),
+        ("BYTES", 2, (answering << 3) - part),
+        ("WORD", 2, (answering << 3) + 1),
+        ("HEAD", 3, RESPONSE_HEADER_BYTES - part),
+        ("PEEK", 4, 0),
+        ("WRITE", 4, writing << 1),
+        ("FETCH", 4, (writing << 1) + 1),
+        ("JUDGE", 5, 0),
     ):
-        with m.If(at[names[0]]):
+        with m.If(at[name]):
             m.d.comb += [phase.eq(number), left.eq(rest)]
     due = Signal(19)
     m.d.comb += due.eq((phase << 16) | left)
@@ -154,6 +157,39 @@ def server(h):
         m.d.sync += within.eq(~out.p.last)
     h.check(within == ((at["HEAD"] & (part != 0)) | at["WORD"] | at["BYTES"]))
     h.check(h.last(taken & out.p.last, "had_ended") == at["DRAIN"], h.after)
+    return h
+
+
+def memory(h):
+    """The link waits for the device alone: it writes a word in the first cycle in which the device
+    stores none, and has read one in the cycle after the first in which the device reads none.
+
+    Assumed: a request stays until it is done. Nothing is assumed of the device.
+    """
+    axi = AxiConfig(data_bits=32, address_bits=16, outstanding=2)
+    unit = BlockMemory(axi, 4096)
+    h.add("unit", unit)
+    reads, stores = unit.state
+    bus, m = unit.bus, h.m
+    request, write = h.free(1, "request"), h.free(1, "write")
+    address, data = h.free(10, "address"), h.free(32, "data")
+    asked = Cat(request, write, address, data)
+    going = h.last(bus.request & ~bus.done, "was_going")
+    m.d.comb += [
+        bus.request.eq(request),
+        bus.write.eq(write),
+        bus.address.eq(address << 2),
+        bus.data.eq(data),
+        Assume(~(h.after & going) | (asked == h.last(asked, "had_asked"))),
+    ]
+    for name, port in (("imem", unit.imem), ("dmem", unit.dmem)):
+        for member, entry in port.signature.members.items():
+            if entry.flow == In:
+                m.d.comb += getattr(port, member).eq(h.free(entry.shape, f"{name}_{member}"))
+    h.check(bus.done, request & write & ~stores)
+    left = h.last(request & ~write & ~reads & ~bus.done, "was_left")
+    h.check(bus.done, h.after & left)
+    h.check(request, bus.done)
     return h
 
 

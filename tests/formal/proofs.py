@@ -370,6 +370,9 @@ PROOFS = {
     "link server": Proof(
         lambda: link_harness.server(Harness()), "prove", 4, ("cell $add", "cell $sub", 1)
     ),
+    "board memory": Proof(
+        lambda: link_harness.memory(Harness()), "prove", 2, ("cell $and", "cell $or", 0)
+    ),
     "register bridge": Proof(
         lambda: link_harness.bridge(Harness()), "prove", 2, ("cell $and", "cell $or", 2)
     ),

@@ -10,6 +10,7 @@ from amaranth.lib import wiring
 
 from sat.fpga.wheels import run_yosys
 from sat.rtl.verilog import emit
+from sat.sim.build import BuildError
 
 PERIOD_PS = 20_000
 """Period that logic is mapped for: 50 MHz. Without one Yosys maps for least delay, at any price."""
@@ -44,6 +45,26 @@ class Area:
     def comb(self) -> int:
         """LUTs in all, as nextpnr counts them (TRELLIS_COMB)."""
         return self.lut4 + 2 * self.carry + 4 * self.distributed_ram
+
+    def require(self, capacity: Mapping[str, int]) -> None:
+        """Raise BuildError unless an FPGA has as much.
+
+        Parameters
+        ----------
+        capacity : mapping of str to int
+            COMB, FF, DSP and block RAM that it has.
+        """
+        need = {"COMB": self.comb, "FF": self.ff, "DSP": self.dsp, "block RAM": self.block_ram}
+        over = [
+            f"{need[what]:,} of {there:,} {what}"
+            for what, there in capacity.items()
+            if need[what] > there
+        ]
+        if over:
+            raise BuildError(
+                f"the design does not fit the FPGA, it needs {' and '.join(over)}: make the array "
+                "or the memory smaller"
+            )
 
 
 _CELLS = {

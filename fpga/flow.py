@@ -9,12 +9,14 @@ import re
 import resource
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
 from sat.fpga import timing
+from sat.fpga.area import area_of
 from sat.fpga.timing import Path, slow_paths
 from sat.fpga.wheels import ECPPACK, NEXTPNR, follow, ready, run_wheel, run_yosys
 from sat.sim.build import cached, digest
@@ -64,6 +66,7 @@ def implement(
     files: Mapping[str, str],
     nextpnr_options: Sequence[str],
     clock_hz: int,
+    capacity: Mapping[str, int],
     *,
     seed: int = 1,
     heard: Callable[[str], None] | None = None,
@@ -80,6 +83,8 @@ def implement(
         The FPGA, its package and speed.
     clock_hz : int
         Frequency to aim for; whether it was reached is for the caller to see.
+    capacity : mapping of str to int
+        What the FPGA has (`Area.require`).
     seed : int
         Of the placement.
     heard : callable, optional
@@ -88,7 +93,7 @@ def implement(
     Raises
     ------
     BuildError
-        A tool is missing, or fails: the design does not fit, or cannot be routed.
+        A tool is missing or fails; the design does not fit, or cannot be routed.
     """
     seconds: dict[str, Seconds] = {}
     script = (
@@ -99,8 +104,10 @@ def implement(
     )
     with _timed(seconds, "synthesis"):
         netlist = run_yosys({"top.il": files["top.il"]}, script, _NETLIST, _of_yosys(heard))
-    options = [*nextpnr_options, "--freq", f"{clock_hz / 1e6:g}", "--seed", str(seed)]
     text = netlist.read_bytes()
+    module = json.loads(text)["modules"]["top"]
+    area_of(Counter(cell["type"] for cell in module["cells"].values())).require(capacity)
+    options = [*nextpnr_options, "--freq", f"{clock_hz / 1e6:g}", "--seed", str(seed)]
     analysis = FilePath(timing.__file__).read_bytes()
     key = digest([ready(NEXTPNR), text, files["top.lpf"], *options, analysis])
 
@@ -129,7 +136,7 @@ def implement(
     with archive:
         return Implementation(
             bitstream=archive.read(_BITSTREAM),
-            netlist=json.loads(text)["modules"]["top"],
+            netlist=module,
             timing=json.loads(archive.read(_TIMING)),
             paths=tuple(
                 Path(**{**path, "through": tuple(path["through"])})

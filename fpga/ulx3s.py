@@ -19,6 +19,8 @@ NAME = "ulx3s-85f"
 LOADER_NAME = "ulx3s"
 """What openFPGALoader calls it."""
 NEXTPNR_OPTIONS = ("--85k", "--package", "CABGA381", "--speed", "6")
+CAPACITY = {"COMB": 83_640, "FF": 83_640, "DSP": 156, "block RAM": 208}
+"""What its FPGA has."""
 
 
 class Ulx3sTop(Elaboratable):

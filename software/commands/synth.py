@@ -65,12 +65,19 @@ def run(args: argparse.Namespace) -> int:
 
     with usage():
         config = BOARD_CONFIG if args.array is None else BOARD_CONFIG.with_array(args.array)
+        if config.rows * config.cols > ulx3s.CAPACITY["DSP"]:
+            raise ValueError(
+                f"array={config.array}: the FPGA has {ulx3s.CAPACITY['DSP']} multipliers, not one "
+                "for each element; make it smaller"
+            )
         board = Board(
             config, clock_hz=args.clock, baud=args.baud or LINK_BAUD, memory_bytes=args.memory_bytes
         )
         files = ulx3s.build_files(board, args.clock)
     with _cache(args.fresh), _progress(not args.json) as heard:
-        made = implement(files, ulx3s.NEXTPNR_OPTIONS, args.clock, seed=args.seed, heard=heard)
+        made = implement(
+            files, ulx3s.NEXTPNR_OPTIONS, args.clock, ulx3s.CAPACITY, seed=args.seed, heard=heard
+        )
     report = Report.of(made, args.board, config.array, args.clock)
     name = f"{args.board}-{config.array}-{args.clock / 1e6:g}MHz"
     stem = Path(args.folder, name)

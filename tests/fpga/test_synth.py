@@ -17,12 +17,19 @@ from sat.fpga.flow import implement
 from sat.fpga.pll import MHZ, Pll
 from sat.fpga.report import Report, blocks
 from sat.fpga.timing import signal_name, slow_paths
-from sat.fpga.ulx3s import CRYSTAL_HZ, NEXTPNR_OPTIONS, build_files
+from sat.fpga.ulx3s import CAPACITY, CRYSTAL_HZ, NEXTPNR_OPTIONS, build_files
+from sat.sim.build import BuildError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from echo import Echo
 
 CLOCK_HZ = 50 * MHZ
+CELLS = {
+    "COMB": "TRELLIS_COMB",
+    "FF": "TRELLIS_FF",
+    "DSP": "MULT18X18D",
+    "block RAM": "DP16KD",
+}
 LEDS = ("B2", "C2", "C1", "D2", "D1", "E2", "E1", "H3")
 
 
@@ -33,7 +40,7 @@ def files():
 
 @pytest.fixture(scope="module")
 def made(files):
-    return implement(files, NEXTPNR_OPTIONS, CLOCK_HZ)
+    return implement(files, NEXTPNR_OPTIONS, CLOCK_HZ, CAPACITY)
 
 
 def test_a_small_board_becomes_a_bitstream_with_its_report(made):
@@ -53,10 +60,20 @@ def test_a_small_board_becomes_a_bitstream_with_its_report(made):
     assert f"{report.fmax_mhz:.2f} MHz routed, 50 asked for: met" in str(report)
 
 
+def test_a_design_too_large_is_told_before_it_is_placed(files, made):
+    with pytest.raises(BuildError, match=r"needs \d+ of 50 COMB and \d+ of 60 FF: make the array"):
+        implement(files, NEXTPNR_OPTIONS, CLOCK_HZ, {"COMB": 50, "FF": 60, "DSP": 0})
+
+
+def test_the_capacity_is_what_nextpnr_has(made):
+    there = {name: made.timing["utilization"][cell]["available"] for name, cell in CELLS.items()}
+    assert there == CAPACITY
+
+
 def test_the_same_inputs_give_the_same_bytes(files, made, tmp_path, monkeypatch):
     monkeypatch.setenv("SAT_CACHE", str(tmp_path))
     heard = []
-    again = implement(files, NEXTPNR_OPTIONS, CLOCK_HZ, heard=heard.append)
+    again = implement(files, NEXTPNR_OPTIONS, CLOCK_HZ, CAPACITY, heard=heard.append)
     assert again.sha256 == made.sha256
     assert again.paths == made.paths and again.netlist == made.netlist
     assert any(text.startswith("synthesis: ABC9") for text in heard)
@@ -195,6 +212,7 @@ def test_too_slow_a_design_has_no_bitstream(echo_board, tmp_path, capsys):
         (["--clock", "nan"], "'nan': must be a frequency in MHz"),
         (["--clock", "25", "--baud", "12000000"], "baud=1.2e+07: must be"),
         (["--array", "0x2"], "rows=0: must be"),
+        (["--array", "16x16"], "array=16x16: the FPGA has 156 multipliers"),
         (["--memory-bytes", "5000"], "size=5000: must be a power of two"),
     ],
 )

@@ -20,7 +20,7 @@ BOARD_CONFIG = SatConfig(
     cols=4,
     max_n=4,
     interleave=8,
-    fp=FpTiming(multiplier_stages=2, adder_stages=7),
+    fp=FpTiming(multiplier_stages=2, adder_stages=8, update_multiplier_stages=5, prune_stages=3),
     update_lanes=1,
     axi=AxiConfig(data_bits=32, address_bits=24, outstanding=4),
 )

@@ -1,14 +1,32 @@
 """On-chip banks for operands, indices and sums.
 
-Every bank has one write port and its read ports answer a cycle after the address. A read in the
-cycle in which its address is written returns the old value.
+Every bank has one write port and its read ports answer a cycle after the address.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from amaranth import *
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
+
+
+def bank_memory(shape: Any, words: int) -> memory.Memory:
+    """Return the memory of a bank.
+
+    What a read gives in the cycle in which its address is written is of no account: semaphores and
+    schedules keep reads that count apart from writes (`tests/cosim/test_collisions.py`). Yosys is
+    told so, for block RAM that does not give the old value by itself would need comparators and
+    bypasses around it.
+
+    Parameters
+    ----------
+    shape : shape-castable
+        Of a word.
+    words : int
+    """
+    return memory.Memory(shape=shape, depth=words, init=[], attrs={"no_rw_check": 1})
 
 
 class OperandBuffer(wiring.Component):
@@ -57,9 +75,8 @@ class OperandBuffer(wiring.Component):
         m = Module()
         parts = Cat(self.write.lanes[n] for n in range(0, self.lanes.length, self.together))
         for number in range(self.banks):
-            bank = memory.Memory(shape=self.lanes, depth=self.words, init=[])
-            m.submodules[f"bank_{number}"] = bank
-            write, read = bank.write_port(granularity=self.together), bank.read_port()
+            m.submodules[f"bank_{number}"] = made = bank_memory(self.lanes, self.words)
+            write, read = made.write_port(granularity=self.together), made.read_port()
             m.d.comb += [
                 write.addr.eq(self.write.address),
                 write.en.eq(Mux(self.write.banks[number], parts, 0)),
@@ -97,9 +114,8 @@ class StartBuffer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         for number in range(self.banks):
-            bank = memory.Memory(shape=32, depth=self.words, init=[])
-            m.submodules[f"bank_{number}"] = bank
-            write, read = bank.write_port(), bank.read_port()
+            m.submodules[f"bank_{number}"] = made = bank_memory(32, self.words)
+            write, read = made.write_port(), made.read_port()
             m.d.comb += [
                 write.addr.eq(self.write.address),
                 write.data.eq(self.write.data[number]),
@@ -141,9 +157,8 @@ class OutputBuffer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         for number in range(self.banks):
-            bank = memory.Memory(shape=32, depth=self.words, init=[])
-            m.submodules[f"bank_{number}"] = bank
-            write, read, row = bank.write_port(), bank.read_port(), bank.read_port()
+            m.submodules[f"bank_{number}"] = made = bank_memory(32, self.words)
+            write, read, row = made.write_port(), made.read_port(), made.read_port()
             m.d.comb += [
                 write.addr.eq(self.write_address[number]),
                 write.data.eq(self.write_data[number]),
@@ -177,8 +192,8 @@ class MaskBuffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.bank = bank = memory.Memory(shape=self.columns, depth=self.words, init=[])
-        write, read = bank.write_port(), bank.read_port()
+        m.submodules.bank = made = bank_memory(self.columns, self.words)
+        write, read = made.write_port(), made.read_port()
         m.d.comb += [
             write.addr.eq(self.write.address),
             write.data.eq(self.write.data),
@@ -226,13 +241,9 @@ class BeatBuffer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         for number in range(self.lanes):
-            bank = memory.Memory(
-                shape=data.ArrayLayout(self.part, self.bits // self.part),
-                depth=self.words,
-                init=[],
-            )
-            m.submodules[f"bank_{number}"] = bank
-            write, read = bank.write_port(granularity=1), bank.read_port()
+            made = bank_memory(data.ArrayLayout(self.part, self.bits // self.part), self.words)
+            m.submodules[f"bank_{number}"] = made
+            write, read = made.write_port(granularity=1), made.read_port()
             m.d.comb += [
                 write.addr.eq(self.write_address[number]),
                 Value.cast(write.data).eq(self.write_data[number]),

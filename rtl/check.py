@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -13,28 +15,93 @@ from sat.rtl import isa
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Buffer, Dataflow, Format, Opcode, Source, Start, Status
 
-CHECK_CYCLES = 2
+SLOTS = 2
+"""Cycles of an instruction in which multipliers work, each on a product of its own."""
+
+CHECK_CYCLES = SLOTS + 1
 """Cycles from a steady instruction to its verdict."""
+
+UNITS = ((17, 17), (17, 32), (17, 32))
+"""The multipliers: widths of the factors that each takes."""
+
+
+class _Products:
+    """Multipliers that all rules share: a pair of factors a cycle each.
+
+    Rules ask for products of fields that are steady; the first multiplier that is wide enough
+    and has a free slot makes them.
+    """
+
+    def __init__(self) -> None:
+        self._results = [
+            [Signal(a + b, name=f"product_{unit}_{slot}") for slot in range(SLOTS)]
+            for unit, (a, b) in enumerate(UNITS)
+        ]
+        self._wanted: dict[Opcode, dict[tuple[int, int], tuple[Value, Value]]] = {}
+
+    def of(self, opcode: Opcode) -> Callable[..., Signal]:
+        """Return what the rules of an instruction get their products from.
+
+        It takes two factors, the first of 17 bits, and gives the register that has their product
+        from cycle `SLOTS` of the instruction on; ``after``: from the cycle after the next, and
+        one of its factors is a product that was asked for first.
+        """
+        wanted = self._wanted.setdefault(opcode, {})
+
+        def times(a: Value, b: Value, after: bool = False) -> Signal:
+            free = (
+                (unit, slot)
+                for unit, (a_bits, b_bits) in enumerate(UNITS)
+                for slot in range(int(after), SLOTS)
+                if (unit, slot) not in wanted and len(a) <= a_bits and len(b) <= b_bits
+            )
+            unit, slot = next(free)
+            wanted[unit, slot] = a, b
+            return self._results[unit][slot]
+
+        return times
+
+    def make(self, m: Module, opcode: Value, age: Value) -> None:
+        """Multiply: in cycle ``age`` of an instruction what it has in that slot."""
+        for unit, (widths, results) in enumerate(zip(UNITS, self._results, strict=True)):
+            factors = [Signal(bits, name=f"factor_{unit}_{n}") for n, bits in enumerate(widths)]
+            with m.Switch(opcode):
+                for code, wanted in self._wanted.items():
+                    with m.Case(code.value), m.Switch(age):
+                        for (of, slot), pair in wanted.items():
+                            if of == unit:
+                                with m.Case(slot):
+                                    m.d.comb += [
+                                        factor.eq(given)
+                                        for factor, given in zip(factors, pair, strict=True)
+                                    ]
+            product = Signal(sum(widths), name=f"product_{unit}")
+            m.d.comb += product.eq(factors[0] * factors[1])
+            for slot, result in enumerate(results):
+                with m.If(age == slot):
+                    m.d.sync += result.eq(product)
 
 
 class Checker(wiring.Component):
     """Check an instruction against the device and the window of legal addresses.
 
-    The verdict on an instruction that is steady from cycle x on is there from cycle x + 2 on:
-    products are formed in the first cycle, compared in the second. What a GATHER may do depends
-    on the TENSOR and WINDOW before it: ``follow`` says that the instruction was dispatched.
+    An instruction is steady while ``valid``. Products of its fields are formed in its first
+    `SLOTS` cycles, compared in the next; `CHECK_CYCLES` after the first the verdict is there.
+    What a GATHER may do depends on the TENSOR and WINDOW before it: ``follow`` says that the
+    instruction was dispatched.
 
     Members
     -------
-    word : ``In(256)``
+    word, valid : ``In(256)``, ``In(1)``
+        An instruction; between two ``valid`` is low for a cycle at least.
     last : ``In(1)``
         It is the program's last instruction.
     follow : ``In(1)``
         It is dispatched in this cycle.
     window_base, window_end : ``In(49)``
         Legal byte addresses, the end exclusive.
-    status : ``Out(Status)``
-        `Status.IDLE` if nothing is wrong.
+    decided, status : ``Out(1)``, ``Out(Status)``
+        The verdict: `Status.IDLE` if nothing is wrong.
     """
 
     def __init__(self, config: SatConfig):
@@ -42,10 +109,12 @@ class Checker(wiring.Component):
         super().__init__(
             {
                 "word": In(isa.INSTRUCTION_BITS),
+                "valid": In(1),
                 "last": In(1),
                 "follow": In(1),
                 "window_base": In(isa.ADDRESS_BITS + 1),
                 "window_end": In(isa.ADDRESS_BITS + 1),
+                "decided": Out(1),
                 "status": Out(Status),
             }
         )
@@ -53,6 +122,13 @@ class Checker(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         opcode = self.word[:8]
+        age = Signal(range(CHECK_CYCLES + 1))
+        m.d.comb += self.decided.eq(age == CHECK_CYCLES)
+        with m.If(~self.valid):
+            m.d.sync += age.eq(0)
+        with m.Elif(~self.decided):
+            m.d.sync += age.eq(age + 1)
+        products = _Products()
 
         def body(layout: data.StructLayout) -> data.View:
             return data.View(layout, self.word[isa.HEADER_BITS :][: layout.size])
@@ -60,17 +136,24 @@ class Checker(wiring.Component):
         nothing = (Const(0), Const(0))
         window = body(isa.WINDOW)
         verdicts = {
-            Opcode.LOAD: self._load(m, body(isa.LOAD)),
-            Opcode.TENSOR: self._tensor(m, body(isa.TENSOR)),
+            Opcode.LOAD: self._load(m, body(isa.LOAD), products.of(Opcode.LOAD)),
+            Opcode.TENSOR: self._tensor(m, body(isa.TENSOR), products.of(Opcode.TENSOR)),
             Opcode.WINDOW: ((window.lines == 0) | (window.pixels == 0), Const(0)),
-            Opcode.GATHER: (self._gather(m, opcode, body), Const(0)),
-            Opcode.MULTIPLY: (self._multiply(m, body(isa.MULTIPLY)), Const(0)),
-            Opcode.STORE: self._store(m, body(isa.STORE)),
+            Opcode.GATHER: (self._gather(m, opcode, body, products.of(Opcode.GATHER)), Const(0)),
+            Opcode.MULTIPLY: (
+                self._multiply(m, body(isa.MULTIPLY), products.of(Opcode.MULTIPLY)),
+                Const(0),
+            ),
+            Opcode.STORE: self._store(m, body(isa.STORE), products.of(Opcode.STORE)),
             Opcode.RATES: nothing,
-            Opcode.UPDATE: (self._update(m, body(isa.UPDATE)), Const(0)),
+            Opcode.UPDATE: (
+                self._update(m, body(isa.UPDATE), products.of(Opcode.UPDATE)),
+                Const(0),
+            ),
             Opcode.FENCE: nothing,
             Opcode.END: nothing,
         }
+        products.make(m, opcode, age)
         status = Signal(Status)
         with m.Switch(opcode):
             for code, (bad_field, bad_address) in verdicts.items():
@@ -86,55 +169,40 @@ class Checker(wiring.Component):
         m.d.sync += self.status.eq(status)
         return m
 
-    @staticmethod
-    def _later(m: Module, value: Value) -> Signal:
-        """Return a value a cycle later: what separates the products from the comparisons."""
-        register = Signal(value.shape())
-        m.d.sync += register.eq(value)
-        return register
-
-    def _outside(self, m: Module, address: Value, pitch: Value, rows: Value, size: Value) -> Value:
-        """Return whether rows of memory leave the window."""
-        span = self._later(m, (rows - 1)[:16] * pitch)
-        end = address + span + size
-        return (address < self.window_base) | (end > self.window_end)
+    def _outside(self, address: Value, span: Value, size: Value) -> Value:
+        """Return whether memory from an address on leaves the window."""
+        return (address < self.window_base) | (address + span + size > self.window_end)
 
     def _banks(
         self,
-        m: Module,
+        times: Callable[..., Signal],
         i: data.View,
         is_a: Value,
         is_b: Value,
         is_index: Value,
         rows: Value,
         words: Value,
-        words_later: Value,
         by_word: Value,
     ) -> Value:
-        """Return whether rows of words miss the banks of a buffer.
-
-        ``rows``, ``by_word`` and the buffer are steady; ``words_later`` is ``words`` a cycle later.
-        """
+        """Return whether rows of words miss the banks of a buffer."""
         config = self.config
-        groups_less = (i.groups - 1)[:16]
         # By row and by word share the shape of their rules: `groups` groups of `each` things.
-        things = Mux(by_word, words_later, rows)
-        inner = Mux(by_word, rows, words_later)
+        things = Mux(by_word, words, rows)
+        inner = Mux(by_word, rows, words)
         own_banks = Mux(is_a, config.rows, Mux(is_b | is_index, config.cols, config.update_lanes))
         each = Mux(by_word, i.words_per_pass, own_banks)
-        covered = self._later(m, i.groups * each)
-        covered_less = self._later(m, groups_less * each)
-        top = self._later(m, groups_less * i.stride) + i.base + inner
+        covered = times(i.groups, each)
+        top = times((i.groups - 1)[:16], i.stride) + i.base + inner
         depth = Mux(
             is_a,
             config.a_words,
             Mux(is_b, config.b_words, Mux(is_index, config.i_words, config.update_words)),
         )
-        passes = self._later(m, i.copies * i.words_per_pass)
+        passes = times(i.copies, i.words_per_pass)
         return (
             (i.groups == 0)
             | (covered < things)
-            | (covered_less >= things)
+            | (covered >= things + each)
             | (top > depth)
             | (
                 by_word
@@ -142,7 +210,7 @@ class Checker(wiring.Component):
             )
         )
 
-    def _load(self, m: Module, i: data.View) -> tuple[Value, Value]:
+    def _load(self, m: Module, i: data.View, times: Callable[..., Signal]) -> tuple[Value, Value]:
         config = self.config
         beat, word = config.axi.beat_bytes, config.word_bytes
         is_a, is_b, is_index, is_start, is_mask = (
@@ -155,11 +223,10 @@ class Checker(wiring.Component):
         m.d.comb += size.eq((i.row_bytes + (beat - 1)) // beat * beat)
         words = Signal(20)
         m.d.comb += words.eq(Mux(updated, size // beat, (i.row_bytes + (word - 1)) // word))
-        bad_banks = self._banks(
-            m, i, is_a, is_b, is_index, i.rows, words, self._later(m, words), i.by_word
-        )
-        room = self._later(m, i.stride * Mux(is_start, 4 * config.cols, config.mask_bytes))
-        rows_high = self._later(m, i.rows * i.stride) + i.base
+        rows_high = times(i.rows, i.stride) + i.base
+        bad_banks = self._banks(times, i, is_a, is_b, is_index, i.rows, words, i.by_word)
+        span = times((i.rows - 1)[:16], i.pitch)
+        room = times(i.stride, Mux(is_start, 4 * config.cols, config.mask_bytes))
         # A row of a mask may be a part of a word.
         mask_ones = Signal(3, init=config.mask_bytes - 1)
         m.d.comb += mask_ones.eq(config.mask_bytes - 1)
@@ -186,12 +253,12 @@ class Checker(wiring.Component):
             return (i.address[:bits] != 0) | (i.pitch[:bits] != 0)
 
         # A START or MASK row may begin inside a beat; only its own bytes count.
-        outside = self._outside(m, i.address, i.pitch, i.rows, Mux(by_columns, i.row_bytes, size))
+        outside = self._outside(i.address, span, Mux(by_columns, i.row_bytes, size))
         bad_mask = ((i.address | i.pitch) & mask_ones) != 0
         bad_place = Mux(is_start, misaligned(2), Mux(is_mask, bad_mask, misaligned(low)))
         return bad_field, bad_place | outside
 
-    def _tensor(self, m: Module, i: data.View) -> tuple[Value, Value]:
+    def _tensor(self, m: Module, i: data.View, times: Callable[..., Signal]) -> tuple[Value, Value]:
         low = (self.config.axi.beat_bytes - 1).bit_length()
         bad_field = (i.images == 0) | (i.lines == 0) | (i.pixels == 0) | (i.pixel_pitch == 0)
         misaligned = (
@@ -200,13 +267,14 @@ class Checker(wiring.Component):
             | (i.line_pitch[:low] != 0)
             | (i.image_pitch[:low] != 0)
         )
-        images = self._later(m, (i.images - 1)[:16] * i.image_pitch)
-        lines = self._later(m, (i.lines - 1)[:12] * i.line_pitch)
-        pixels = self._later(m, i.pixels * i.pixel_pitch)
-        end = i.address + images + lines + pixels
-        return bad_field, misaligned | (i.address < self.window_base) | (end > self.window_end)
+        images = times((i.images - 1)[:16], i.image_pitch)
+        lines = times((i.lines - 1)[:12], i.line_pitch)
+        pixels = times(i.pixels, i.pixel_pitch)
+        return bad_field, misaligned | self._outside(i.address, images, lines + pixels)
 
-    def _gather(self, m: Module, opcode: Value, body) -> Value:
+    def _gather(
+        self, m: Module, opcode: Value, body: Callable[..., data.View], times: Callable[..., Signal]
+    ) -> Value:
         config = self.config
         beat_low = (config.axi.beat_bytes - 1).bit_length()
         word_low = (config.word_bytes - 1).bit_length()
@@ -220,13 +288,13 @@ class Checker(wiring.Component):
             m.d.sync += [lines.eq(window.lines), pixels.eq(window.pixels)]
 
         is_a, is_b = i.destination == Buffer.A, i.destination == Buffer.B
-        words = Signal(28)
-        m.d.comb += words.eq(i.taps_y * i.taps_x * (i.segment_bytes >> word_low))
-        words_later = self._later(m, words)
+        taps = times(i.taps_y, i.taps_x)[:16]
         tall = (i.rows + (config.max_m - 1)) >> (config.max_m - 1).bit_length()
         rows = Mux(i.transpose, i.segment_bytes >> 1, i.rows)
-        inner = Mux(i.transpose, tall, words_later)
-        bad_banks = self._banks(m, i, is_a, is_b, Const(0), rows, words, inner, i.by_word)
+        words = Signal(28)
+        bad_banks = self._banks(times, i, is_a, is_b, Const(0), rows, words, i.by_word)
+        of_taps = times(taps, i.segment_bytes >> word_low, after=True)
+        m.d.comb += words.eq(Mux(i.transpose, tall, of_taps))
         bad_shape = Mux(
             i.transpose,
             (~is_a & ~is_b)
@@ -249,7 +317,7 @@ class Checker(wiring.Component):
             | bad_banks
         )
 
-    def _store(self, m: Module, i: data.View) -> tuple[Value, Value]:
+    def _store(self, m: Module, i: data.View, times: Callable[..., Signal]) -> tuple[Value, Value]:
         config = self.config
         beat, cols = config.axi.beat_bytes, config.cols
         summed = i.source == Source.OUTPUT
@@ -271,10 +339,11 @@ class Checker(wiring.Component):
                 word.eq(Mux(nibbles, beat // 4, beat)),
                 element.eq(Mux(wide, 3, Mux(halves, 1, 0))),
             ]
-        room = self._later(m, i.stride * word)
+        room = times(i.stride, word)
         lane_bits = (config.update_lanes - 1).bit_length()
         groups = Mux(summed, i.rows, (i.rows + (config.update_lanes - 1)) >> lane_bits)
-        high = self._later(m, groups * i.stride) + i.base
+        high = times(groups, i.stride) + i.base
+        span = times((i.rows - 1)[:16], i.pitch)
         depth = Mux(summed, config.sum_words, Mux(wide, config.update_words, config.copy_words))
         bad_field = (
             (i.rows == 0)
@@ -288,7 +357,7 @@ class Checker(wiring.Component):
             | (i.row_bytes > room)
             | (high > depth)
         )
-        return bad_field, self._outside(m, i.address, i.pitch, i.rows, i.row_bytes)
+        return bad_field, self._outside(i.address, span, i.row_bytes)
 
     def _bad_pattern(self, m: Module, n: Value, log2_m: Value) -> Value:
         """Return whether N:M is no pattern of this device."""
@@ -297,7 +366,7 @@ class Checker(wiring.Component):
         m.d.comb += group.eq(1 << Mux(log2_m > log2_max, 0, log2_m))
         return (log2_m > log2_max) | (n == 0) | (n > group)
 
-    def _update(self, m: Module, i: data.View) -> Value:
+    def _update(self, m: Module, i: data.View, times: Callable[..., Signal]) -> Value:
         config = self.config
         lanes, per_beat, halves = config.update_lanes, config.beat_weights, config.beat_halves
         lane_bits = (lanes - 1).bit_length()
@@ -308,22 +377,25 @@ class Checker(wiring.Component):
             m.d.comb += ones.eq(((1 << log2_m) - 1)[:4] | (least - 1))
             return (count[:4] & ones) != 0
 
-        def reach(base: Value, lines: Value, stride: Value, words: Value) -> Value:
-            """Return the first word behind lines that are dealt to the lanes."""
+        def spread(lines: Value, stride: Value) -> Value:
+            """Return where the last group of lines that are dealt to the lanes begins."""
             groups = Signal(17)
             m.d.comb += groups.eq(((lines + (lanes - 1)) >> lane_bits) - 1)
-            return self._later(m, groups[:16] * stride) + base + self._later(m, words)
+            return times(groups[:16], stride)
 
         def kept(count: Value, n: Value, log2_m: Value) -> Value:
             """Return the words that hold a line's stored values."""
             values = Signal(21)
-            m.d.comb += values.eq((count * n) >> log2_m)
+            m.d.comb += values.eq(times(count, n) >> log2_m)
             return (values + (halves - 1)) // halves
 
         weights = i.columns // per_beat
         rows = Signal(17)
         m.d.comb += rows.eq((i.rows + (lanes - 1)) >> lane_bits << lane_bits)
-        size = self._later(m, rows * i.columns)
+        size = times(rows, i.columns)
+        high = spread(i.rows, i.stride) + weights
+        ff_high = spread(i.rows, i.ff_stride) + i.ff_base
+        bp_high = spread(i.columns, i.bp_stride) + i.bp_base
         return (
             (i.rows == 0)
             | (i.columns == 0)
@@ -332,19 +404,13 @@ class Checker(wiring.Component):
             | partial(i.columns, i.ff_log2_m, per_beat)
             | partial(i.rows, i.bp_log2_m, 1)
             | (size > config.tile_weights)
-            | (reach(i.in_base, i.rows, i.stride, weights) > config.update_words)
-            | (reach(i.out_base, i.rows, i.stride, weights) > config.update_words)
-            | (
-                reach(i.ff_base, i.rows, i.ff_stride, kept(i.columns, i.ff_n, i.ff_log2_m))
-                > config.copy_words
-            )
-            | (
-                reach(i.bp_base, i.columns, i.bp_stride, kept(i.rows, i.bp_n, i.bp_log2_m))
-                > config.copy_words
-            )
+            | (high + i.in_base > config.update_words)
+            | (high + i.out_base > config.update_words)
+            | (ff_high + kept(i.columns, i.ff_n, i.ff_log2_m) > config.copy_words)
+            | (bp_high + kept(i.rows, i.bp_n, i.bp_log2_m) > config.copy_words)
         )
 
-    def _multiply(self, m: Module, i: data.View) -> Value:
+    def _multiply(self, m: Module, i: data.View, times: Callable[..., Signal]) -> Value:
         config = self.config
         s, rows = config.interleave, config.rows
         log2_max = config.max_m.bit_length() - 1
@@ -362,17 +428,17 @@ class Checker(wiring.Component):
         sparse = i.log2_m != 0
 
         # Output stationary.
-        steps = self._later(m, (i.words - 1)[:16] * i.values + i.last)
+        steps = times((i.words - 1)[:16], i.values) + i.last
         group_rows = Signal(4)
         group_cols = Signal(4)
         m.d.comb += [group_rows.eq((s >> i.split) - 1), group_cols.eq((1 << i.split) - 1)]
-        a_top = self._later(m, group_rows * i.a_stride + i.a_base + i.words)
+        a_top = times(group_rows, i.a_stride) + i.a_base + i.words
 
         def reach(skip: Value, count: Value, per_word: int) -> Value:
             return (skip + count + (per_word - 1)) // per_word
 
-        b_groups = self._later(m, group_cols * i.b_stride + i.b_base)
-        i_groups = self._later(m, group_cols * i.i_stride + i.i_base)
+        b_groups = times(group_cols, i.b_stride) + i.b_base
+        i_groups = times(group_cols, i.i_stride) + i.i_base
         tile = rows * s
         bad_os = (
             (i.values != per_word)
@@ -400,7 +466,7 @@ class Checker(wiring.Component):
                     if word_values % hold == 0 and copies <= rows:
                         with m.Case(hold | word_values << 5):
                             m.d.comb += [divides.eq(1), most.eq(rows // copies * word_values)]
-        batch_rows = self._later(m, i.words * s)
+        batch_rows = i.words * s
         bad_ws = (
             (i.start == Start.KEEP)
             | ~i.emit

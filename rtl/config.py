@@ -41,7 +41,7 @@ def require_ints(owner: object, *names: str) -> None:
 
 def _require_types(config: Any) -> None:
     """Check the types of a configuration's fields, as their annotations say."""
-    kinds = {"FpTiming": FpTiming, "AxiConfig": AxiConfig}
+    kinds: dict[str, type] = {"FpTiming": FpTiming, "AxiConfig": AxiConfig}
     for entry in fields(config):
         kind = kinds.get(str(entry.type))
         if kind is None:
@@ -61,18 +61,35 @@ def is_power_of_two(value: int) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class FpTiming:
-    """Pipeline depths of the floating-point units inside a USPE, in cycles."""
+    """Pipeline depths of the floating-point units, in cycles; more stages raise the clock."""
 
     multiplier_stages: int = 1
-    """Registers in the FP16 multiplier, 1 to 3."""
+    """Registers in a USPE's FP16 multiplier, 1 to 3."""
     adder_stages: int = 4
-    """Registers in the FP32 adder, 1 to 7; more of them raise the clock."""
+    """Registers in an FP32 adder, of a USPE and of the update engine, 1 to 8."""
+    update_multiplier_stages: int = 3
+    """Registers in an FP32 multiplier of the update engine, 3 to 5."""
+    prune_stages: int = 1
+    """Registers from an FP32 weight to the answer whether it stays, 1 to 3: the second is behind
+    the rounding to FP16, the third between SORE's comparisons and its counts."""
+
+    @property
+    def round_stages(self) -> int:
+        """Registers behind the rounding of weights, 0 or 1."""
+        return int(self.prune_stages >= 2)
+
+    @property
+    def sore_stages(self) -> int:
+        """Registers in a SORE lane, 1 or 2."""
+        return 1 + int(self.prune_stages == 3)
 
     def __post_init__(self) -> None:
         _require_types(self)
-        m, a = self.multiplier_stages, self.adder_stages
+        m, a, u = self.multiplier_stages, self.adder_stages, self.update_multiplier_stages
         require(1 <= m <= 3, f"multiplier_stages={m}: must be 1, 2 or 3")
-        require(1 <= a <= 7, f"adder_stages={a}: must be 1 to 7")
+        require(1 <= a <= 8, f"adder_stages={a}: must be 1 to 8")
+        require(3 <= u <= 5, f"update_multiplier_stages={u}: must be 3, 4 or 5")
+        require(1 <= self.prune_stages <= 3, f"prune_stages={self.prune_stages}: must be 1, 2 or 3")
 
 
 @dataclass(frozen=True, kw_only=True)

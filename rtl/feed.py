@@ -44,9 +44,9 @@ def row_command_layout(config: SatConfig) -> data.StructLayout:
             "outer_step": a,  # words from one outer step to the next
             "inner_step": a,  # words from one group of rows to the next
             "split": 2,  # log2 of the consecutive slots that share a word
-            "words": 16,  # outer steps
-            "values": 5,  # values that meet each word
-            "last": 5,  # values that meet the last word
+            "last_word": 16,  # outer steps, less one
+            "last_value": 5,  # values that meet each word, less one
+            "final_value": 5,  # … the last word, less one
             "start": 1,  # sums start in this tile
             "zero": 1,  # they start from +0, not from what comes from the north
             "emit": 1,  # sums end in this tile
@@ -105,8 +105,8 @@ class RowFeeder(wiring.Component):
         outer_address = Signal(_address(config.a_words))
         inner_address = Signal(_address(config.a_words))
 
-        last_word = word == current.words - 1
-        last_value = value == Mux(last_word, current.last, current.values) - 1
+        last_word = word == current.last_word
+        last_value = value == Mux(last_word, current.final_value, current.last_value)
         last_slot = slot == s - 1
         with m.If(active):
             with m.If(~last_slot):
@@ -152,7 +152,7 @@ class RowFeeder(wiring.Component):
                 outer_address.eq(self.command.base),
                 inner_address.eq(0),
                 pending.eq(1),
-                countdown.eq(Mux(self.command.ws, self.command.values * s, 0)),
+                countdown.eq(Mux(self.command.ws, (self.command.last_value + 1) * s, 0)),
             ]
 
         m.d.comb += self.address.eq(outer_address + inner_address)

@@ -25,10 +25,40 @@ from sat.rtl.segments import SegmentWalker, segment_layout
 from sat.rtl.streams import Queue
 
 COMMANDS_AHEAD = 4
-"""Instructions whose data are still due while addresses of the next go out, at most."""
+"""Instructions that wait behind the one whose data come, at most."""
 
 SEGMENTS_AHEAD = 32
 """Segments whose data are still due, at most."""
+
+
+def data_command_layout() -> data.StructLayout:
+    """Return what the data side knows of its instruction."""
+    return data.StructLayout(
+        {
+            "pc": PC_BITS,
+            "release": SEMAPHORES,
+            "signal": SEMAPHORES,
+            # Its kind; no bit is set while there is none.
+            "settings": 1,  # TENSOR or WINDOW: no data come
+            "spread": 1,
+            "start": 1,
+            "mask": 1,
+            # Fields of LOAD and GATHER, or what follows from them.
+            "destination": Buffer,
+            "by_word": 1,
+            "transpose": 1,
+            "last_row": 16,
+            "last_tap": 16,  # of a row
+            "last_beat": 20,  # of a segment
+            "base": 16,
+            "stride": 16,
+            "copies": 8,
+            "words_per_pass": 8,
+            "address": 12,
+            "pitch": 12,
+            "row_bytes": 20,
+        }
+    )
 
 
 def transposed_parts(banks: int, elements: int) -> list[tuple[int, int, int]]:
@@ -186,23 +216,20 @@ class LoadEngine(wiring.Component):
         m.d.sync += outstanding.eq(outstanding + send - (taken & port.rlast))
 
         # Data side: `command` is the instruction whose data come next.
-        command = commands.o.p
-        is_load = commands.o.valid & (command.opcode == Opcode.LOAD.value)
-        is_gather = commands.o.valid & (command.opcode == Opcode.GATHER.value)
-        load = data.View(isa.LOAD, command.body[: isa.LOAD.size])
-        gather = data.View(isa.GATHER, command.body[: isa.GATHER.size])
-        is_start = is_load & (load.destination == Buffer.START)
-        is_mask = is_load & (load.destination == Buffer.MASK)
         finish = Signal()
+        command = Signal(data_command_layout())
+        present = command.settings | command.spread | command.start | command.mask
         m.d.comb += [
-            commands.o.ready.eq(finish),
+            commands.o.ready.eq(~present | finish),
             self.beat.eq(taken),
             self.moving.eq(taken | (zeros.o.valid & zeros.o.p)),
         ]
-        with m.If(commands.o.valid & ~is_load & ~is_gather):
+        with m.If(commands.o.ready):
+            m.d.sync += self._prepare(command, commands.o.p, commands.o.valid)
+        with m.If(command.settings):
             m.d.comb += finish.eq(1)
         stopped = (self.halt | self.error) & (outstanding == 0) & ~port.arvalid
-        m.d.comb += self.busy.eq(((commands.level != 0) | self.done) & ~stopped)
+        m.d.comb += self.busy.eq(((commands.level != 0) | present | self.done) & ~stopped)
         good = finish & ~self.error & ~(taken & (port.rresp != Response.OKAY))
         m.d.sync += [
             self.done.eq(good),
@@ -213,22 +240,52 @@ class LoadEngine(wiring.Component):
             m.d.sync += [self.error.eq(1), self.error_pc.eq(command.pc)]
 
         row = Signal(16)
-        spread = (is_load & ~is_start & ~is_mask) | is_gather
-        spread_ready = self._operands(m, spread, is_gather, load, gather, zeros.o, row, finish)
-        start_ready = self._starts(m, load, is_start, zeros.o, row, finish)
-        mask_ready = self._masks(m, load, is_mask, zeros.o, row, finish)
+        spread_ready = self._operands(m, command, zeros.o, row, finish)
+        start_ready = self._starts(m, command, zeros.o, row, finish)
+        mask_ready = self._masks(m, command, zeros.o, row, finish)
         m.d.comb += port.rready.eq(
-            (spread & spread_ready) | (is_start & start_ready) | (is_mask & mask_ready)
+            (command.spread & spread_ready)
+            | (command.start & start_ready)
+            | (command.mask & mask_ready)
         )
         return m
+
+    def _prepare(self, command: data.View, given: data.View, valid: Value) -> list:
+        """Return what makes ``command`` of an instruction, products and all: no step waits."""
+        beat_bytes = self.config.axi.beat_bytes
+        load = data.View(isa.LOAD, given.body[: isa.LOAD.size])
+        gather = data.View(isa.GATHER, given.body[: isa.GATHER.size])
+        is_load = given.opcode == Opcode.LOAD.value
+        is_gather = given.opcode == Opcode.GATHER.value
+        is_start = is_load & (load.destination == Buffer.START)
+        is_mask = is_load & (load.destination == Buffer.MASK)
+        size = Mux(is_gather, gather.segment_bytes, load.row_bytes)
+        return [
+            command.pc.eq(given.pc),
+            command.release.eq(given.release),
+            command.signal.eq(given.signal),
+            command.settings.eq(valid & ~is_load & ~is_gather),
+            command.spread.eq(valid & ((is_load & ~is_start & ~is_mask) | is_gather)),
+            command.start.eq(valid & is_start),
+            command.mask.eq(valid & is_mask),
+            command.destination.eq(Mux(is_gather, gather.destination, load.destination)),
+            command.transpose.eq(is_gather & gather.transpose),
+            command.last_row.eq(Mux(is_gather, gather.rows, load.rows) - 1),
+            command.last_tap.eq(Mux(is_gather, gather.taps_y * gather.taps_x - 1, 0)),
+            command.last_beat.eq((size + (beat_bytes - 1)) // beat_bytes - 1),
+            *(
+                command[name].eq(Mux(is_gather, gather[name], load[name]))
+                for name in ("by_word", "base", "stride", "copies", "words_per_pass")
+            ),
+            command.address.eq(load.address),
+            command.pitch.eq(load.pitch),
+            command.row_bytes.eq(load.row_bytes),
+        ]
 
     def _operands(
         self,
         m: Module,
-        active: Value,
-        is_gather: Value,
-        load: data.View,
-        gather: data.View,
+        command: data.View,
         zeros: stream.Interface,
         row: Signal,
         finish: Signal,
@@ -237,26 +294,8 @@ class LoadEngine(wiring.Component):
         config, port = self.config, self.port
         per_beat = config.axi.data_bits // 16
         max_bits = (config.max_m - 1).bit_length()
-
-        def field(name: str, bits: int) -> Signal:
-            made = Signal(bits, name=f"field_{name}")
-            m.d.comb += made.eq(Mux(is_gather, gather[name], load[name]))
-            return made
-
-        destination = Signal(Buffer)
-        m.d.comb += destination.eq(Mux(is_gather, gather.destination, load.destination))
-        by_word, rows = field("by_word", 1), field("rows", 16)
-        base, stride = field("base", 16), field("stride", 16)
-        copies, words_per_pass = field("copies", 8), field("words_per_pass", 8)
-        transpose = Signal()
-        m.d.comb += transpose.eq(is_gather & gather.transpose)
-        size = Mux(is_gather, gather.segment_bytes, load.row_bytes)
-        beats = Signal(20)
-        taps = Signal(16)
-        m.d.comb += [
-            beats.eq((size + (config.axi.beat_bytes - 1)) // config.axi.beat_bytes),
-            taps.eq(Mux(is_gather, gather.taps_y * gather.taps_x, 1)),
-        ]
+        destination, transpose, by_word = command.destination, command.transpose, command.by_word
+        stride, copies = command.stride, command.copies
         is_a, is_b = destination == Buffer.A, destination == Buffer.B
         updated = ~is_a & ~is_b & (destination != Buffer.INDEX)
         banks = Mux(is_a, config.rows, Mux(updated, config.update_lanes, config.cols))
@@ -278,10 +317,10 @@ class LoadEngine(wiring.Component):
         beat_done = Signal()
         m.d.comb += beat_done.eq(~transpose | (offset + count == per_beat))
         step = Signal()
-        m.d.comb += step.eq(active & zeros.valid & (zeros.p | port.rvalid))
+        m.d.comb += step.eq(command.spread & zeros.valid & (zeros.p | port.rvalid))
 
-        last_of_segment = beat == beats - 1
-        last_row = row == rows - 1
+        last_of_segment = beat == command.last_beat
+        last_row = row == command.last_row
         next_bank = bank + Mux(transpose, count, 1)
         with m.If(step & transpose):
             m.d.sync += [
@@ -298,7 +337,7 @@ class LoadEngine(wiring.Component):
                 m.d.sync += part.eq(0)
                 with m.If(~by_word):
                     m.d.sync += word_offset.eq(word_offset + 1)
-                with m.Elif(place == words_per_pass - 1):
+                with m.Elif(place == command.words_per_pass - 1):
                     m.d.sync += [
                         place.eq(0),
                         first_bank.eq(0),
@@ -309,7 +348,7 @@ class LoadEngine(wiring.Component):
             with m.If(last_of_segment):
                 m.d.comb += zeros.ready.eq(1)
                 m.d.sync += [beat.eq(0), part.eq(0), tap.eq(tap + 1)]
-            with m.If(last_of_segment & (tap == taps - 1)):
+            with m.If(last_of_segment & (tap == command.last_tap)):
                 m.d.sync += [
                     tap.eq(0),
                     word_offset.eq(0),
@@ -330,7 +369,9 @@ class LoadEngine(wiring.Component):
                     m.d.sync += [row.eq(0), bank.eq(0), group_offset.eq(0)]
 
         address = Signal(16)
-        m.d.comb += address.eq(base + group_offset + Mux(transpose, row >> max_bits, word_offset))
+        m.d.comb += address.eq(
+            command.base + group_offset + Mux(transpose, row >> max_bits, word_offset)
+        )
         lanes = Signal(config.max_m)
         with m.If(transpose):
             m.d.comb += lanes.eq(1 << row[:max_bits])
@@ -395,7 +436,6 @@ class LoadEngine(wiring.Component):
         self,
         m: Module,
         load: data.View,
-        active: Value,
         zeros: stream.Interface,
         row: Signal,
         finish: Signal,
@@ -411,14 +451,14 @@ class LoadEngine(wiring.Component):
         row_offset = Signal(16)
         row_address = Signal(12)
         at = Signal(12)
-        m.d.comb += at.eq(Mux(begin, load.address[:12], row_address))
+        m.d.comb += at.eq(Mux(begin, load.address, row_address))
         later = Signal(byte_bits)
         byte = Signal(byte_bits)  # of the beat, where the word begins
         m.d.comb += byte.eq(Mux(fresh, at[:byte_bits], later))
         # A row shorter than a word is a part of one: its upper bits are of no account.
         last_of_row = word == ((load.row_bytes - 1) >> low)
         last_of_beat = last_of_row | (byte == beat_bytes - size)
-        step = active & port.rvalid
+        step = load.mask & port.rvalid
         partial = load.row_bytes < size
         bits = Signal(8 * size)
         present = Signal(8 * size)
@@ -436,9 +476,9 @@ class LoadEngine(wiring.Component):
                     begin.eq(0),
                     row.eq(row + 1),
                     row_offset.eq(row_offset + load.stride),
-                    row_address.eq(at + load.pitch[:12]),
+                    row_address.eq(at + load.pitch),
                 ]
-                with m.If(row == load.rows - 1):
+                with m.If(row == load.last_row):
                     m.d.comb += finish.eq(1)
                     m.d.sync += [row.eq(0), row_offset.eq(0), begin.eq(1)]
         m.d.sync += [
@@ -452,7 +492,6 @@ class LoadEngine(wiring.Component):
         self,
         m: Module,
         load: data.View,
-        active: Value,
         zeros: stream.Interface,
         row: Signal,
         finish: Signal,
@@ -480,12 +519,12 @@ class LoadEngine(wiring.Component):
             kept.eq(count - emitted),
         ]
         ready = ~complete & (kept < cols)
-        taken = active & port.rvalid & ready
+        taken = load.start & port.rvalid & ready
 
         sums = Signal(18)
         m.d.comb += sums.eq(load.row_bytes >> 2)
         at = Signal(12)
-        m.d.comb += at.eq(Mux(begin, load.address[:12], row_address))
+        m.d.comb += at.eq(Mux(begin, load.address, row_address))
         offset_bits = (per_beat - 1).bit_length()
         offset = Signal(range(max(per_beat, 2)))
         m.d.comb += offset.eq(Mux(fresh, (at >> 2)[:offset_bits], 0))
@@ -531,9 +570,9 @@ class LoadEngine(wiring.Component):
                     word.eq(0),
                     row.eq(row + 1),
                     row_offset.eq(row_offset + load.stride),
-                    row_address.eq(at + load.pitch[:12]),
+                    row_address.eq(at + load.pitch),
                 ]
-                with m.If(row == load.rows - 1):
+                with m.If(row == load.last_row):
                     m.d.comb += finish.eq(1)
                     m.d.sync += [row.eq(0), row_offset.eq(0), begin.eq(1)]
 

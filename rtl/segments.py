@@ -10,7 +10,10 @@ from sat.rtl import isa
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Opcode
 
-SETUP_CYCLES = 2
+SETTINGS_CYCLES = 2
+"""Cycles after TENSOR or WINDOW in which the bytes of its steps are worked out."""
+
+SETUP_CYCLES = 5
 """Cycles that a GATHER's start takes to be worked out, more than a LOAD's."""
 
 
@@ -24,17 +27,37 @@ def segment_layout(config: SatConfig) -> data.StructLayout:
     return data.StructLayout({"address": config.axi.address_bits, "size": 20, "zero": 1})
 
 
+class _Multiplier:
+    """A multiplier that products share, one a cycle."""
+
+    def __init__(self, m: Module, name: str, factor_bits: int, bits: int) -> None:
+        self._m = m
+        # Sources of pixels may lie before the first.
+        self._a, self._b = (
+            Signal(signed(17), name=f"{name}_a"),
+            Signal(factor_bits, name=f"{name}_b"),
+        )
+        self._product = Signal(bits, name=f"{name}_product")
+        m.d.comb += self._product.eq(self._a * self._b)
+
+    def give(self, result: Signal, a: Value, b: Value) -> None:
+        """Have a register take the product of two numbers, in the state that this is said in."""
+        self._m.d.comb += [self._a.eq(a), self._b.eq(b)]
+        self._m.d.sync += result.eq(self._product)
+
+
 class SegmentWalker(wiring.Component):
     """Walk rows, or positions and their taps, a segment a cycle.
 
-    TENSOR and WINDOW set registers that later GATHERs use; they give no segments. A LOAD taken
-    in cycle x gives its first segment in cycle x + 1, a GATHER in x + 1 + `SETUP_CYCLES`; the next
-    instruction is taken in the cycle after the last segment has left.
+    TENSOR and WINDOW set registers that later GATHERs use; they give no segments, and the next
+    instruction is taken `SETTINGS_CYCLES` + 1 later. A LOAD taken in cycle x gives its first
+    segment in cycle x + 1, a GATHER in x + 1 + `SETUP_CYCLES`; the next instruction is taken in the
+    cycle after the last segment has left.
 
     For each position (pixel of a line of an image), for each line of taps, for each tap: the
     segment at source line ``y + line * step_y + tap * tap_y`` and pixel likewise; zeros where
-    that is outside the tensor. Every product with a position is a running sum: the only
-    multiplications set up the first one.
+    that is outside the tensor. Every product with a position is a running sum: only the first
+    one is multiplied out, by two multipliers that all products share.
 
     Members
     -------
@@ -61,18 +84,13 @@ class SegmentWalker(wiring.Component):
         tensor = Signal(isa.TENSOR)
         window = Signal(isa.WINDOW, init={"lines": 1, "pixels": 1})
         gather = Signal(isa.GATHER)
-        # Bytes from position to position and from tap to tap; steady a cycle after WINDOW.
+        # Bytes from position to position and from tap to tap.
         step_line, step_pixel = Signal(bits), Signal(bits)
         tap_line, tap_pixel = Signal(bits), Signal(bits)
-        m.d.sync += [
-            step_line.eq(window.step_y * tensor.line_pitch),
-            step_pixel.eq(window.step_x * tensor.pixel_pitch),
-            tap_line.eq(window.tap_y * tensor.line_pitch),
-            tap_pixel.eq(window.tap_x * tensor.pixel_pitch),
-        ]
 
         active = Signal()
-        setup = Signal(range(SETUP_CYCLES + 1))
+        setup = Signal(range(SETUP_CYCLES + 1))  # cycles until a GATHER walks
+        settings = Signal(range(SETTINGS_CYCLES + 1))  # cycles until the steps are known
         is_gather = Signal()
         rows_left = Signal(16)  # besides this one
         size = Signal(20)
@@ -93,7 +111,7 @@ class SegmentWalker(wiring.Component):
             | (x >= tensor.pixels)
         )
         m.d.comb += [
-            self.i.ready.eq(~active & (setup == 0)),
+            self.i.ready.eq(~active & (setup == 0) & (settings == 0)),
             self.o.valid.eq(active),
             self.o.p.address.eq(tap_line_at + tap_pixel_at),
             self.o.p.size.eq(size),
@@ -167,9 +185,9 @@ class SegmentWalker(wiring.Component):
 
         with m.If(self.i.valid & self.i.ready), m.Switch(self.i.p.opcode):
             with m.Case(Opcode.TENSOR.value):
-                m.d.sync += tensor.eq(body(isa.TENSOR))
+                m.d.sync += [tensor.eq(body(isa.TENSOR)), settings.eq(SETTINGS_CYCLES)]
             with m.Case(Opcode.WINDOW.value):
-                m.d.sync += window.eq(body(isa.WINDOW))
+                m.d.sync += [window.eq(body(isa.WINDOW)), settings.eq(SETTINGS_CYCLES)]
             with m.Case(Opcode.GATHER.value):
                 m.d.sync += [gather.eq(body(isa.GATHER)), setup.eq(SETUP_CYCLES)]
             with m.Default():
@@ -186,23 +204,37 @@ class SegmentWalker(wiring.Component):
                     left_x.eq(0),
                 ]
 
-        # A GATHER's start: products, then their sums.
+        # Products, a cycle each, then their sums. One multiplier is for lines and what is below
+        # them, the other for pixels. What lies outside the address space is cut off.
         lines, pixels = Signal(bits), Signal(bits)
-        with m.If(setup == 2):
-            m.d.sync += [
-                setup.eq(1),
-                image_at.eq(gather.image * tensor.image_pitch),
-                first_line.eq(gather.y * tensor.line_pitch),
-                first_pixel.eq(gather.x * tensor.pixel_pitch),
-                lines.eq(gather.line * step_line),
-                pixels.eq(gather.pixel * step_pixel),
-                y0.eq(gather.y + gather.line * window.step_y),
-                x0.eq(gather.x + gather.pixel * window.step_x),
-            ]
+        below, beside = Signal(20), Signal(20)  # source lines and pixels before the position
+        line_unit = _Multiplier(m, "line_unit", min(bits, 36), bits)
+        pixel_unit = _Multiplier(m, "pixel_unit", min(bits, 28), bits)
+        with m.If(settings != 0):
+            m.d.sync += settings.eq(settings - 1)
+        with m.If(settings == 2):
+            line_unit.give(step_line, window.step_y, tensor.line_pitch)
+            pixel_unit.give(step_pixel, window.step_x, tensor.pixel_pitch)
+        with m.Elif(settings == 1):
+            line_unit.give(tap_line, window.tap_y, tensor.line_pitch)
+            pixel_unit.give(tap_pixel, window.tap_x, tensor.pixel_pitch)
+        with m.If(setup != 0):
+            m.d.sync += setup.eq(setup - 1)
+        with m.If(setup == 5):
+            line_unit.give(image_at, gather.image, tensor.image_pitch)
+            pixel_unit.give(first_pixel, gather.x, tensor.pixel_pitch)
+        with m.Elif(setup == 4):
+            line_unit.give(first_line, gather.y, tensor.line_pitch)
+            pixel_unit.give(pixels, gather.pixel, step_pixel)
+        with m.Elif(setup == 3):
+            line_unit.give(lines, gather.line, step_line)
+            pixel_unit.give(beside, gather.pixel, window.step_x)
+        with m.Elif(setup == 2):
+            line_unit.give(below, gather.line, window.step_y)
         with m.If(setup == 1):
             start_line = tensor.address + gather.offset + image_at + first_line
+            y_first, x_first = gather.y + below, gather.x + beside
             m.d.sync += [
-                setup.eq(0),
                 active.eq(1),
                 is_gather.eq(1),
                 rows_left.eq(gather.rows - 1),
@@ -210,8 +242,10 @@ class SegmentWalker(wiring.Component):
                 image.eq(gather.image),
                 line.eq(gather.line),
                 pixel.eq(gather.pixel),
-                y.eq(y0),
-                x.eq(x0),
+                y.eq(y_first),
+                y0.eq(y_first),
+                x.eq(x_first),
+                x0.eq(x_first),
                 first_line.eq(start_line),
                 line_at.eq(start_line + lines),
                 tap_line_at.eq(start_line + lines),

@@ -12,9 +12,10 @@ from sat.rtl.config import SEMAPHORE_BITS, SEMAPHORES
 class Semaphores(wiring.Component):
     """Sixteen counters with a gate for each engine.
 
-    A raise in cycle x counts from cycle x + 1. A gate opens in a cycle in which every semaphore
-    of its mask is at least 1; ``take`` says that the instruction went through, which takes 1
-    from each. Gates with lower numbers go first where two want the same semaphore in a cycle.
+    A raise in cycle x counts from cycle x + 1. A gate that holds an instruction opens in a cycle
+    in which every semaphore of its mask is at least 1, which takes 1 from each. A gate waits for
+    those of lower numbers that could open and want one of its semaphores: no two gates take from
+    the same semaphore in a cycle.
 
     Parameters
     ----------
@@ -24,9 +25,10 @@ class Semaphores(wiring.Component):
     -------
     raise_mask : ``In(16).array(raisers)``
         Semaphores to raise by 1; several in one cycle add up.
-    want, open, take : ``In(16)``, ``Out(1)``, ``In(1)`` arrays
+    want, offered, open : ``In(16)``, ``In(1)``, ``Out(1)`` arrays
+        An instruction's mask; that there is one; it goes through, in this cycle.
     overflow : ``Out(1)``
-        A semaphore would rise above 255; held until reset.
+        A semaphore rose above 255; held until reset.
     """
 
     def __init__(self, gates: int, raisers: int):
@@ -37,29 +39,34 @@ class Semaphores(wiring.Component):
                 "want": In(SEMAPHORES).array(gates),
                 "offered": In(1).array(gates),
                 "open": Out(1).array(gates),
-                "take": In(1).array(gates),
                 "overflow": Out(1),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        raised = Signal(SEMAPHORES)
-        claimed: Value = Const(0, SEMAPHORES)
-        for gate in range(self.gates):
-            want = self.want[gate]
-            m.d.comb += self.open[gate].eq((want & (~raised | claimed)) == 0)
-            through = self.offered[gate] & self.open[gate]
-            claimed = claimed | (want & through.replicate(SEMAPHORES))
+        raised = Signal(SEMAPHORES)  # the count is not 0
+        could = Signal(self.gates)
+        for gate, want in enumerate(self.want):
+            before = [could[g] & (self.want[g] & want).any() for g in range(gate)]
+            m.d.comb += [
+                could[gate].eq(self.offered[gate] & ((want & ~raised) == 0)),
+                self.open[gate].eq(could[gate] & ~Cat(before).any()),
+            ]
         self.state = []  # the counts: what proofs speak of (tests/formal)
+        held = Signal()
         for number in range(SEMAPHORES):
-            count = Signal(SEMAPHORE_BITS, name=f"count_{number}")
+            # A bit more than counts have: a raise too many, before anything is lost.
+            count = Signal(SEMAPHORE_BITS + 1, name=f"count_{number}")
             self.state.append(count)
-            raises = sum(self.raise_mask[r][number] for r in range(self.raisers))
-            takes = sum(self.take[g] & self.want[g][number] for g in range(self.gates))
-            after = Signal(SEMAPHORE_BITS + 2, name=f"after_{number}")
-            m.d.comb += [raised[number].eq(count != 0), after.eq(count + raises - takes)]
-            m.d.sync += count.eq(after)
-            with m.If(after[SEMAPHORE_BITS:].any()):
-                m.d.sync += self.overflow.eq(1)
+            take = Cat(self.open[g] & self.want[g][number] for g in range(self.gates)).any()
+            # The gates are late: both sums are there when they come.
+            more = Signal(SEMAPHORE_BITS + 1, name=f"more_{number}")
+            m.d.comb += more.eq(count + sum(mask[number] for mask in self.raise_mask))
+            m.d.sync += [
+                count.eq(Mux(take, more - 1, more)),
+                raised[number].eq(Mux(take, more != 1, more != 0)),
+            ]
+        m.d.comb += self.overflow.eq(held | Cat(count[-1] for count in self.state).any())
+        m.d.sync += held.eq(self.overflow)
         return m

@@ -7,7 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from sat.rtl import isa
-from sat.rtl.check import CHECK_CYCLES, Checker
+from sat.rtl.check import Checker
 from sat.rtl.config import SEMAPHORES, SatConfig
 from sat.rtl.fetch import FETCHED
 from sat.rtl.isa import ENGINES, Opcode, Status
@@ -24,10 +24,11 @@ def engine_layout(opcodes: tuple[Opcode, ...]) -> data.StructLayout:
 class Sequencer(wiring.Component):
     """Check and dispatch instructions; order the engines by semaphores; stop on errors.
 
-    An instruction taken from the fetch unit in cycle p is dispatched in cycle p + 3 or as soon
-    as its engine's queue has room; the next is taken from the cycle after. At the engine it is
-    offered from the cycle after the dispatch on, when its semaphores are raised. FENCE and END
-    are dispatched when all queues are empty and no engine is busy.
+    An instruction taken from the fetch unit in cycle p is dispatched in cycle
+    p + 1 + `CHECK_CYCLES` or as soon as its engine's queue has room; the next is taken from the
+    cycle after. It may take its semaphores from the cycle after the dispatch on, when the
+    instruction before it has been accepted; from the cycle after that it is offered to its engine.
+    FENCE and END are dispatched when all queues are empty and no engine is busy.
 
     The first error wins. It raises ``halt``: nothing more is dispatched or offered, no further
     address goes to memory; when what is under way has come to rest, ``stopped`` says so.
@@ -95,25 +96,22 @@ class Sequencer(wiring.Component):
 
         # The instruction under check.
         full = Signal()
-        age = Signal(range(CHECK_CYCLES + 1))
         current = Signal(FETCHED)
         header = data.View(isa.HEADER, current.word[: isa.HEADER.size])
         dispatched = Signal()
         m.submodules.checker = checker = Checker(config)
         m.d.comb += [
             checker.word.eq(current.word),
+            checker.valid.eq(full),
             checker.follow.eq(dispatched),
             checker.last.eq(current.pc == self.length - 1),
             checker.window_base.eq(self.window_base),
             checker.window_end.eq(self.window_end),
             self.fetched.ready.eq(~full & ~self.halt),
         ]
-        decide = full & (age == CHECK_CYCLES) & ~self.halt
+        decide = full & checker.decided & ~self.halt
         with m.If(~full):
             m.d.sync += [full.eq(self.fetched.valid & ~self.halt), current.eq(self.fetched.p)]
-            m.d.sync += age.eq(0)
-        with m.Elif(age != CHECK_CYCLES):
-            m.d.sync += age.eq(age + 1)
         with m.If(dispatched):
             m.d.sync += full.eq(0)
         fault = Signal(Status)
@@ -146,17 +144,18 @@ class Sequencer(wiring.Component):
                 m.d.comb += given.opcode.eq(header.opcode)
             with m.If(mine & queue.i.ready):
                 m.d.comb += dispatched.eq(1)
-            through = semaphores.open[number] & ~self.halt
+            through = Signal(name=f"through_{name}")  # it has its semaphores
+            accept = engine.valid & engine.ready
             m.d.comb += [
                 semaphores.want[number].eq(queue.o.p.wait),
-                semaphores.offered[number].eq(queue.o.valid),
-                engine.valid.eq(queue.o.valid & through),
+                semaphores.offered[number].eq(queue.o.valid & ~through),
+                engine.valid.eq(through & ~self.halt),
                 engine.payload.eq(queue.o.p.command),
-                queue.o.ready.eq(engine.ready & through),
-                semaphores.take[number].eq(engine.valid & engine.ready),
+                queue.o.ready.eq(accept),
             ]
+            m.d.sync += through.eq(semaphores.open[number] | (through & ~accept))
             empty.append(queue.level == 0)
-            accepts.append(engine.valid & engine.ready)
+            accepts.append(accept)
 
         quiet = Cat(empty).all() & ~self.busy.any()
         with m.If(legal & (header.opcode == Opcode.FENCE) & quiet):

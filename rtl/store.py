@@ -16,6 +16,9 @@ from sat.rtl.isa import Format, Source
 from sat.rtl.layouts import PC_BITS, command_layout
 from sat.rtl.streams import Queue
 
+READ_CYCLES = 3
+"""Cycles from an accept to its first word, through the epilogue."""
+
 STORES_IN_FLIGHT = 4
 """Instructions whose responses are still due, at most."""
 
@@ -89,11 +92,12 @@ class StoreEngine(wiring.Component):
     beats (indices: a quarter of one) and go as they are.
 
     Timing. Accepted in cycle a, an instruction's first address is on the bus in cycle a + 2,
-    then one a cycle. The first word of a row is taken from the buffer in cycle a + 2, or in the
-    cycle after the last beat of the row before; a further word in any cycle that leaves less
-    than a beat behind. A beat is on the bus as soon as it is full (or its row complete) and its
-    address has left. The next instruction is accepted after the last beat of this one. The
-    signal follows the last response by a cycle; release follows the last word.
+    then one a cycle. Words are read ahead: the first of an instruction is taken in cycle
+    a + `READ_CYCLES`, the first of a further row in the cycle after the last beat of the row
+    before, another in any cycle that leaves less than a beat behind. A beat is on the bus as soon
+    as it is full (or its row complete) and its address has left. The next instruction is accepted
+    after the last beat of this one. The signal follows the last response by a cycle; release
+    follows the last word.
     `dataflow/cycles/store.h` states the same for the cycle model.
 
     Parameters
@@ -153,7 +157,7 @@ class StoreEngine(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, port = self.config, self.port
-        axi, cols, lanes = config.axi, config.cols, config.update_lanes
+        axi, cols = config.axi, config.cols
         per_beat = axi.beat_bytes
         address_constants(m, port, "aw", axi)
 
@@ -205,34 +209,10 @@ class StoreEngine(wiring.Component):
             m.d.sync += port.awvalid.eq(0)
         m.d.sync += outstanding.eq(outstanding + send - answered)
 
-        # The word at hand: its bytes, and how many they are.
+        # Words, ahead of what takes them: the address, what the buffer shows, `word`.
         widest = max(4 * cols, per_beat)
-        m.submodules.epilogue = epilogue = Epilogue(config)
-        lane = Signal(range(max(lanes, 2)))
-        made = Signal(axi.data_bits)
-        source_word = Signal(8 * widest)
-        word_bytes = Signal(range(widest + 1))
-        summed = store.source == Source.OUTPUT
-        m.d.comb += [
-            self.source.eq(store.source),
-            epilogue.sums.eq(self.row),
-            epilogue.mask.eq(self.mask),
-            epilogue.format.eq(store.format),
-            epilogue.relu.eq(store.relu),
-            epilogue.masked.eq(store.masked),
-            made.eq(Array(self.made[n] for n in range(lanes))[lane]),
-            source_word.eq(Mux(summed, epilogue.o, made)),
-            word_bytes.eq(per_beat),
-        ]
-        with m.If((store.source == Source.FF_INDICES) | (store.source == Source.BP_INDICES)):
-            m.d.comb += word_bytes.eq(per_beat // 4)
-        with m.Elif(summed), m.Switch(store.format):
-            with m.Case(Format.FP16):
-                m.d.comb += word_bytes.eq(2 * cols)
-            with m.Case(Format.MASK):
-                m.d.comb += word_bytes.eq(config.mask_bytes)
-            with m.Default():
-                m.d.comb += word_bytes.eq(4 * cols)
+        append = Signal()  # `word` is taken
+        word = self._words(m, take, command, widest, append)
 
         # Data side: words in, beats out.
         size = per_beat - 1 + widest
@@ -240,10 +220,7 @@ class StoreEngine(wiring.Component):
         count = Signal(range(size + 1))  # bytes held, and places before the row's first
         before = Signal(range(max(per_beat, 2)))  # such places in the first beat
         complete = Signal()
-        rows_left = Signal(16)
-        left = Signal(20)  # bytes still to come
-        row_base = Signal(16)
-        word = Signal(16)
+        final = Signal()  # the last row is complete
         row_address = Signal(12)
         offset_bits = (per_beat - 1).bit_length()
 
@@ -270,51 +247,35 @@ class StoreEngine(wiring.Component):
             m.d.comb += kept.eq(Mux(count > per_beat, count - per_beat, 0))
         remaining = Signal(8 * size)
         m.d.comb += remaining.eq(Mux(beat, held >> axi.data_bits, held))
-        # The word at `address` of the last cycle is there unless the row has just begun.
-        word_ready = Signal()
-        append = active & word_ready & ~complete & (kept < per_beat)
-        brought = Signal(range(widest + 1))
-        m.d.comb += brought.eq(Mux(left < word_bytes, left, word_bytes))
+        m.d.comb += append.eq(active & word.valid & ~complete & (kept < per_beat))
         shift = Signal(range(8 * per_beat))
         m.d.comb += shift.eq(kept << 3)
         arriving = Signal(8 * size)
-        m.d.comb += arriving.eq(source_word << shift)
+        m.d.comb += arriving.eq(word.bytes << shift)
         # What lies above `kept` is left over from earlier words: it must go before the OR.
         below = Signal(8 * size)
         m.d.comb += below.eq(remaining & ((1 << Cat(C(0, 3), kept[:offset_bits])) - 1))
         end_of_row = beat & complete & (count <= per_beat)
-        m.d.comb += self.address.eq(row_base + word + append)
         m.d.sync += [
-            word_ready.eq(1),
             held.eq(Mux(append, below | arriving, remaining)),
-            count.eq(kept + Mux(append, brought, 0)),
-            self.release.eq(0),
+            count.eq(kept + Mux(append, word.size, 0)),
+            self.release.eq(Mux(append & word.final, command.release, 0)),
         ]
         with m.If(append):
-            m.d.sync += [word.eq(word + 1), left.eq(left - brought)]
             with m.If(store.check):
-                counted = sum(epilogue.non_finite[n] & (4 * n < left) for n in range(cols))
+                counted = sum(word.non_finite[n] & (4 * n < word.size) for n in range(cols))
                 m.d.sync += self.non_finite.eq(self.non_finite + counted)
-            with m.If(left == brought):
-                m.d.sync += [complete.eq(1), word.eq(0), word_ready.eq(0)]
-                with m.If(summed | (lane == lanes - 1)):
-                    m.d.sync += [lane.eq(0), row_base.eq(row_base + store.stride)]
-                with m.Else():
-                    m.d.sync += lane.eq(lane + 1)
-                with m.If(rows_left == 0):
-                    m.d.sync += self.release.eq(command.release)
+            m.d.sync += [complete.eq(word.last), final.eq(word.final)]
         next_address = Signal(12)
         m.d.comb += next_address.eq(row_address + store.pitch[:12])
         with m.If(end_of_row):
             m.d.sync += [
                 complete.eq(0),
-                left.eq(store.row_bytes),
-                rows_left.eq(rows_left - 1),
                 row_address.eq(next_address),
                 before.eq(next_address[:offset_bits]),
                 count.eq(next_address[:offset_bits]),
             ]
-            with m.If(rows_left == 0):
+            with m.If(final):
                 m.d.sync += active.eq(0)
         with m.If(take):
             body = self.i.p.body
@@ -322,12 +283,6 @@ class StoreEngine(wiring.Component):
                 active.eq(1),
                 command.eq(self.i.p),
                 complete.eq(0),
-                left.eq(body.row_bytes),
-                rows_left.eq(body.rows - 1),
-                row_base.eq(body.base),
-                lane.eq(0),
-                word.eq(0),
-                word_ready.eq(0),
                 row_address.eq(body.address[:12]),
                 before.eq(body.address[:offset_bits]),
                 count.eq(body.address[:offset_bits]),
@@ -350,3 +305,94 @@ class StoreEngine(wiring.Component):
         with m.If(failed & ~self.error):
             m.d.sync += [self.error.eq(1), self.error_pc.eq(retires.o.p.pc)]
         return m
+
+    def _words(
+        self, m: Module, take: Value, command: data.View, widest: int, append: Value
+    ) -> data.View:
+        """Return the word at hand, read ahead; ``append`` takes it."""
+        config = self.config
+        lanes, per_beat = config.update_lanes, config.axi.beat_bytes
+        store = command.body
+        summed = store.source == Source.OUTPUT
+        size = Signal(range(widest + 1))  # bytes of a word
+        m.d.comb += size.eq(per_beat)
+        with m.If((store.source == Source.FF_INDICES) | (store.source == Source.BP_INDICES)):
+            m.d.comb += size.eq(per_beat // 4)
+        with m.Elif(summed), m.Switch(store.format):
+            with m.Case(Format.FP16):
+                m.d.comb += size.eq(2 * config.cols)
+            with m.Case(Format.MASK):
+                m.d.comb += size.eq(config.mask_bytes)
+            with m.Default():
+                m.d.comb += size.eq(4 * config.cols)
+        about = {"valid": 1, "size": size.shape(), "last": 1, "final": 1}  # of a row, of all
+        shown = Signal(data.StructLayout({**about, "lane": range(max(lanes, 2))}))
+        word = Signal(data.StructLayout({**about, "bytes": 8 * widest, "non_finite": config.cols}))
+
+        # The address to come, and the one whose word the buffer shows.
+        reading = Signal()
+        address, last_address, row_base = Signal(16), Signal(16), Signal(16)
+        rows_left, left = Signal(16), Signal(20)
+        lane = Signal.like(shown.lane)
+        move_on = shown.valid & (~word.valid | append)
+        read = Signal()
+        last = left <= size
+        m.d.comb += [
+            read.eq(reading & (~shown.valid | move_on)),
+            self.address.eq(Mux(read, address, last_address)),
+        ]
+        m.d.sync += last_address.eq(self.address)
+        with m.If(read):
+            m.d.sync += [
+                address.eq(address + 1),
+                left.eq(left - size),
+                shown.valid.eq(1),
+                shown.size.eq(Mux(last, left, size)),
+                shown.last.eq(last),
+                shown.final.eq(last & (rows_left == 0)),
+                shown.lane.eq(lane),
+            ]
+            with m.If(last):
+                m.d.sync += [left.eq(store.row_bytes), rows_left.eq(rows_left - 1)]
+                with m.If(summed | (lane == lanes - 1)):
+                    next_row = row_base + store.stride
+                    m.d.sync += [lane.eq(0), row_base.eq(next_row), address.eq(next_row)]
+                with m.Else():
+                    m.d.sync += [lane.eq(lane + 1), address.eq(row_base)]
+                with m.If(rows_left == 0):
+                    m.d.sync += reading.eq(0)
+        with m.Elif(move_on):
+            m.d.sync += shown.valid.eq(0)
+        with m.If(take):
+            body = self.i.p.body
+            m.d.sync += [
+                reading.eq(1),
+                address.eq(body.base),
+                row_base.eq(body.base),
+                left.eq(body.row_bytes),
+                rows_left.eq(body.rows - 1),
+                lane.eq(0),
+            ]
+
+        m.submodules.epilogue = epilogue = Epilogue(config)
+        made = Array(self.made[n] for n in range(lanes))[shown.lane]
+        m.d.comb += [
+            self.source.eq(store.source),
+            epilogue.sums.eq(self.row),
+            epilogue.mask.eq(self.mask),
+            epilogue.format.eq(store.format),
+            epilogue.relu.eq(store.relu),
+            epilogue.masked.eq(store.masked),
+        ]
+        with m.If(move_on):
+            m.d.sync += [
+                word.valid.eq(1),
+                word.size.eq(shown.size),
+                word.last.eq(shown.last),
+                word.final.eq(shown.final),
+                word.bytes.eq(Mux(summed, epilogue.o, made)),
+                word.non_finite.eq(epilogue.non_finite),
+            ]
+        with m.Elif(append):
+            m.d.sync += word.valid.eq(0)
+        return word

@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 from amaranth import *
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from sat.rtl import isa
+from sat.rtl.buffers import bank_memory
 from sat.rtl.config import SEMAPHORES, SatConfig
 from sat.rtl.fp.convert import Fp32ToFp16
 from sat.rtl.isa import Opcode
 from sat.rtl.layouts import any_command_layout
 from sat.rtl.sore import SoreLane
 from sat.rtl.verilog import leaf
-from sat.rtl.wuve import WUVE_LATENCY, Wuve
+from sat.rtl.wuve import Wuve, wuve_latency
 
 READ_CYCLES = 2
 """Cycles from a weight's address to the register in front of its lane."""
 
 
+def wait_cycles(config: SatConfig) -> int:
+    """Return how long a weight waits until it is known whether FF prunes it."""
+    return config.max_m + config.fp.prune_stages - 1
+
+
 def row_latency(config: SatConfig) -> int:
     """Return the cycles from a weight's address to its successor."""
-    return READ_CYCLES + config.max_m + WUVE_LATENCY
+    return READ_CYCLES + wait_cycles(config) + wuve_latency(config.fp)
 
 
 def row_drain(config: SatConfig) -> int:
     """Return the cycles from the last weight's address until the row pass has left its pipeline."""
-    return row_latency(config) + config.max_m + 2
+    return row_latency(config) + config.fp.prune_stages + config.max_m + 1
 
 
 def column_drain(config: SatConfig) -> int:
     """Return the cycles from the last read of lane 0 to the end of the column pass."""
-    return config.update_lanes + config.max_m + 2
+    return config.update_lanes + config.max_m + 1 + config.fp.sore_stages
 
 
 def _bits(words: int) -> int:
@@ -104,7 +110,8 @@ class _CopyWriter(wiring.Component):
     start : ``In(1)``
         Before the first element of a tile.
     lines, kept, base, stride : ``In``
-        Lines that the lane has, elements of each, first word, words from line to line; steady.
+        Lines that the lane has, elements of each, first word, words from line to line; steady,
+        and ``kept`` from the cycle before the first element.
     valid : ``In(1)``
         An element.
     write, address, lane : ``Out``
@@ -130,6 +137,8 @@ class _CopyWriter(wiring.Component):
         m = Module()
         shift = (self.config.beat_halves - 1).bit_length()
         line, place, line_word = Signal(16), Signal(16), Signal(16)
+        end = Signal(16)
+        m.d.sync += end.eq(self.kept - 1)
         m.d.comb += [
             # A lane without a line of its own in the last group goes through it all the same.
             self.write.eq(self.valid & (line < self.lines)),
@@ -138,7 +147,7 @@ class _CopyWriter(wiring.Component):
         ]
         with m.If(self.valid):
             m.d.sync += place.eq(place + 1)
-            with m.If(place == self.kept - 1):
+            with m.If(place == end):
                 m.d.sync += [
                     place.eq(0),
                     line.eq(line + 1),
@@ -160,7 +169,7 @@ class UpdateEngine(wiring.Component):
     the row pass of the next UPDATE overlaps the column pass of the last.
 
     Whether FF prunes a weight before its update, which SR-STE's decay depends on, is known when
-    its group is complete; until then it waits in a delay line of ``max_m`` cycles.
+    its group is complete; until then it waits in a delay line of `wait_cycles`.
 
     Timing, with E = ceil(rows / L) * columns weights a lane in the row pass, and
     D = ceil(columns / L) * ceil(rows / L) * L in the column pass:
@@ -242,7 +251,7 @@ class UpdateEngine(wiring.Component):
         lanes = config.update_lanes
         lane_bits = (lanes - 1).bit_length()
         depth = config.tile_weights // lanes
-
+        rounding = config.fp.round_stages
         # The tile of the row pass, and of the column pass.
         rates = Signal(isa.RATES)
         tile, row_command, skip = Signal(isa.UPDATE), Signal(any_command_layout()), Signal()
@@ -310,13 +319,14 @@ class UpdateEngine(wiring.Component):
             m.d.sync += row_busy.eq(0)
         with m.If(turn):
             m.d.sync += draining.eq(0)
-        element = Signal(_bits(depth))  # of the tile memory's half, for this weight
+        rounded = later(writes.active, rounding, "rounded")
+        element = Signal(_bits(depth))  # of the tile memory's half, for this FP16 copy
         with m.If(writes.start):
             m.d.sync += element.eq(0)
-        with m.Elif(writes.active):
+        with m.Elif(rounded):
             m.d.sync += element.eq(element + 1)
         ff_kept = Signal(16)
-        m.d.comb += ff_kept.eq((tile.columns * tile.ff_n) >> tile.ff_log2_m)
+        m.d.sync += ff_kept.eq((tile.columns * tile.ff_n) >> tile.ff_log2_m)
         end_of_word = writes.place == config.beat_weights - 1
         m.d.comb += self.out_address.eq(writes.word)
 
@@ -331,13 +341,13 @@ class UpdateEngine(wiring.Component):
             )
             # What FF prunes now.
             m.submodules[f"old_half_{lane}"] = old_half = Fp32ToFp16()
-            old_sore = leaf(platform, lambda: SoreLane(config.max_m), "sore_lane")
+            old_sore = leaf(platform, self._sore_lane, "sore_lane")
             m.submodules[f"old_sore_{lane}"] = old_sore.element
             m.d.comb += [
                 old_half.i.eq(entry[:32]),
                 old_sore.clear.eq(begin),
-                old_sore.valid.eq(entering),
-                old_sore.value.eq(old_half.o),
+                old_sore.valid.eq(later(entering, rounding, f"old_rounded_{lane}")),
+                old_sore.value.eq(later(old_half.o, rounding, f"old_half_{lane}")),
                 old_sore.n.eq(tile.ff_n),
                 old_sore.log2_m.eq(tile.ff_log2_m),
             ]
@@ -350,8 +360,8 @@ class UpdateEngine(wiring.Component):
                 for log2_m in range(config.max_m.bit_length()):
                     with m.Case(log2_m):
                         m.d.comb += kept.eq(answers[config.max_m - (1 << log2_m)])
-            waited = later(entry, config.max_m, f"wait_{lane}")
-            wuve = leaf(platform, Wuve, "wuve")
+            waited = later(entry, wait_cycles(config), f"wait_{lane}")
+            wuve = leaf(platform, lambda: Wuve(config.fp), "wuve")
             m.submodules[f"wuve_{lane}"] = wuve.element
             m.d.comb += [
                 Value.cast(wuve.rates).eq(rates),
@@ -373,15 +383,16 @@ class UpdateEngine(wiring.Component):
                         m.d.sync += held.eq(result)
                     m.d.comb += port[lane][n].eq(held)
                 m.d.comb += port[lane][config.beat_weights - 1].eq(result)
-            m.submodules[f"half_{lane}"] = new_half = Fp32ToFp16()
-            sore = leaf(platform, lambda: SoreLane(config.max_m), "sore_lane")
+            m.submodules[f"half_{lane}"] = rounder = Fp32ToFp16()
+            new_half = later(rounder.o, rounding, f"new_half_{lane}")
+            sore = leaf(platform, self._sore_lane, "sore_lane")
             m.submodules[f"ff_sore_{lane}"] = sore.element
             m.submodules[f"ff_writer_{lane}"] = writer = _CopyWriter(config)
             m.d.comb += [
-                new_half.i.eq(wuve.w_out),
+                rounder.i.eq(wuve.w_out),
                 sore.clear.eq(begin),
-                sore.valid.eq(writes.active),
-                sore.value.eq(new_half.o),
+                sore.valid.eq(rounded),
+                sore.value.eq(new_half),
                 sore.n.eq(tile.ff_n),
                 sore.log2_m.eq(tile.ff_log2_m),
                 writer.start.eq(writes.start),
@@ -391,15 +402,14 @@ class UpdateEngine(wiring.Component):
                 writer.stride.eq(tile.ff_stride),
             ]
             self._copy(m, "ff", lane, sore, writer)
-            bank = memory.Memory(shape=16, depth=2 * depth, init=[])
-            m.submodules[f"tile_{lane}"] = bank
-            put = bank.write_port()
+            m.submodules[f"tile_{lane}"] = halves = bank_memory(16, 2 * depth)
+            put = halves.write_port()
             m.d.comb += [
                 put.addr.eq(element + Mux(half, depth, 0)),
-                put.data.eq(new_half.o),
-                put.en.eq(writes.active),
+                put.data.eq(new_half),
+                put.en.eq(rounded),
             ]
-            tiles.append(bank.read_port())
+            tiles.append(halves.read_port())
 
         # Column pass.
         with m.If(turn):
@@ -437,6 +447,9 @@ class UpdateEngine(wiring.Component):
         ]
         return m
 
+    def _sore_lane(self) -> SoreLane:
+        return SoreLane(self.config.max_m, self.config.fp.sore_stages)
+
     def _copy(self, m: Module, name: str, lane: int, sore: SoreLane, writer: _CopyWriter) -> None:
         """Connect a SORE lane to its writer and to the ports of a copy."""
         m.d.comb += [
@@ -472,8 +485,8 @@ class UpdateEngine(wiring.Component):
         m.d.comb += [
             last_group.eq(((tile.rows + (lanes - 1)) >> lane_bits) - 1),
             last_columns.eq(((tile.columns + (lanes - 1)) >> lane_bits) - 1),
-            kept.eq((tile.rows * tile.bp_n) >> tile.bp_log2_m),
         ]
+        m.d.sync += kept.eq((tile.rows * tile.bp_n) >> tile.bp_log2_m)
         starting: Value = start
         addresses = []
         for lane in range(lanes):
@@ -515,7 +528,7 @@ class UpdateEngine(wiring.Component):
                 read_bank.eq(bank),
                 valid.eq(active & (row < tile.rows) & (own < tile.columns)),
             ]
-            sore = leaf(platform, lambda: SoreLane(config.max_m), "sore_lane")
+            sore = leaf(platform, self._sore_lane, "sore_lane")
             m.submodules[f"bp_sore_{lane}"] = sore.element
             m.submodules[f"bp_writer_{lane}"] = writer = _CopyWriter(config)
             m.d.comb += [

@@ -20,7 +20,8 @@ from sat.rtl.config import SEMAPHORE_MAX, SEMAPHORES, SatConfig
 from sat.rtl.fetch import FETCH_INSTRUCTIONS
 from sat.rtl.isa import Buffer, Dataflow, Format, Instruction, Opcode, Source, Start
 from sat.rtl.load import COMMANDS_AHEAD, SEGMENTS_AHEAD
-from sat.rtl.segments import SETUP_CYCLES
+from sat.rtl.segments import SETTINGS_CYCLES, SETUP_CYCLES
+from sat.rtl.store import READ_CYCLES as STORE_READ_CYCLES
 from sat.rtl.store import STORES_IN_FLIGHT
 from sat.rtl.update import column_drain, row_drain
 from sat.sim.golden.check import store_element
@@ -61,8 +62,10 @@ CONSTANTS = {
     "SEGMENTS_AHEAD": SEGMENTS_AHEAD,
     "SEMAPHORES": SEMAPHORES,
     "SEMAPHORE_MAX": SEMAPHORE_MAX,
+    "SETTINGS_CYCLES": SETTINGS_CYCLES,
     "SETUP_CYCLES": SETUP_CYCLES,
     "STORES_IN_FLIGHT": STORES_IN_FLIGHT,
+    "STORE_READ_CYCLES": STORE_READ_CYCLES,
     "TILES_IN_FLIGHT": TILES_IN_FLIGHT,
 }
 

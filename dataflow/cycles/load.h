@@ -8,19 +8,21 @@
 class Load {
   public:
     explicit Load(const Parameters& p)
-        : p(p), last_beats(p.outstanding), popped(SEGMENTS_AHEAD), finished(COMMANDS_AHEAD) {}
+        : p(p), last_beats(p.outstanding), popped(SEGMENTS_AHEAD), begun(COMMANDS_AHEAD) {}
 
     Cycle idle = 0;     // first cycle in which `busy` is low after all accepted so far
     int64_t beats = 0;  // read so far
 
     // When an instruction offered from cycle `earliest` on is accepted and done.
     Times run(const Instruction& i, Cycle earliest) {
-        const Cycle accept = std::max({earliest, next_accept, finished.oldest() + 1});
+        const Cycle accept = std::max({earliest, next_accept, begun.oldest() + 1});
+        // The data side takes it when it is done with the last, or two cycles after the accept.
+        begun.push(std::max(accept + 1, side_free - 1));
         Cycle finish;
         if (i.opcode() == Opcode::TENSOR || i.opcode() == Opcode::WINDOW) {
             walk.set(i);
-            next_accept = accept + 1;
-            finish = std::max(accept + 1, side_free);
+            next_accept = accept + 1 + SETTINGS_CYCLES;
+            finish = begun.newest() + 1;
         } else {
             const bool gather = i.opcode() == Opcode::GATHER;
             // The walker offers a segment a cycle from here on.
@@ -38,7 +40,6 @@ class Load {
             next_accept = taken + 1;
         }
         side_free = finish + 1;
-        finished.push(finish);
         idle = finish + 2;
         return {accept, finish + 1, finish + 1};
     }
@@ -174,5 +175,5 @@ class Load {
     Last popped;            // of segments: their last steps
     Cycle memory_free = 0;  // first cycle in which memory may offer the next beat
     Cycle side_free = 0;    // first cycle in which the data side may take the next
-    Last finished;          // of instructions
+    Last begun;             // of instructions: when the queue gave them to the data side
 };

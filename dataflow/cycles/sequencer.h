@@ -109,7 +109,8 @@ inline Found predict(const uint8_t* program, int64_t length, int64_t address, co
             return stop(Verdict::NO_INSTRUCTION, pc, 0, 0, 0);
         }
         dispatched = std::max(decided, accepts[engine].oldest() + 1);
-        Cycle offered = dispatched + 1;
+        // At the head of its queue, an instruction takes its semaphores; a cycle later it is offered.
+        Cycle through = std::max(dispatched, accepts[engine].newest()) + 1;
         for (int64_t mask = i[HEADER::wait]; mask; mask &= mask - 1) {
             const int n = __builtin_ctzll(mask);
             Semaphore& semaphore = semaphores[n];
@@ -121,11 +122,11 @@ inline Found predict(const uint8_t* program, int64_t length, int64_t address, co
             if (taken_before == semaphore.raises.size()) {
                 return stop(Verdict::NOTHING_RAISES, pc, n, engine, 0);
             }
-            offered = std::max(offered, semaphore.raises[taken_before].cycle + 1);
+            through = std::max(through, semaphore.raises[taken_before].cycle + 1);
         }
-        const Times moment = engines.run(Engine(engine), i, offered);
+        const Times moment = engines.run(Engine(engine), i, through + 1);
         for (int64_t mask = i[HEADER::wait]; mask; mask &= mask - 1) {
-            semaphores[__builtin_ctzll(mask)].takes.push_back(moment.accept);
+            semaphores[__builtin_ctzll(mask)].takes.push_back(through);
         }
         accepts[engine].push(moment.accept);
         if (times) times[pc] = moment;

@@ -24,7 +24,7 @@ class Store {
         const int64_t rows = i[STORE::rows], row_bytes = i[STORE::row_bytes];
         const Cycle accept = std::max({earliest, next_accept, retired.oldest() + 1});
         address = std::max(address, accept + 1);
-        Cycle word_ready = accept + 2;  // first cycle in which a word may be taken
+        Cycle word_ready = accept + STORE_READ_CYCLES;  // first cycle in which a word may be taken
         Cycle release = 0;
         Cycle cycle = word_ready - 1;  // of the last beat or word taken
         for (int64_t row = 0; row < rows; ++row) {

@@ -10,7 +10,7 @@ from sat.rtl.fp.formats import FP32
 from sat.rtl.fp.rounding import rounds_up
 from sat.rtl.fp.shift import shift_right_sticky
 
-_STEPS = ("swap", "align", "add", "count", "normalise", "round")
+_STEPS = ("swap", "distance", "align", "add", "count", "normalise", "round")
 
 # After which steps a register stands; one more is always at the output. The cuts halve the
 # longest run of steps that is left.
@@ -22,6 +22,7 @@ _CUTS: dict[int, tuple[str, ...]] = {
     5: ("swap", "align", "add", "normalise"),
     6: ("swap", "align", "add", "count", "normalise"),
     7: ("swap", "align", "add", "count", "normalise", "round"),
+    8: ("swap", "distance", "align", "add", "count", "normalise", "round"),
 }
 
 
@@ -38,10 +39,11 @@ class Adder(wiring.Component):
     x + -0                         x, for every x: what idle slots rely on
     ============================= ===========================================
 
-    Steps: *swap* puts the larger magnitude first; *align* shifts the smaller by the difference
-    of the exponents, keeping guard, round and sticky bits; *add* adds or subtracts; *count* finds
-    the leading one; *normalise* shifts it to its place, no further than a subnormal's; *round*
-    adds one in the last place, whose carry may run into the exponent; the rest packs the result.
+    Steps: *swap* puts the larger magnitude first; *distance* is the difference of the exponents;
+    *align* shifts the smaller by it, keeping guard, round and sticky bits; *add* adds or subtracts;
+    *count* finds the leading one; *normalise* shifts it to its place, no further than a
+    subnormal's; *round* adds one in the last place, whose carry may run into the exponent; the rest
+    packs the result.
 
     Which summand is larger and whether to subtract are as good as random, so both choices are
     made with exclusive-ors, not multiplexers: the processor that simulates them would guess
@@ -52,7 +54,7 @@ class Adder(wiring.Component):
     Parameters
     ----------
     stages : int
-        Registers, 1 to 7.
+        Registers, 1 to 8.
 
     Members
     -------
@@ -63,7 +65,7 @@ class Adder(wiring.Component):
 
     def __init__(self, stages: int = 4):
         if stages not in _CUTS:
-            raise ValueError(f"stages={stages}: must be 1 to 7")
+            raise ValueError(f"stages={stages}: must be 1 to 8")
         self.stages = stages
         super().__init__({"a": In(32), "b": In(32), "total": Out(32)})
 
@@ -99,7 +101,7 @@ class Adder(wiring.Component):
         ]
         large, small = after("swap", large=large, small=small)
 
-        # align: 24 bits of mantissa, then guard, round and sticky.
+        # distance, and 24 bits of mantissa, then guard, round and sticky.
         large_field, small_field = large[23:31], small[23:31]
         normal, small_normal = large_field != 0, small_field != 0
         exponent, small_exponent = Signal(8), Signal(8)
@@ -124,6 +126,20 @@ class Adder(wiring.Component):
             # A sum of exactly zero: negative only if both summands are.
             zero_sign.eq(large[31] & small[31]),
         ]
+        exponent, reach, mantissa, whole, subtract, sign, nan, infinite, zero_sign = after(
+            "distance",
+            exponent=exponent,
+            reach=reach,
+            mantissa=mantissa,
+            whole=whole,
+            subtract=subtract,
+            sign=sign,
+            nan=nan,
+            infinite=infinite,
+            zero_sign=zero_sign,
+        )
+
+        # align
         aligned = shift_right_sticky(m, whole, reach, "aligned")
         exponent, mantissa, aligned, subtract, sign, nan, infinite, zero_sign = after(
             "align",

@@ -38,7 +38,10 @@ def random_config(rng: random.Random, side: int = 64, depth: int = 32768) -> Sat
         max_n=rng.randint(1, max_m),
         interleave=interleave,
         fp=FpTiming(
-            multiplier_stages=rng.randint(1, 3), adder_stages=rng.randint(1, min(7, interleave))
+            multiplier_stages=rng.randint(1, 3),
+            adder_stages=rng.randint(1, interleave),
+            update_multiplier_stages=rng.randint(3, 5),
+            prune_stages=rng.randint(1, 3),
         ),
         a_words=_depth(rng, 16, depth),
         b_words=_depth(rng, 16, depth),

@@ -28,7 +28,7 @@ CONFIGS = {
     "16x16": SatConfig(rows=16, cols=16),
     "4x4 of 16, s=8": SatConfig(
         rows=4, cols=4, max_m=16, max_n=4, interleave=8,
-        fp=FpTiming(multiplier_stages=2, adder_stages=7), a_words=32, b_words=32,
+        fp=FpTiming(multiplier_stages=2, adder_stages=8), a_words=32, b_words=32,
         axi=AxiConfig(data_bits=256, burst_beats=4, outstanding=2),
     ),
     "2x3 of 4, narrow": SatConfig(

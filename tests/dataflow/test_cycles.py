@@ -29,10 +29,12 @@ from sat.sim.memory import MemoryTiming
 RECORDED = Path(__file__).parent / "recorded_cycles.jsonl.xz"
 
 
-def test_programs_take_the_cycles_that_the_first_model_gave():
-    """260 programs on 159 devices, recorded from an independent model in Python.
+def test_programs_take_the_cycles_that_were_recorded():
+    """260 programs on 159 devices: their times as they were recorded.
 
-    A line each: the program as text, device, memory; cycles, beats, CRC-32 of all times.
+    A line each: the program as text, device, memory; cycles, beats, CRC-32 of all times. A model in
+    Python, apart from this one, gave the first record; this one gave the same. What a change of the
+    RTL's timing moves is recorded anew from this model when `tests/cosim` has held it to the RTL.
     """
     lines = lzma.decompress(RECORDED.read_bytes()).decode().splitlines()
     assert len(lines) == 260
@@ -61,7 +63,9 @@ def devices(draw) -> tuple[SatConfig, MemoryTiming]:
             max_m=max_m, max_n=draw(st.integers(1, max_m)), interleave=interleave,
             fp=FpTiming(
                 multiplier_stages=draw(st.integers(1, 3)),
-                adder_stages=draw(st.integers(1, min(7, interleave))),
+                adder_stages=draw(st.integers(1, interleave)),
+                update_multiplier_stages=draw(st.integers(3, 5)),
+                prune_stages=draw(st.integers(1, 3)),
             ),
             a_words=draw(words), b_words=draw(words), sum_words=draw(st.sampled_from([256, 512])),
             update_lanes=draw(st.sampled_from([1, 2, 4, 8])),

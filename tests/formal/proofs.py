@@ -118,7 +118,7 @@ def queue(depth: int) -> Harness:
 
 
 def semaphores() -> Harness:
-    """Counts are raises less takes, no gate opens without, no two take the same last one."""
+    """Counts are raises less takes, no two gates take from one, and one that could opens."""
     h = Harness()
     m = h.m
     gates, raisers = len(ENGINES), 2 * len(ENGINES)
@@ -128,12 +128,11 @@ def semaphores() -> Harness:
         m.d.comb += [
             s.want[g].eq(h.free(SEMAPHORES, f"want_{g}")),
             s.offered[g].eq(h.free(1, f"offered_{g}")),
-            s.take[g].eq(s.offered[g] & s.open[g] & h.free(1, f"take_{g}")),
         ]
     for r in range(raisers):
         m.d.comb += s.raise_mask[r].eq(h.free(SEMAPHORES, f"raise_{r}"))
     for number in range(SEMAPHORES):
-        wanted = [s.want[g][number] & s.take[g] for g in range(gates)]
+        wanted = [s.want[g][number] & s.open[g] for g in range(gates)]
         taken = Signal(4, name=f"taken_{number}")
         m.d.comb += taken.eq(sum(wanted))
         h.check(taken <= 1)
@@ -146,6 +145,11 @@ def semaphores() -> Harness:
         with m.If(~s.overflow):
             m.d.sync += count.eq(count + raises - taken)
         h.check((s.state[number] == count) & (count < 256), ~s.overflow)
+    counts = Cat(count != 0 for count in s.state)
+    could = [s.offered[g] & ((s.want[g] & ~counts) == 0) for g in range(gates)]
+    h.check(Cat(s.open).any(), Cat(could).any())
+    for g in range(gates):
+        h.check(could[g], s.open[g])
     return h
 
 
@@ -192,11 +196,11 @@ def cutter() -> Harness:
     return h
 
 
-def sore() -> Harness:
+def sore(stages: int) -> Harness:
     """Of every group a lane keeps N, and none that it drops beats one that it keeps."""
     h = Harness()
     m = h.m
-    lane = SoreLane(4)
+    lane = SoreLane(4, stages)
     h.add("lane", lane)
     n, log2_m = h.free(3, "n"), h.free(2, "log2_m")
     steady = h.last(Cat(n, log2_m), "pattern")
@@ -208,15 +212,18 @@ def sore() -> Harness:
         lane.valid.eq(h.free(1, "valid")),
         lane.value.eq(h.free(16, "value")),
     ]
-    # The group as it came in, and the answers as they come out.
+    # The group as it came in, a stage before the answers, and these as they come out.
+    valid, value = lane.valid, lane.value
+    if stages == 2:
+        valid, value = h.last(valid, "came"), h.last(value, "value_came")
     at, out = Signal(2), Signal(2)
     keys = [Signal(15, name=f"came_{i}") for i in range(4)]
     group = [Signal(15, name=f"group_{i}") for i in range(4)]
     answers = [Signal(name=f"answer_{i}") for i in range(4)]
     going, complete = Signal(), Signal()
-    magnitude = Mux(lane.value[:15] > 0x7C00, 0x7FFF, lane.value[:15])
+    magnitude = Mux(value[:15] > 0x7C00, 0x7FFF, value[:15])
     last = at == ((1 << log2_m) - 1)[:2]
-    with m.If(lane.valid):
+    with m.If(valid):
         m.d.sync += at.eq(Mux(last, 0, at + 1))
         for i in range(4):
             with m.If(at == i):
@@ -229,7 +236,7 @@ def sore() -> Harness:
         m.d.sync += out.eq(out + 1)
         with m.If(out == ((1 << log2_m) - 1)[:2]):
             m.d.sync += [going.eq(0), complete.eq(1)]
-    with m.If(lane.valid & last):
+    with m.If(valid & last):
         m.d.sync += [going.eq(1), out.eq(0)]
         for i in range(4):
             m.d.sync += group[i].eq(Mux(at == i, magnitude, keys[i]))
@@ -376,7 +383,8 @@ PROOFS = {
     "register bridge": Proof(
         lambda: link_harness.bridge(Harness()), "prove", 2, ("cell $and", "cell $or", 2)
     ),
-    "SORE lane": Proof(sore, "bmc", 10, ("cell $ge", "cell $gt", 0)),
+    "SORE lane": Proof(lambda: sore(1), "bmc", 10, ("cell $ge", "cell $gt", 0)),
+    "SORE lane, 2 stages": Proof(lambda: sore(2), "bmc", 11, ("cell $ge", "cell $gt", 0)),
 }
 
 
@@ -436,14 +444,14 @@ def solve(name: str, proof: Proof, broken: bool = False, timeout: int = 600) -> 
 
 def main() -> int:
     """Prove everything, and that every planted fault is found; print a table."""
-    print(f"{'proof':<14} {'holds for':<22} {'seconds':>7}  result  planted fault")
+    print(f"{'proof':<20} {'holds for':<22} {'seconds':>7}  result  planted fault")
     good = True
     for name, proof in PROOFS.items():
         verdict = solve(name, proof)
         fault = solve(name, proof, broken=True)
         reach = "all runs" if proof.mode == "prove" else f"runs of {proof.depth} cycles"
         found = "found" if fault.found else f"MISSED ({fault.status})"
-        print(f"{name:<14} {reach:<22} {verdict.seconds:>7.1f}  {verdict.status:<7} {found}")
+        print(f"{name:<20} {reach:<22} {verdict.seconds:>7.1f}  {verdict.status:<7} {found}")
         if verdict.status != "PASS":
             print("\n".join(verdict.log.splitlines()[-12:]))
         good &= verdict.status == "PASS" and fault.found

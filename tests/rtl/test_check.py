@@ -221,11 +221,15 @@ def test_same_verdict(name):
             ctx.set(checker.last, last)
             ctx.set(checker.window_base, window[0])
             ctx.set(checker.window_end, window[1])
+            ctx.set(checker.valid, 1)
             await ctx.tick().repeat(CHECK_CYCLES)
+            assert ctx.get(checker.decided)
             want = wanted(raw, last, config, window)
             got = Status(ctx.get(checker.status))
             assert got is want, (raw.hex(), last, window)
             seen[want] += 1
+            ctx.set(checker.valid, 0)
+            await ctx.tick()
 
     sim = Simulator(checker)
     sim.add_clock(1e-6)
@@ -241,24 +245,29 @@ def test_verdict_needs_exactly_its_cycles():
     """A cycle too early the verdict may still be that of the instruction before."""
     config = CONFIGS["3x5"]
     checker = Checker(config)
-    body = {"address": 0, "pitch": 64, "rows": 3, "row_bytes": 16, "destination": 1, "groups": 1}
-    good = Instruction(Opcode.LOAD, body)
-    # What is wrong shows only in a product: 3 rows of 64 KiB.
-    bad = Instruction(Opcode.LOAD, {**body, "pitch": 1 << 16})
+    body = {"rows": 3, "groups": 3, "row_bytes": 40, "destination": Buffer.START}
+    good = Instruction(Opcode.LOAD, {**body, "stride": 4})
+    # What is wrong shows only in the last product: 10 sums a row in a stride of 5.
+    bad = Instruction(Opcode.LOAD, {**body, "stride": 1})
 
     async def testbench(ctx):
         ctx.set(checker.window_end, 1 << 12)
         for instruction, before, after in (
             (good, None, Status.IDLE),
-            (bad, Status.IDLE, Status.BAD_ADDRESS),
-            (good, Status.BAD_ADDRESS, Status.IDLE),
+            (bad, Status.IDLE, Status.BAD_FIELD),
+            (good, Status.BAD_FIELD, Status.IDLE),
         ):
             ctx.set(checker.word, int.from_bytes(instruction.encode(), "little"))
+            ctx.set(checker.valid, 1)
             await ctx.tick().repeat(CHECK_CYCLES - 1)
+            assert not ctx.get(checker.decided)
             if before is not None:
                 assert ctx.get(checker.status) == before
             await ctx.tick()
+            assert ctx.get(checker.decided)
             assert ctx.get(checker.status) == after
+            ctx.set(checker.valid, 0)
+            await ctx.tick()
 
     sim = Simulator(checker)
     sim.add_clock(1e-6)

@@ -38,8 +38,12 @@ def test_config_refuses(options, message):
 
 
 def test_parts_of_the_config_refuse():
-    with pytest.raises(ValueError, match="adder_stages=8: must be 1 to 7"):
-        FpTiming(adder_stages=8)
+    with pytest.raises(ValueError, match="adder_stages=9: must be 1 to 8"):
+        FpTiming(adder_stages=9)
+    with pytest.raises(ValueError, match="update_multiplier_stages=6: must be 3, 4 or 5"):
+        FpTiming(update_multiplier_stages=6)
+    with pytest.raises(ValueError, match="prune_stages=0: must be 1, 2 or 3"):
+        FpTiming(prune_stages=0)
     with pytest.raises(ValueError, match="data_bits=48"):
         AxiConfig(data_bits=48)
     with pytest.raises(ValueError, match="outstanding=3"):

@@ -219,7 +219,7 @@ def hexes(values) -> list[str]:
     return [f"{value:08x}" for value in values]
 
 
-@pytest.mark.parametrize("stages", range(1, 8))
+@pytest.mark.parametrize("stages", range(1, 9))
 def test_sums(stages):
     unit = Adder(stages)
     assert unit.latency == stages

@@ -128,7 +128,7 @@ def test_a_billion_random_vectors(unit):
         CHECKS[unit](np.random.default_rng([part, len(unit), 1]), CHUNK)
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3, 5, 6, 7])
+@pytest.mark.parametrize("stages", [1, 2, 3, 5, 6, 7, 8])
 def test_adder_of_other_depths(stages):
     assert Adder(stages).latency == stages
     check_adder(np.random.default_rng(stages), MILLION // 2, stages=stages)
@@ -218,7 +218,7 @@ def test_a_lost_sticky_bit_is_found():
     assert not np.array_equal(fp_bulk.run("adder", a, b, text=wrong), fp.add(a, b))
 
 
-@pytest.mark.parametrize("unit, stages", [(Adder, 0), (Adder, 8), (Multiplier, 4)])
+@pytest.mark.parametrize("unit, stages", [(Adder, 0), (Adder, 9), (Multiplier, 4)])
 def test_impossible_depths_are_refused(unit, stages):
     with pytest.raises(ValueError, match=f"stages={stages}: must be"):
         unit(stages)

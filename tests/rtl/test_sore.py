@@ -15,9 +15,8 @@ SPECIALS = [0x0000, 0x8000, 0x3C00, 0xBC00, 0x0001, 0x8001, 0x7BFF, 0x7C00, 0xFC
 """±0, ±1, ±least, largest, ±infinity, two NaNs."""
 
 
-def run_lane(max_m: int, n: int, log2_m: int, values: np.ndarray, gaps: list[int]):
+def run_lane(lane: SoreLane, n: int, log2_m: int, values: np.ndarray, gaps: list[int]):
     """Feed a stream; return (cycle, value, index) of what comes out, entries, kept by cycle."""
-    lane = SoreLane(max_m)
     entered: list[int] = []
     out: list[tuple[int, int, int]] = []
     kept: dict[int, int] = {}
@@ -26,7 +25,7 @@ def run_lane(max_m: int, n: int, log2_m: int, values: np.ndarray, gaps: list[int
         ctx.set(lane.n, n)
         ctx.set(lane.log2_m, log2_m)
         at, wait = 0, gaps[0]
-        for cycle in range(len(values) * (max(gaps) + 1) + 3 * max_m + 4):
+        for cycle in range(len(values) * (max(gaps) + 1) + 3 * lane.max_m + 3 + lane.stages):
             send = at < len(values) and wait == 0
             ctx.set(lane.valid, send)
             if send:
@@ -48,26 +47,29 @@ def run_lane(max_m: int, n: int, log2_m: int, values: np.ndarray, gaps: list[int
     return entered, out, kept
 
 
-def check_lane(max_m: int, n: int, log2_m: int, values: np.ndarray, gaps: list[int]) -> None:
+def check_lane(lane: SoreLane, n: int, log2_m: int, values: np.ndarray, gaps: list[int]) -> None:
     m = 1 << log2_m
-    entered, out, kept = run_lane(max_m, n, log2_m, values, gaps)
+    entered, out, kept = run_lane(lane, n, log2_m, values, gaps)
     halves = values.view(np.float16)
     want_values, want_indices = sore.select(halves, n, m)
     mask = sore.mask(halves, n, m)
-    # The k-th kept element of a group comes 1 + k cycles after the group's last.
+    # The k-th kept element of a group comes `stages` + k cycles after the group's last.
     cycles = [
-        entered[group * m + m - 1] + 1 + k for group in range(len(values) // m) for k in range(n)
+        entered[group * m + m - 1] + lane.stages + k
+        for group in range(len(values) // m)
+        for k in range(n)
     ]
     assert [entry[0] for entry in out] == cycles
     assert [entry[1] for entry in out] == want_values.view(np.uint16).tolist()
     assert [entry[2] for entry in out] == want_indices.tolist()
     for element, keep in enumerate(mask):
         group, place = divmod(element, m)
-        assert kept[entered[group * m + m - 1] + 1 + place] == keep
+        assert kept[entered[group * m + m - 1] + lane.stages + place] == keep
 
 
+@pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("max_m", [2, 4, 8, 16])
-def test_every_pattern(max_m):
+def test_every_pattern(max_m, stages):
     """Every N:M up to the largest, full throughput, ties and specials in plenty."""
     rng = np.random.default_rng(max_m)
     for log2_m in range(max_m.bit_length()):
@@ -78,7 +80,7 @@ def test_every_pattern(max_m):
                 rng.choice(np.array(SPECIALS, np.uint16), count),
                 rng.integers(0, 1 << 16, count, dtype=np.uint16),
             ).astype(np.uint16)
-            check_lane(max_m, n, log2_m, values, [0])
+            check_lane(SoreLane(max_m, stages), n, log2_m, values, [0])
 
 
 @settings(max_examples=40)
@@ -91,12 +93,13 @@ def test_gaps_between_elements(data):
     size = groups << log2_m
     values = np.array(data.draw(st.lists(element, min_size=size, max_size=size)), np.uint16)
     gaps = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=7))
-    check_lane(8, n, log2_m, values, gaps)
+    check_lane(SoreLane(8, data.draw(st.integers(1, 2))), n, log2_m, values, gaps)
 
 
-def test_clear_forgets_an_incomplete_group():
+@pytest.mark.parametrize("stages", [1, 2])
+def test_clear_forgets_an_incomplete_group(stages):
     """After a program that was stopped within a group, the next starts with a fresh one."""
-    lane = SoreLane(8)
+    lane = SoreLane(8, stages)
     seen = []
 
     async def drive(ctx):

@@ -49,8 +49,8 @@ class Packed(wiring.Component):
 
 
 @functools.cache
-def packed(max_m: int) -> str:
-    return emit(Packed(SoreLane(max_m)))
+def packed(max_m: int, stages: int = 1) -> str:
+    return emit(Packed(SoreLane(max_m, stages)))
 
 
 def elements(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -62,7 +62,7 @@ def elements(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return chosen.astype(np.uint16)
 
 
-def expected(groups: np.ndarray, n: int, ends: np.ndarray, cycles: int) -> np.ndarray:
+def expected(groups: np.ndarray, n: int, ends: np.ndarray, cycles: int, stages: int) -> np.ndarray:
     """Return what a lane shows in each cycle.
 
     Parameters
@@ -71,7 +71,7 @@ def expected(groups: np.ndarray, n: int, ends: np.ndarray, cycles: int) -> np.nd
     n : int
     ends : (count,) int
         Cycle of each group's last element.
-    cycles : int
+    cycles, stages : int
 
     Returns
     -------
@@ -81,15 +81,17 @@ def expected(groups: np.ndarray, n: int, ends: np.ndarray, cycles: int) -> np.nd
     table = np.zeros((3, cycles), np.int64)
     halves = groups.view(np.float16)
     values, indices = sore.select(halves, n, groups.shape[1], axis=1)
-    at = ends[:, None] + 1 + np.arange(n)
+    at = ends[:, None] + stages + np.arange(n)
     table[0, at] = 1
     table[1, at] = values.view(np.uint16) | indices.astype(np.int64) << 16
     kept = sore.mask(halves, n, groups.shape[1], axis=1)
-    table[2, ends[:, None] + 1 + np.arange(groups.shape[1])] = kept
+    table[2, ends[:, None] + stages + np.arange(groups.shape[1])] = kept
     return table
 
 
-def stream(max_m: int, busy: float, per_pattern: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def stream(
+    max_m: int, busy: float, per_pattern: int, stages: int = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return inputs a and b of `Packed`, and what must come out, over all patterns in turn."""
     rng = np.random.default_rng([max_m, int(10 * busy)])
     arriving, steering, sets = [], [], []
@@ -105,10 +107,10 @@ def stream(max_m: int, busy: float, per_pattern: int) -> tuple[np.ndarray, np.nd
         steering.append(np.full(cycles, n | log2_m << 5))
         sets.append((groups, n, start + when[m - 1 :: m]))
         start += cycles
-    arriving.append(np.zeros(max_m, np.int64))
-    steering.append(steering[-1][-1].repeat(max_m))
+    arriving.append(np.zeros(max_m + stages - 1, np.int64))
+    steering.append(steering[-1][-1].repeat(max_m + stages - 1))
     a, b = (np.concatenate(x).astype(np.uint32) for x in (arriving, steering))
-    return a, b, sum(expected(*part, len(a) + 1) for part in sets)
+    return a, b, sum(expected(*part, len(a) + 1, stages) for part in sets)
 
 
 def observed(text: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -120,14 +122,15 @@ def observed(text: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.stack([valid, np.where(valid, total & 0xFFFFF, 0), total >> 21])
 
 
+@pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("max_m", [2, 4, 8, 16])
 @pytest.mark.parametrize("busy", [1.0, 0.6])
-def test_every_pattern(max_m, busy):
+def test_every_pattern(max_m, busy, stages):
     """Groups back to back or with gaps; the next pattern follows without a pause."""
-    a, b, want = stream(max_m, busy, 20_000)
+    a, b, want = stream(max_m, busy, 20_000, stages)
     stored = sum((20_000 >> log2_m) * n for n, log2_m in patterns(max_m))
     assert want[0].sum() == want[2].sum() == stored and want.max(axis=1)[0] == 1
-    got = observed(packed(max_m), a, b)
+    got = observed(packed(max_m, stages), a, b)
     wrong = np.flatnonzero((got != want).any(axis=0))
     assert not wrong.size, f"{wrong.size} cycles differ, the first is {wrong[0]}"
 
@@ -137,7 +140,7 @@ def test_every_pattern(max_m, busy):
     [
         ("keys[i] >= key", "keys[i] > key"),  # equal magnitudes: the later one would win
         ("is_nan.replicate(15)", "0"),  # NaNs ordered by their payload
-        ("keys[i] < key", "keys[i] <= key"),  # an equal one that comes later would beat it
+        ("beaten[i] + ~wins[i]", "beaten[i]"),  # what comes later would beat nothing
     ],
 )
 def test_planted_faults_are_found(right, wrong):

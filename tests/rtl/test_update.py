@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sat.dataflow.cycles import EngineTiming
-from sat.rtl.config import AxiConfig, SatConfig
+from sat.rtl.config import AxiConfig, FpTiming, SatConfig
 from sat.rtl.isa import Buffer, Instruction, Opcode, Source
 from sat.rtl.update import UpdateEngine
 from sat.sim.golden.check import UPDATED, GatherState, check
@@ -25,7 +25,15 @@ CONFIGS = [
     SatConfig(update_lanes=1, **SMALL),
     SatConfig(update_lanes=2, **SMALL),
     SatConfig(update_lanes=4, max_m=16, axi=AxiConfig(data_bits=64), **SMALL),
-    SatConfig(update_lanes=2, max_m=4, max_n=4, axi=AxiConfig(data_bits=32), **SMALL),
+    SatConfig(
+        update_lanes=2,
+        max_m=4,
+        max_n=4,
+        interleave=8,
+        axi=AxiConfig(data_bits=32),
+        **SMALL,
+        fp=FpTiming(adder_stages=8, update_multiplier_stages=5, prune_stages=3),
+    ),
 ]
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
-from sat.rtl.wuve import WUVE_LATENCY, Wuve
+from sat.rtl.config import FpTiming
+from sat.rtl.wuve import Wuve, wuve_latency
 from sat.sim.golden.update import Rates, sgd
 
 COUNT = 400
@@ -31,6 +32,10 @@ def numbers(rng: np.random.Generator) -> np.ndarray:
     return made.astype(np.uint32).view(np.float32)
 
 
+TIMINGS = [FpTiming(), FpTiming(adder_stages=8, update_multiplier_stages=5)]
+
+
+@pytest.mark.parametrize("fp", TIMINGS, ids=["short", "long"])
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize(
     "rates",
@@ -41,23 +46,23 @@ def numbers(rng: np.random.Generator) -> np.ndarray:
         Rates(),
     ],
 )
-def test_lane(rates, skip):
+def test_lane(rates, skip, fp):
     rng = np.random.default_rng([rates.learning_rate, skip])
     w, v, g = (numbers(rng) for _ in range(3))
     pruned = rng.random(COUNT) < 0.5
-    lane = Wuve()
+    lane, latency = Wuve(fp), wuve_latency(fp)
     got: list[tuple[int, int]] = []
 
     async def drive(ctx):
         for name in ("learning_rate", "momentum", "decay", "decay_pruned", "unscale"):
             ctx.set(lane.rates[name], getattr(rates, name))
         ctx.set(lane.skip, skip)
-        for cycle in range(COUNT + WUVE_LATENCY):
+        for cycle in range(COUNT + latency):
             if cycle < COUNT:
                 for name, values in (("w", w), ("v", v), ("g", g)):
                     ctx.set(getattr(lane, name), int(values[cycle].view(np.uint32)))
                 ctx.set(lane.pruned, bool(pruned[cycle]))
-            if cycle >= WUVE_LATENCY:
+            if cycle >= latency:
                 got.append((ctx.get(lane.w_out), ctx.get(lane.v_out)))
             await ctx.tick()
 

@@ -12,11 +12,12 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
+from sat.rtl.config import FpTiming
 from sat.rtl.fp import multiplier32
 from sat.rtl.fp.formats import FP32
 from sat.rtl.fp.multiplier32 import Multiplier32
 from sat.rtl.verilog import emit
-from sat.rtl.wuve import WUVE_LATENCY, Wuve
+from sat.rtl.wuve import Wuve, wuve_latency
 from sat.sim import fp_bulk
 from sat.sim.golden.fp import canonical_nan32
 from sat.sim.golden.update import Rates, sgd
@@ -28,6 +29,7 @@ CORNERS = [0, 1, 2, 0x3FFFFF, 0x400000, 0x7FFFFF, 0x800000, 0x800001, 0xFFFFFF, 
 CORNERS += [0x20000000, 0x3F000000, 0x3F7FFFFF, 0x3F800000, 0x3F800001, 0x3FFFFFFF, 0x5F000000]
 CORNERS += [0x7F000000, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF]
 CORNERS += [x | 0x80000000 for x in CORNERS]
+LATENCY = wuve_latency(FpTiming())
 RATE_NAMES = ("learning_rate", "momentum", "decay", "decay_pruned", "unscale")
 
 
@@ -77,19 +79,20 @@ def factors(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarra
     return a, b
 
 
-def run_multiplier(a: np.ndarray, b: np.ndarray, text: str) -> np.ndarray:
+def run_multiplier(a: np.ndarray, b: np.ndarray, text: str, stages: int = 3) -> np.ndarray:
     """Return what a Verilated multiplier gives, a pair a cycle.
 
     It has the ports of `fp_bulk`'s FP16 multiplier, so its text goes in that one's place.
     """
-    return fp_bulk.run("multiplier", a, b, text=text, stages=multiplier32.LATENCY)
+    return fp_bulk.run("multiplier", a, b, text=text, stages=stages)
 
 
-def test_ten_million_products():
-    text = emit(Multiplier32())
+@pytest.mark.parametrize("stages", [3, 4, 5])
+def test_ten_million_products(stages):
+    text = emit(Multiplier32(stages))
     for part in range(5):
         a, b = factors(np.random.default_rng([32, part]), 2 * MILLION)
-        assert np.array_equal(run_multiplier(a, b, text), multiply(a, b))
+        assert np.array_equal(run_multiplier(a, b, text, stages), multiply(a, b))
 
 
 def test_products_of_all_corners():
@@ -125,7 +128,7 @@ class Packed(wiring.Component):
     Even cycles bring w and v, odd ones g and a word of control: bit 0 ``pruned``; bits 1 to 3, if
     not 0, say which rate to set to g (6: ``skip``). The lane takes its weight in the odd cycle; in
     the even one it computes with whatever is there, so it is full all the time. w' leaves
-    `WUVE_LATENCY` cycles after the odd cycle, v' a cycle later.
+    `wuve_latency` cycles after the odd cycle, v' a cycle later.
     """
 
     def __init__(self) -> None:
@@ -133,7 +136,7 @@ class Packed(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.lane = lane = Wuve()
+        m.submodules.lane = lane = Wuve(FpTiming())
         odd, rates, skip = Signal(), Signal.like(lane.rates), Signal()
         w, v, v_out = (Signal(32, name=name) for name in ("w", "v", "v_out"))
         m.d.sync += [odd.eq(~odd), v_out.eq(lane.v_out)]
@@ -150,7 +153,7 @@ class Packed(wiring.Component):
             lane.pruned.eq(self.b[0]),
             lane.rates.eq(rates),
             lane.skip.eq(skip),
-            self.total.eq(Mux(odd ^ (WUVE_LATENCY % 2), lane.w_out, v_out)),
+            self.total.eq(Mux(odd ^ (LATENCY % 2), lane.w_out, v_out)),
         ]
         return m
 
@@ -165,7 +168,7 @@ def run_lane(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return bits of w' and v', as the Verilated lane gives them."""
     settings = [getattr(rates, name) for name in RATE_NAMES] + [int(skip)]
-    ahead, behind = len(settings), WUVE_LATENCY // 2 + 2
+    ahead, behind = len(settings), LATENCY // 2 + 2
     a, b = (np.zeros((ahead + len(w) + behind, 2), np.uint32) for _ in range(2))
     a[:ahead, 1], b[:ahead, 1] = settings, 2 * np.arange(1, ahead + 1)
     weights = slice(ahead, ahead + len(w))
@@ -173,7 +176,7 @@ def run_lane(
     b[weights] = np.stack([v, pruned], axis=1)
     # With a latency of 1, the output of cycle x + 1 comes back beside the input of cycle x.
     total = fp_bulk.run("adder", a.ravel(), b.ravel(), text=packed(), stages=1)
-    first = 2 * ahead + WUVE_LATENCY
+    first = 2 * ahead + LATENCY
     out = total[first : first + 2 * len(w)].reshape(-1, 2)
     return out[:, 0], out[:, 1]
 
@@ -244,13 +247,13 @@ def test_a_weight_a_cycle_on_the_simulator_of_amaranth():
     count = 400
     w, v, g = (numbers(rng, count) for _ in range(3))
     pruned = rng.integers(0, 2, count, dtype=np.uint32)
-    lane = Wuve()
+    lane = Wuve(FpTiming())
     got = []
 
     async def bench(ctx):
         ctx.set(lane.rates, {name: getattr(SETTINGS[0], name) for name in RATE_NAMES})
-        for cycle in range(count + WUVE_LATENCY):
-            if cycle >= WUVE_LATENCY:
+        for cycle in range(count + LATENCY):
+            if cycle >= LATENCY:
                 got.append((ctx.get(lane.w_out), ctx.get(lane.v_out)))
             if cycle < count:
                 for port, values in ((lane.w, w), (lane.v, v), (lane.g, g), (lane.pruned, pruned)):

@@ -364,7 +364,7 @@ PROOFS = {
     "semaphores": Proof(semaphores, "prove", 2, ("cell $sub", "cell $add", 0)),
     "burst cutter": Proof(cutter, "prove", 2, ("cell $eq", "cell $ne", 0)),
     "FP32 to FP16": Proof(narrow, "prove", 1, ("cell $shr", "cell $shl", 0)),
-    "sequencer": Proof(sequencer, "prove", 2, ("cell $add", "cell $sub", 1)),
+    "sequencer": Proof(sequencer, "prove", 2, ("cell $add", "cell $sub", 0)),
     "UART out": Proof(
         lambda: link_harness.transmitter(Harness()), "prove", 2, ("cell $eq", "cell $ne", 0)
     ),

@@ -156,6 +156,13 @@ _METHODS = (
         "exchanges against an interpreter, known data, a small GPT by row and N:M",
         "fp16",
     ),
+    Method(
+        "nn_to_no",
+        "From neural networks to neural operators",
+        "Berner et al. 2025, arXiv 2506.10973",
+        "layers against integrals; a CNN trained at 16 x 16 asked at 32 x 32 and 64 x 64",
+        "fp32",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

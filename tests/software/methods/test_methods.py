@@ -18,6 +18,7 @@ from sat.methods.auon import HybridAuON
 from sat.methods.dct_lowrank import DCTAdamW
 from sat.methods.dsnot import bake, prune_model
 from sat.methods.lightsb.demo import train_swiss_roll
+from sat.methods.nn_to_no import to_operator
 from sat.methods.problems.gpt import cross_entropy, make_gpt
 from sat.methods.problems.parameters import split_parameters
 from sat.methods.problems.text import load_text
@@ -136,6 +137,10 @@ def step_of(slug):
         train_swiss_roll(0, 1, n_potentials=20, batch=16)
     elif slug == "s4d":
         S4DModel(1, 10, 1, d_model=4, d_state=8)(torch.randn(2, 1, 16)).sum().backward()
+    elif slug == "nn_to_no":
+        conv = torch.nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular")
+        net = to_operator(torch.nn.Sequential(conv, torch.nn.Conv2d(4, 1, 1)), 8)
+        net(torch.randn(1, 2, 16, 16)).sum().backward()
     else:
         model, x = gpt_step()
         matrices, _ = split_parameters(model)

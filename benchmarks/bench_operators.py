@@ -1,0 +1,81 @@
+"""Predicted cycles of a training step of the neural operators, dense beside N:M weights.
+
+    python benchmarks/bench_operators.py [--arrays 8x8 32x32] [--methods nn_to_no]
+
+Nothing is simulated: the cycle model, which the RTL agrees with, is asked for each product, with
+the default memory. N:M weights are pruned in FF and BP (BDWP).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import sat
+from sat.methods.nn_to_no import demo as nn_to_no
+from sat.methods.nn_to_no import to_operator
+from sat.methods.problems.fields import relative_l2
+
+PATTERNS = ("dense", "2:4", "2:8")
+Case = tuple[nn.Module, Callable[[], Tensor], int]
+"""A model, the loss of its step, and from how many channels on its layers are pruned."""
+
+
+def operator_step(n: int) -> Case:
+    """A step like the demo's, zeros around and 32 channels for 12, so that M divides them."""
+    layers: list[nn.Module] = []
+    for before, after in ((1, 32), (32, 32), (32, 1)):
+        layers += [nn.Conv2d(before, after, 5, padding=2), nn.GELU()]
+    model = to_operator(nn.Sequential(*layers[:-1]), nn_to_no.BASE)
+    f, u = nn_to_no.samples(0, (n,))[n]
+    places = slice(nn_to_no.BATCH)
+    return model, lambda: relative_l2(model(f[places]), u[places]).mean(), 16
+
+
+CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
+    "nn_to_no": [
+        ("CNN 1-32-32-1 as an operator, 20 x 16 x 16", lambda: operator_step(16)),
+    ],
+}
+
+
+def step_cycles(array: str, pattern: str, make: Callable[[], Case]) -> int:
+    """Return what the products of a training step take."""
+    torch.manual_seed(0)
+    model, loss, least = make()
+
+    def wide(name: str, layer: nn.Module) -> bool | None:
+        return False if min(layer.weight.shape[:2]) < least else None  # type: ignore[union-attr, index]
+
+    if pattern != "dense":
+        sat.sparsify_(model, "bdwp", pattern, filter_fn=wide)
+    with sat.device("golden", array=array) as device, sat.offload(device) as report:
+        loss().backward()  # type: ignore[no-untyped-call]
+    return report.cycles or 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arrays", nargs="+", default=["8x8", "32x32"])
+    parser.add_argument("--methods", nargs="+", default=list(CASES), choices=list(CASES))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print("array   pattern  training step                                   cycles  dense over it")
+    for method in args.methods:
+        for text, make in CASES[method]:
+            for array in args.arrays:
+                dense = 0
+                for pattern in PATTERNS:
+                    cycles = step_cycles(array, pattern, make)
+                    dense = dense or cycles
+                    print(
+                        f"{array:<7} {pattern:<8} {text:<40} {cycles:>13,} {dense / cycles:>14.2f}",
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    main()

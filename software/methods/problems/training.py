@@ -1,0 +1,77 @@
+"""The loop that trains a model on samples: shuffled batches, one learning rate schedule a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+SCHEDULES = ("onecycle", "cosine")
+
+
+def fit(
+    loss: Callable[[Tensor], Tensor],
+    samples: int,
+    optimizer: torch.optim.Optimizer,
+    *,
+    epochs: int,
+    batch: int,
+    generator: torch.Generator,
+    schedule: str = "onecycle",
+    on_epoch: Callable[[int], None] | None = None,
+) -> list[float]:
+    """Train for some epochs; return the mean loss of each.
+
+    Parameters
+    ----------
+    loss : callable
+        Of places (batch,) int64 in the training set; its gradient is taken.
+    samples : int
+        Of the training set; a last short batch is used, too.
+    optimizer : torch.optim.Optimizer
+        Its learning rates are the schedule's highest.
+    epochs, batch : int
+    generator : torch.Generator
+        Of the order of samples.
+    schedule : {"onecycle", "cosine"}
+        Up within 30 % of the steps, then down; or a half wave of a cosine down to 0.
+    on_epoch : callable, optional
+        Called after each epoch with its number, from 1.
+
+    Returns
+    -------
+    list of float
+
+    Raises
+    ------
+    ValueError
+        If a number is no positive int, or there is no such schedule.
+    """
+    for name, value in (("samples", samples), ("epochs", epochs), ("batch", batch)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r}: must be an int of at least 1; raise it")
+    steps = epochs * -(-samples // batch)
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    if schedule == "onecycle":
+        rates = [group["lr"] for group in optimizer.param_groups]
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps)
+    elif schedule == "cosine":
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    else:
+        raise ValueError(f"schedule={schedule!r}: must be 'onecycle' or 'cosine'; choose one")
+    curve = []
+    for epoch in range(1, epochs + 1):
+        losses = []
+        for places in torch.randperm(samples, generator=generator).split(batch):
+            optimizer.zero_grad()
+            now = loss(places)
+            now.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            scheduler.step()
+            losses.append(float(now.detach()))
+        curve.append(fmean(losses))
+        if on_epoch is not None:
+            on_epoch(epoch)
+    return curve

@@ -18,6 +18,9 @@ class StartShape(Enum):
     MATRIX = "matrix"
     """One value per sum."""
 
+    # Products are keys of every account: Enum's own hash is slow.
+    __hash__ = object.__hash__
+
 
 @dataclass(frozen=True)
 class Product:

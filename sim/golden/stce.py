@@ -97,14 +97,15 @@ class _Plan(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_long) for name in ("count", "rows", "cols", "depth", "n", "m")),
         *((name, _Strides) for name in ("a", "b", "start", "c")),
-        ("threads", ctypes.c_long),
+        *((name, ctypes.c_long) for name in ("threads", "a_kind", "a_numbers")),
+        *((name, ctypes.c_long) for name in ("b_kind", "b_numbers")),
     ]
 
 
 def load_fold(path: Path) -> Callable[..., int]:
     """Return the function ``golden_fold`` of a compiled library, ready to be called."""
     function = ctypes.CDLL(str(path)).golden_fold
-    function.argtypes = [ctypes.c_void_p] * 7
+    function.argtypes = [ctypes.c_void_p] * 8
     function.restype = ctypes.c_long
     return function
 
@@ -114,37 +115,135 @@ def _fold() -> Callable[..., int]:
     return load_fold(compile_library("golden_fold", [SOURCE], FLAGS))
 
 
+@functools.lru_cache(maxsize=1)
+def kernel() -> int:
+    """Return where the function ``golden_fold`` is, for native code that calls it."""
+    address = ctypes.cast(_fold(), ctypes.c_void_p).value  # type: ignore[arg-type]
+    assert address is not None, "a loaded function has an address"
+    return address
+
+
+KINDS = {"float16": 0, "float32": 1, "float64": 2, "bfloat16": 3}
+"""Types of operands, as native code knows them; all but float16 are rounded to it."""
+
 Layout = tuple[tuple[int, ...], tuple[int, ...]]
-"""Shape and strides in bytes of an array of two or three axes."""
+"""Shape, and elements from one to the next along each of two or three axes."""
 
 
-def _strides(layout: Layout, itemsize: int) -> _Strides:
-    strides = [step // itemsize for step in layout[1]]
-    return _Strides(*([0] * (3 - len(strides)) + strides))
+def _strides(layout: Layout) -> _Strides:
+    return _Strides(*([0] * (3 - len(layout[1])) + list(layout[1])))
+
+
+class Plan:
+    """What the kernel needs to know of a product, or of a stack of them, but for the numbers.
+
+    Parameters
+    ----------
+    a, b : Layout
+        (rows, depth) or (count, rows, depth), and (…, depth, cols) or, of pattern n:m,
+        (…, kept, cols). An operand whose kind is not float16's fills its memory without gaps.
+    start : Layout or None
+        (…, rows, cols).
+    n, m, threads : int
+    kinds : tuple of int
+        Types of both operands, of `KINDS`.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (…, rows, cols), of the result.
+    """
+
+    def __init__(
+        self,
+        a: Layout,
+        b: Layout,
+        start: Layout | None = None,
+        n: int = 1,
+        m: int = 1,
+        threads: int = 1,
+        kinds: tuple[int, int] = (0, 0),
+    ) -> None:
+        *stack, self.rows, self.depth = a[0]
+        self.n, self.m, self.threads = n, m, threads
+        self.cols, kept = b[0][-1], b[0][-2]
+        self.shape = (*stack, self.rows, self.cols)
+        self.long = prod(self.shape) * kept >= LONG_MACS
+        self._struct = _Plan(
+            prod(stack),
+            self.rows,
+            self.cols,
+            self.depth,
+            n,
+            m,
+            _strides(a),
+            _strides(b),
+            _Strides() if start is None else _strides(start),
+            _Strides(self.rows * self.cols, self.cols, 1),
+            threads,
+            kinds[0],
+            prod(a[0]),
+            kinds[1],
+            prod(b[0]),
+        )
+        self._address = ctypes.addressof(self._struct)
+
+    def run(
+        self,
+        a: int,
+        b: int,
+        indices: int | None,
+        start: int | None,
+        out: int,
+        lost: ctypes.Array[ctypes.c_long] | None = None,
+    ) -> int:
+        """Compute the product of what lies at these addresses.
+
+        Parameters
+        ----------
+        a, b, indices, start, out : int or None
+            As the plan says; ``out`` is C-contiguous float32.
+        lost : array of three c_long, needed where an operand is not float16
+            How many numbers became infinite, zero and subnormal by rounding is added.
+
+        Returns
+        -------
+        int
+            -1, or the position of a bad index.
+
+        Raises
+        ------
+        MemoryError
+            If there is not enough memory, or no more threads can be started.
+        Stopped
+            If the work of this thread was asked to end.
+        """
+        kernel, stop = _fold(), current_stop
+        if self.long:
+            # It looks for the stop of its own thread.
+            jobs = [lambda: kernel(self._address, a, b, indices, start, out, stop().address, lost)]
+            status = side_by_side(jobs)[0]
+        else:
+            status = kernel(self._address, a, b, indices, start, out, stop().address, lost)
+        if status == -3:
+            raise Stopped
+        if status == -2:
+            raise MemoryError(
+                f"product of {self.rows} x {self.depth} x {self.cols} with {self.threads} threads: "
+                "memory or threads ran out; use fewer threads or smaller operands"
+            )
+        return status
+
+
+def _in_elements(layout: Layout, itemsize: int) -> Layout:
+    return layout[0], tuple(step // itemsize for step in layout[1])
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(
-    a: Layout, b: Layout, start: Layout | None, n: int, m: int, threads: int
-) -> tuple[_Plan, int, tuple[int, ...]]:
-    """Return the kernel's plan, its address, and the shape of the result."""
-    *stack, rows, depth = a[0]
-    cols = b[0][-1]
-    shape = (*stack, rows, cols)
-    plan = _Plan(
-        prod(stack),
-        rows,
-        cols,
-        depth,
-        n,
-        m,
-        _strides(a, 2),
-        _strides(b, 2),
-        _Strides() if start is None else _strides(start, 4),
-        _Strides(rows * cols, cols, 1),
-        threads,
-    )
-    return plan, ctypes.addressof(plan), shape
+def _plan(a: Layout, b: Layout, start: Layout | None, n: int, m: int, threads: int) -> Plan:
+    """Return the plan for arrays of numpy's, whose strides are in bytes."""
+    first = None if start is None else _in_elements(start, 4)
+    return Plan(_in_elements(a, 2), _in_elements(b, 2), first, n, m, threads)
 
 
 def fold(
@@ -172,34 +271,17 @@ def fold(
         (…, rows, cols) float32, C-contiguous, for the result; a new array if not given.
     """
     where = None if start is None else (start.shape, start.strides)
-    plan, address, shape = _plan(
-        (a.shape, a.strides), (values.shape, values.strides), where, n, m, threads
+    plan = _plan((a.shape, a.strides), (values.shape, values.strides), where, n, m, threads)
+    result = np.empty(plan.shape, np.float32) if out is None else out
+    status = plan.run(
+        a.ctypes.data,
+        values.ctypes.data,
+        None if indices is None else indices.ctypes.data,
+        None if start is None else start.ctypes.data,
+        result.ctypes.data,
     )
-    result = np.empty(shape, np.float32) if out is None else out
-    kernel = _fold()
-
-    def compute() -> int:
-        return kernel(
-            address,
-            a.ctypes.data,
-            values.ctypes.data,
-            None if indices is None else indices.ctypes.data,
-            None if start is None else start.ctypes.data,
-            result.ctypes.data,
-            current_stop().address,
-        )
-
-    long = result.size * values.shape[-2] >= LONG_MACS
-    status = side_by_side([compute])[0] if long else compute()
     if status == -1:
         return result
-    if status == -3:
-        raise Stopped
-    if status == -2:
-        raise MemoryError(
-            f"product of {plan.rows} x {plan.depth} x {plan.cols} with {threads} threads: memory "
-            "or threads ran out; use fewer threads or smaller operands"
-        )
     assert indices is not None, "only indices can be wrong"
     where_bad = [int(i) for i in np.unravel_index(status, indices.shape)]
     raise ValueError(

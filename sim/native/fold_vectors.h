@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "floats.h"
+#include "plan.h"
 
 namespace {
 
@@ -206,12 +207,7 @@ inline void unpack(const float* from, long width, long lanes, long steps, float*
 
 // ------------------------------------------------------------------------------ products
 
-// A stack of products, or the part of one that a thread computes. An element lies at
-// `stack` times the product's number plus `row` times its row plus `col` times its column.
-struct Strides {
-    long stack, row, col;
-};
-
+// A stack of products, or the part of one that a thread computes.
 struct Slice {
     const uint16_t* a;
     Strides a_at;

@@ -9,6 +9,8 @@
 // The compiler may fuse multiplication and addition or leave them apart: the product of two
 // binary16 numbers has 22 significant bits and an exponent from -48 to 31, so it is exact in
 // binary32 and both give the same bits. Nothing here may be compiled with -ffast-math.
+//
+// Operands of wider types are rounded to binary16 first.
 
 #include <exception>
 #include <thread>
@@ -16,6 +18,7 @@
 
 #include "fold_dense.h"
 #include "fold_sparse.h"
+#include "rounding.h"
 
 namespace {
 
@@ -64,54 +67,87 @@ std::vector<Slice> split(const Slice& s, long threads) {
 
 }  // namespace
 
-// What a call needs to know of its operands, but for where they lie. Strides are in elements;
-// indices lie as the values beside them.
-struct Plan {
-    long count, rows, cols, depth;
-    long n, m;
-    Strides a, b, start, c;
-    long threads;
+namespace {
+
+// Memory of a thread for an operand that is rounded, large ones aside.
+class Rounded {
+    static constexpr long LARGEST = 1 << 24;
+    Buffer kept, large;
+
+  public:
+    const uint16_t* operator()(const void* x, long kind, long numbers, long* lost) {
+        if (kind == HALF) return static_cast<const uint16_t*>(x);
+        Buffer& memory = numbers <= LARGEST ? kept : large;
+        auto* const made = reinterpret_cast<uint16_t*>(memory.room((numbers + 1) / 2));
+        round_to_halves(x, kind, numbers, made, lost);
+        return made;
+    }
+    void end() { large = Buffer(); }
 };
+
+long fold(const Plan& p, const Slice& all) {
+    if (all.indices) {
+        const long bad = first_bad_index(all);
+        if (bad >= 0) return bad;
+    }
+    if (p.threads == 1) {
+        run_slice(all);
+        return *all.stop ? -3 : -1;
+    }
+    const std::vector<Slice> slices = split(all, p.threads);
+    std::vector<char> failed(slices.size(), 0);
+    std::vector<std::thread> others;
+    const auto work = [&](size_t i) {
+        try {
+            run_slice(slices[i]);
+        } catch (const std::exception&) {
+            failed[i] = 1;
+        }
+    };
+    try {
+        for (size_t i = 1; i < slices.size(); i++) others.emplace_back(work, i);
+    } catch (const std::exception&) {
+        failed[0] = 1;
+    }
+    if (!failed[0]) work(0);
+    for (std::thread& other : others) other.join();
+    if (*all.stop) return -3;
+    return std::count(failed.begin(), failed.end(), 1) ? -2 : -1;
+}
+
+}  // namespace
 
 // Computes c (count, rows, cols) from a (count, rows, depth) and b. indices null: b is (count,
 // depth, cols), n and m are not read. Else b and indices are the compact form of pattern n:m,
-// (count, kept, cols), columns side by side. start is null or lies as the plan says.
+// (count, kept, cols), columns side by side. start is null or lies as the plan says. What rounding
+// loses is added to `lost`, which is not read if both operands are HALF.
 // Returns -1 when done, -2 when memory or threads ran out, -3 when *stop became not zero (looked at
 // every few milliseconds), else the position of a bad index (nothing is computed then).
-extern "C" long golden_fold(const Plan* plan, const uint16_t* a, const uint16_t* b,
-                            const uint8_t* indices, const float* start, float* c,
-                            const volatile int* stop) {
+extern "C" long golden_fold(const Plan* plan, const void* a, const void* b, const uint8_t* indices,
+                            const float* start, float* c, const volatile int* stop, long* lost) {
+    static thread_local Rounded left, right;
     const Plan& p = *plan;
-    const Slice all = {a,   p.a,     b,      p.b,    indices, start, p.start, c,
-                       p.c, p.count, p.rows, p.cols, p.depth, p.n,   p.m,     stop};
     try {
-        if (indices) {
-            const long bad = first_bad_index(all);
-            if (bad >= 0) return bad;
-        }
-        if (p.threads == 1) {
-            run_slice(all);
-            return *stop ? -3 : -1;
-        }
-        const std::vector<Slice> slices = split(all, p.threads);
-        std::vector<char> failed(slices.size(), 0);
-        std::vector<std::thread> others;
-        const auto work = [&](size_t i) {
-            try {
-                run_slice(slices[i]);
-            } catch (const std::exception&) {
-                failed[i] = 1;
-            }
-        };
-        try {
-            for (size_t i = 1; i < slices.size(); i++) others.emplace_back(work, i);
-        } catch (const std::exception&) {
-            failed[0] = 1;
-        }
-        if (!failed[0]) work(0);
-        for (std::thread& other : others) other.join();
-        if (*stop) return -3;
-        return std::count(failed.begin(), failed.end(), 1) ? -2 : -1;
+        const DefaultArithmetic arithmetic;
+        const Slice all = {left(a, p.a_kind, p.a_numbers, lost),
+                           p.a,
+                           right(b, p.b_kind, p.b_numbers, lost),
+                           p.b,
+                           indices,
+                           start,
+                           p.start,
+                           c,
+                           p.c,
+                           p.count,
+                           p.rows,
+                           p.cols,
+                           p.depth,
+                           p.n,
+                           p.m,
+                           stop};
+        const long status = fold(p, all);
+        left.end(), right.end();
+        return status;
     } catch (const std::exception&) {
         return -2;
     }

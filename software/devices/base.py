@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -58,6 +59,62 @@ class StageRunner(Protocol):
         owner: object = None,
     ) -> tuple[Tensors, Run]:
         """Run stages (of `sat.dataflow.compile.step.STAGES`); see `StagedDevice.stages`."""
+        ...
+
+
+@runtime_checkable
+class RoundingDevice(Protocol):
+    """A device that may take tensors of any real floating-point type, and round them itself.
+
+    Attributes
+    ----------
+    rounds : bool
+        Whether it does.
+    """
+
+    rounds: bool
+
+    def multiply(
+        self,
+        a: torch.Tensor,
+        b: torch.Tensor | RightOperand,
+        start: torch.Tensor | None,
+        lost: ctypes.Array[ctypes.c_long],
+        out: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, Run]:
+        """Return ``start + a @ b`` of operands rounded to float16, in turn, and the account.
+
+        Parameters
+        ----------
+        a : (rows, depth) or (count, rows, depth) tensor
+            Of a real floating-point type, strided, in the host's memory, no number lazy.
+        b : (…, depth, cols) tensor or RightOperand
+        start : (…, rows, cols) or (cols,) float32 tensor, or None
+        lost : array of three c_long
+            How many numbers became infinite, zero and subnormal by rounding is added; of a
+            `RightOperand` none did.
+        out : (…, rows, cols) float32 tensor, contiguous, optional
+            For the result.
+
+        Returns
+        -------
+        result : (…, rows, cols) float32
+        run : Run
+        """
+        ...
+
+    def threads_for(self, macs: int) -> int:
+        """Return how many threads a product of so many multiply-accumulates uses."""
+        ...
+
+    def computed(self, product: Product, seconds: float) -> Run:
+        """Return the account of a dense product whose bits the golden kernel made elsewhere.
+
+        Raises
+        ------
+        DeviceClosedError
+            If the device was closed.
+        """
         ...
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sat.arrays import empty_array
 from sat.dataflow.compile.step import Sgd
 from sat.dataflow.products import Product
 from sat.devices.account import Prediction
 from sat.devices.base import Device, Run, Tensors, exclusive, make_config
-from sat.devices.operand import RightOperand, bytes_passing, product_of
+from sat.devices.operand import RightOperand, bytes_passing, product_between, product_of
 from sat.devices.stages import check_tensors, stage_macs
 from sat.rtl.config import SatConfig
 from sat.sim.golden import layer as golden
@@ -26,6 +29,52 @@ from sat.sim.memory import MemoryTiming
 
 MACS_A_THREAD = 1 << 20
 """Multiply-accumulates that take longer than to start a thread, some tens of microseconds."""
+
+PLANS = 4096
+"""Sizes and types of products that a device knows by heart."""
+
+
+_KINDS = {getattr(torch, name): kind for name, kind in stce.KINDS.items()}
+
+Operand = TypeVar("Operand", Tensor, Tensor | RightOperand)
+
+
+class _Form:
+    """What is the same for all products of some sizes, strides and types.
+
+    Parameters
+    ----------
+    product : Product
+    plan : stce.Plan
+    predicted : Prediction
+        Of its cycles.
+    """
+
+    __slots__ = ("macs", "passing", "plan", "predicted", "right")
+
+    def __init__(self, product: Product, plan: stce.Plan, predicted: Prediction) -> None:
+        self.plan, self.predicted = plan, predicted
+        self.macs, self.passing = product.macs, bytes_passing(product)
+        self.right = 2 * product.count * product.depth * product.cols  # bytes, if it is dense
+
+
+def _has_gaps(x: Tensor | RightOperand) -> bool:
+    """Return whether numbers that have to be rounded do not fill their memory, one after another.
+
+    In whatever order.
+    """
+    if isinstance(x, RightOperand) or x.dtype is torch.float16:
+        return False
+    step = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride != step:
+            return True
+        step *= size
+    return False
+
+
+def _without_gaps(x: Operand) -> Operand:
+    return x.contiguous() if isinstance(x, Tensor) and _has_gaps(x) else x
 
 
 class GoldenDevice(Device):
@@ -63,6 +112,9 @@ class GoldenDevice(Device):
         self.memory_timing = memory or MemoryTiming()
         self.threads = threads
         self._kept: WeakSet[RightOperand] = WeakSet()
+        self._forms: dict[tuple[object, ...], _Form] = {}
+        # A subclass that computes otherwise is given float16, as all devices.
+        self.rounds = type(self)._matmul is GoldenDevice._matmul
 
     def predict(self, product: Product, dataflow: str = "auto") -> int:
         """Return the cycles that the array of ``config`` takes for a product, by the cycle model.
@@ -85,22 +137,110 @@ class GoldenDevice(Device):
         dataflow: str,
     ) -> tuple[NDArray[np.float32], Run]:
         product = product_of(a, b, start)
-        macs = product.macs
-        threads = 1 if self.threads == 1 else min(self.threads, 1 + macs // MACS_A_THREAD)
         before = time.perf_counter()
         result = empty_array((*a.shape[:-1], product.cols))
+        threads = self.threads_for(product.macs)
         stce.fold(a, b.values, b.indices, start, product.n, product.m, threads, result)
         seconds = time.perf_counter() - before
-        kept = b.resident and b in self._kept
-        if b.resident:
-            self._kept.add(b)
+        kept = self._keep(b)
         return result, Run(
-            macs=macs,
+            macs=product.macs,
             predicted_cycles=self._prediction(product, dataflow),
             wall_seconds=seconds,
             bytes_host=bytes_passing(product) + (0 if kept else b.nbytes),
             bytes_kept=b.nbytes if kept else 0,
         )
+
+    def multiply(
+        self,
+        a: Tensor,
+        b: Tensor | RightOperand,
+        start: Tensor | None,
+        lost: ctypes.Array[ctypes.c_long],
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Run]:
+        """Return ``start + a @ b`` of operands rounded to float16; see `RoundingDevice`."""
+        with self._turn():
+            self._require_open()
+            before = time.perf_counter()
+            form = self._form(a, b, start)
+            if form is None:
+                a, b = _without_gaps(a), _without_gaps(b)
+                form = self._form(a, b, start)
+                assert form is not None, "what is laid out anew has no gaps"
+            result = torch.empty(form.plan.shape) if out is None else out
+            at_b, indices = b.addresses if isinstance(b, RightOperand) else (b.data_ptr(), None)
+            at_start = None if start is None else start.data_ptr()
+            status = form.plan.run(a.data_ptr(), at_b, indices, at_start, result.data_ptr(), lost)
+            assert status == -1, "a compact operand is checked where it is made"
+            kept, right = False, form.right
+            if isinstance(b, RightOperand):
+                kept, right = self._keep(b), b.nbytes
+            self.last_run = run = Run(
+                macs=form.macs,
+                predicted_cycles=form.predicted,
+                wall_seconds=time.perf_counter() - before,
+                bytes_host=form.passing + (0 if kept else right),
+                bytes_kept=right if kept else 0,
+            )
+        return result, run
+
+    def computed(self, product: Product, seconds: float) -> Run:
+        """Return the account of a product computed elsewhere; see `RoundingDevice`."""
+        self._require_open()
+        right = 2 * product.count * product.depth * product.cols
+        self.last_run = run = Run(
+            macs=product.macs,
+            predicted_cycles=self._prediction(product, "auto"),
+            wall_seconds=seconds,
+            bytes_host=bytes_passing(product) + right,
+        )
+        return run
+
+    def _form(self, a: Tensor, b: Tensor | RightOperand, start: Tensor | None) -> _Form | None:
+        """Return the form of a product; None if an operand to be rounded has gaps."""
+        key: tuple[object, ...]
+        if isinstance(b, RightOperand):
+            key = (a.shape, a.stride(), a.dtype, b.layout, b.pattern.n, b.pattern.m)
+        else:
+            key = (a.shape, a.stride(), a.dtype, b.shape, b.stride(), b.dtype)
+        if start is not None:
+            key = (*key, start.shape, start.stride())
+        form = self._forms.get(key)
+        if form is None and not (_has_gaps(a) or _has_gaps(b)):
+            if len(self._forms) >= PLANS:
+                self._forms.clear()
+            form = self._forms[key] = self._new_form(a, b, start)
+        return form
+
+    def _new_form(self, a: Tensor, b: Tensor | RightOperand, start: Tensor | None) -> _Form:
+        if isinstance(b, RightOperand):
+            right, n, m = b.layout, b.pattern.n, b.pattern.m
+        else:
+            right, n, m = (tuple(b.shape), tuple(b.stride())), 1, 1
+        shape = (*a.shape[:-1], right[0][-1])
+        first: stce.Layout | None = None
+        row_step = None
+        if start is not None:
+            first = shape, tuple(start.expand(shape).stride())
+            row_step = first[1][-2] if shape[-2] > 1 else 0
+        product = product_between(tuple(a.shape), shape[-1], n, m, row_step)
+        kinds = _KINDS[a.dtype], 0 if isinstance(b, RightOperand) else _KINDS[b.dtype]
+        left = tuple(a.shape), tuple(a.stride())
+        plan = stce.Plan(left, right, first, n, m, self.threads_for(product.macs), kinds)
+        return _Form(product, plan, self._prediction(product, "auto"))
+
+    def threads_for(self, macs: int) -> int:
+        """Return how many threads a product of so many multiply-accumulates uses."""
+        return 1 if self.threads == 1 else min(self.threads, 1 + macs // MACS_A_THREAD)
+
+    def _keep(self, b: RightOperand) -> bool:
+        """Return whether an operand need not be sent; it will stay if it is resident."""
+        if not b.resident:
+            return False
+        kept = b in self._kept
+        self._kept.add(b)
+        return kept
 
     @exclusive
     def run_stages(

@@ -56,6 +56,16 @@ class RightOperand:
         indices = None if self.indices is None else self.indices[products]
         return RightOperand(self.values[products], indices, self.pattern, self.depth)
 
+    @functools.cached_property
+    def addresses(self) -> tuple[int, int | None]:
+        """Where its values and indices lie."""
+        return self.values.ctypes.data, None if self.indices is None else self.indices.ctypes.data
+
+    @functools.cached_property
+    def layout(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shape of its values, and elements from one to the next along each axis."""
+        return self.values.shape, tuple(step // 2 for step in self.values.strides)
+
     @property
     def nbytes(self) -> int:
         """Bytes that the host sends of it."""
@@ -75,11 +85,22 @@ def product_of(
         One value per column comes as a view whose row stride is 0.
     """
     row_step = None if start is None else start.strides[-2] if start.shape[-2] > 1 else 0
-    return _product(a.shape, b.cols, b.pattern.n, b.pattern.m, row_step)
+    return product_between(a.shape, b.cols, b.pattern.n, b.pattern.m, row_step)
 
 
 @functools.lru_cache(maxsize=4096)
-def _product(a: tuple[int, ...], cols: int, n: int, m: int, row_step: int | None) -> Product:
+def product_between(a: tuple[int, ...], cols: int, n: int, m: int, row_step: int | None) -> Product:
+    """Return what a product of operands of these sizes is to the mapper.
+
+    Parameters
+    ----------
+    a : tuple of int
+        Shape of the left operand.
+    cols, n, m : int
+        Of the right one.
+    row_step : int or None
+        From one row of the start values to the next, 0 if all are the same; None without any.
+    """
     shape = StartShape.MATRIX if row_step else StartShape.ROW
     if row_step is None:
         shape = StartShape.ZERO

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from sat.offload.handlers import Products, Size, handles, wide_type
+from sat.offload.layout import channels_first, channels_last
 from sat.offload.lowering import (
     Geometry,
+    Phase,
     at_positions,
     backward_phases,
     every_phase,
@@ -54,9 +56,10 @@ def _correlate(
     """
     taps = forward_taps(g, x.shape[1:-1], outputs)
     reads = [[t] for t in taps]
-    left = stacked_windows(pad(x, reads), taps, front(reads), g.groups)
+    left = stacked_windows(pad(x, reads), taps, front(reads), g.groups, mode.space)
     right = w.reshape(g.groups, len(w) // g.groups, -1).transpose(1, 2)
-    made = mode.matmul(left, right, wide, _by_group(bias, g.groups, left.shape[1]))
+    start = _by_group(bias, g.groups, left.shape[1])
+    made = mode.matmul(left, right, wide, start, passing=True)
     return made.view(g.groups, len(x), *(t.outputs for t in taps), -1).movedim(0, -2)
 
 
@@ -76,23 +79,30 @@ def _scatter(
 ) -> Tensor:
     """Return the adjoint of `_correlate`: dy (batch, *outputs, out) to (batch, *sizes, in).
 
-    As (batch, *sizes, groups, in per group).
+    The weight is (*kernel, out, in per group). As (batch, *sizes, groups, in per group).
     """
     phases = backward_phases(g, sizes)
     reads = [[phase.taps for phase in axis] for axis in phases]
     padded = pad(dy, reads)
     ins = w.shape[-1]
+
+    def part(chosen: Sequence[Phase]) -> Tensor:
+        taps = [phase.taps for phase in chosen]
+        left = stacked_windows(padded, taps, front(reads), g.groups, mode.space)
+        # (*kernel, out, in) to (groups, kernel positions and out per group, in)
+        kept = at_positions(w, chosen, 0).flatten(0, -3).unflatten(1, (g.groups, -1))
+        right = kept.movedim(1, 0).flatten(1, 2)
+        start = _by_group(bias, g.groups, left.shape[1])
+        made = mode.matmul(left, right, wide, start, passing=True)
+        return made.view(g.groups, len(dy), *(t.outputs for t in taps), ins).movedim(0, -2)
+
+    if set(g.stride) == {1}:
+        return part([axis[0] for axis in phases])  # one phase, which is all there is
     dx = torch.zeros(len(dy), *sizes, g.groups, ins, dtype=wide)
     if bias is not None:
         dx += bias.detach().view(g.groups, ins)
     for chosen in every_phase(phases):
-        left = stacked_windows(padded, [phase.taps for phase in chosen], front(reads), g.groups)
-        # (out, *kernel, in) to (groups, kernel positions, out per group, in)
-        kept = at_positions(w, chosen).flatten(1, -2).unflatten(0, (g.groups, -1))
-        right = kept.movedim(1, 2).flatten(1, 2)
-        made = mode.matmul(left, right, wide, _by_group(bias, g.groups, left.shape[1]))
-        target = place(dx, chosen, g.stride)
-        target.copy_(made.view(g.groups, *target.shape[:-2], ins).movedim(0, -2))
+        place(dx, chosen, g.stride).copy_(part(chosen))
     return dx
 
 
@@ -104,20 +114,14 @@ def _weight_gradient(
     reads = [[t] for t in taps]
     outs = dy.shape[-1]
     left = dy.reshape(-1, g.groups, outs // g.groups).permute(1, 2, 0)
-    right = stacked_windows(pad(x, reads), taps, front(reads), g.groups)
-    return mode.matmul(left, right, wide).view(outs, *g.kernel, -1)
+    right = stacked_windows(pad(x, reads), taps, front(reads), g.groups, mode.space)
+    return mode.matmul(left, right, wide, passing=True).view(outs, *g.kernel, -1)
 
 
-def _last(mode: Products, x: Tensor) -> Tensor:
+def _last(mode: Products, x: Tensor, name: str, *, outside: bool = False) -> Tensor:
     """Return a picture or weight with its second axis last, rounded now if it will be anyway."""
-    x = x.detach()
     early = mode.precision == "fp16" and not x.is_complex()
-    return (mode.rounded(x) if early else x).movedim(1, -1)
-
-
-def _picture(x: Tensor, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
-    """Return (batch, *sizes, groups, channels of one) with all channels second, as torch has it."""
-    return x.flatten(-2).movedim(-1, 1).to(dtype).contiguous(memory_format=layout)
+    return channels_last(x, mode.lost if early else None, mode.space, name, outside=outside)
 
 
 def _conv_size(
@@ -185,12 +189,14 @@ def _convolution(
     groups: int,
 ) -> Tensor:
     g, wide = _geometry(weight, stride, padding, dilation, groups), wide_type(x.dtype)
-    pictures, lanes, layout = _last(mode, x), _last(mode, weight), result_format(x, weight)
-    if not transposed:
-        return _picture(_correlate(mode, pictures, lanes, bias, g, wide), x.dtype, layout)
-    sizes = _outputs(x, g, True, output_padding)
-    assert sizes is not None
-    return _picture(_scatter(mode, pictures, lanes, bias, g, sizes, wide), x.dtype, layout)
+    pictures, lanes = _last(mode, x, "x"), _last(mode, weight, "weight", outside=transposed)
+    if transposed:
+        sizes = _outputs(x, g, True, output_padding)
+        assert sizes is not None
+        made = _scatter(mode, pictures, lanes, bias, g, sizes, wide)
+    else:
+        made = _correlate(mode, pictures, lanes, bias, g, wide)
+    return channels_first(made.flatten(-2), x.dtype, result_format(x, weight))
 
 
 def _backward_size(
@@ -227,7 +233,8 @@ def _convolution_backward(
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     g, wide = _geometry(weight, stride, padding, dilation, groups), wide_type(x.dtype)
-    gradient, pictures, lanes = (_last(mode, t) for t in (dy, x, weight))
+    gradient, pictures = _last(mode, dy, "dy"), _last(mode, x, "x")
+    lanes = _last(mode, weight, "weight", outside=not transposed)
     layout = result_format(x, weight)
     dx = dw = db = None
     if output_mask[0]:
@@ -235,11 +242,11 @@ def _convolution_backward(
             made = _correlate(mode, gradient, lanes, None, g, wide, x.shape[2:])
         else:
             made = _scatter(mode, gradient, lanes, None, g, x.shape[2:], wide)
-        dx = _picture(made, x.dtype, layout)
+        dx = channels_first(made.flatten(-2), x.dtype, layout)
     if output_mask[1]:
         pair = (gradient, pictures) if transposed else (pictures, gradient)
         made = _weight_gradient(mode, *pair, g, wide)
-        dw = made.movedim(-1, 1).to(weight.dtype).contiguous(memory_format=layout)
+        dw = channels_first(made, weight.dtype, layout)
     if output_mask[2]:
         db = dy.detach().sum([0, *range(2, dy.ndim)])
     return dx, dw, db

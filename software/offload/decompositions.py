@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -49,6 +49,20 @@ def as_outside() -> AbstractContextManager[Any]:
         c._dispatch_tls_local_include_set(), left_out
     )
     return guard
+
+
+def any_lazy(args: Iterable[Any]) -> bool:
+    """Return whether a tensor among arguments, or in lists of them, is other than its memory says.
+
+    Conjugated or negated only in name, or one of autograd's zeros without memory.
+    """
+    for x in args:
+        if isinstance(x, Tensor):
+            if x.is_neg() or x.is_conj() or x._is_zerotensor():
+                return True
+        elif isinstance(x, (list, tuple)) and any_lazy(x):
+            return True
+    return False
 
 
 @contextlib.contextmanager

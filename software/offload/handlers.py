@@ -15,14 +15,22 @@ import torch
 from torch import Tensor
 
 from sat.offload.report import size_text
+from sat.offload.rounding import Lost
+from sat.offload.workspace import Workspace
 
 aten = torch.ops.aten
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
 
+_WIDE = frozenset((torch.float64, *COMPLEX))
+
 Size = tuple[int, int, int, int]
 """(count, rows, depth, cols) of an operation's products."""
+
+
+Form = tuple[object, ...]
+"""What decides how an operation on plain tensors is taken: its name, shapes and types."""
 
 
 class Products(Protocol):
@@ -31,19 +39,41 @@ class Products(Protocol):
     precision: str
     """``"fp16"`` or ``"fp32"``."""
 
-    def matmul(
-        self, a: Tensor, b: Tensor, wide: torch.dtype, start: Tensor | None = None
-    ) -> Tensor:
-        """Return start + a @ b, as ``wide``; stacks have their number in front."""
+    @property
+    def lost(self) -> Lost:
+        """What rounding loses of the operation at hand."""
 
-    def rounded(self, x: Tensor) -> Tensor:
-        """Return an operand rounded to float16; the report counts what is lost by it."""
+    space: Workspace
+    """Memory for what a handler makes on its way."""
+
+    def matmul(
+        self,
+        a: Tensor,
+        b: Tensor,
+        wide: torch.dtype,
+        start: Tensor | None = None,
+        *,
+        passing: bool = False,
+    ) -> Tensor:
+        """Return start + a @ b, as ``wide``; stacks have their number in front.
+
+        ``passing`` if the operands were made just now, and the result is read before the next
+        product: the first are no weights to keep, and the other's memory is used again.
+        """
 
     def refusal(self, tensors: Sequence[Tensor], macs: int) -> str | None:
         """Return why a device cannot take a product of these, or None if it can."""
 
-    def account(self, op: str, size: str, flops: int) -> AbstractContextManager[None]:
-        """Book the products that are computed inside as one call of an operation."""
+    def account(
+        self, op: str, size: str, flops: int, form: Form | None
+    ) -> AbstractContextManager[None]:
+        """Book the products that are computed inside as one call of an operation.
+
+        From now on, `recall` knows the form.
+        """
+
+    def recall(self, form: Form) -> AbstractContextManager[None] | None:
+        """Return the `account` of a form that was taken before; None if it is not to be now."""
 
     def plainly(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Have torch compute an operation as it would outside."""
@@ -86,6 +116,11 @@ def handles(
 
     def register(compute: Callable[..., Any]) -> Callable[..., Any]:
         def handle(mode: Products, func: Any, args: Any, kwargs: Any) -> Any:
+            form = None if kwargs else _form(label, args)
+            booking = None if form is None else mode.recall(form)
+            if booking is not None:
+                with booking:
+                    return compute(mode, *args)
             out, options = None, kwargs
             if kwargs:
                 options = {key: value for key, value in kwargs.items() if key != "out"}
@@ -109,7 +144,7 @@ def handles(
             if reason is not None:
                 return mode.stay(func, args, kwargs, reason, lambda _: flops, text)
             args = [_resolved(x) if isinstance(x, Tensor) else x for x in args]
-            with mode.account(label, text, flops):
+            with mode.account(label, text, flops, form):
                 result = compute(mode, *args, **options)
             if out is None:
                 return result
@@ -135,6 +170,30 @@ def handles(
     return register
 
 
+_keys = torch._C._dispatch_keys
+
+
+def _plain_keys() -> frozenset[int]:
+    with torch.inference_mode():
+        inference = torch.empty(0)
+    return frozenset(_keys(x).raw_repr() for x in (torch.empty(0), inference))
+
+
+_PLAIN = _plain_keys()
+"""Keys of tensors in the host's memory, strided, that are what their memory says."""
+
+
+def _form(label: str, args: Sequence[Any]) -> Form | None:
+    """Return the form of an operation; None unless its arguments are plain tensors."""
+    form: list[object] = [label]
+    for x in args:
+        if not isinstance(x, Tensor) or _keys(x).raw_repr() not in _PLAIN:
+            return None
+        form.append(x.shape)
+        form.append(x.dtype)
+    return tuple(form)
+
+
 def _resolved(x: Tensor) -> Tensor:
     """Return a tensor whose memory holds its numbers.
 
@@ -154,4 +213,4 @@ def as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def wide_type(dtype: torch.dtype) -> torch.dtype:
     """Return the type in which results of operands of a type are handed on."""
-    return dtype if dtype in (torch.float64, *COMPLEX) else torch.float32
+    return dtype if dtype in _WIDE else torch.float32

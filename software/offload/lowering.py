@@ -11,14 +11,17 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.nn import functional
 
 from sat.arrays import array_of
+from sat.offload.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -175,8 +178,17 @@ def windows(x: Tensor, taps: Sequence[Taps], front: Sequence[int]) -> Tensor:
     return stacked_windows(x, taps, front, 1)[0]
 
 
-def stacked_windows(x: Tensor, taps: Sequence[Taps], front: Sequence[int], groups: int) -> Tensor:
-    """Return `windows` of each group of channels: (groups, batch * outputs, taps * channels)."""
+def stacked_windows(
+    x: Tensor,
+    taps: Sequence[Taps],
+    front: Sequence[int],
+    groups: int,
+    space: Workspace | None = None,
+) -> Tensor:
+    """Return `windows` of each group of channels: (groups, batch * outputs, taps * channels).
+
+    In a workspace's memory, if one is given.
+    """
     # numpy copies such views several times faster than torch, and steps backwards.
     bits = x.view(torch.int16) if x.dtype is torch.bfloat16 else x  # which numpy lacks
     array = array_of(bits)
@@ -204,16 +216,26 @@ def stacked_windows(x: Tensor, taps: Sequence[Taps], front: Sequence[int], group
     rows, count = len(x) * prod(t.outputs for t in taps), prod(t.count for t in taps)
     if channels == 1:
         # Groups stay side by side: so they are copied, and read, by rows.
-        lanes = np.ascontiguousarray(view).reshape(rows, count, groups).transpose(2, 0, 1)
+        lanes = _copied(view, space).reshape(rows, count, groups).transpose(2, 0, 1)
     else:
-        lanes = np.ascontiguousarray(np.moveaxis(view, -2, 0))
-        lanes = lanes.reshape(groups, rows, count * channels)
+        lanes = _copied(np.moveaxis(view, -2, 0), space).reshape(groups, rows, count * channels)
     return torch.from_numpy(lanes).view(x.dtype)
 
 
-def at_positions(w: Tensor, phases: Sequence[Phase]) -> Tensor:
-    """Return what phases take of (lanes, *kernel, channels): their kernel positions."""
-    for axis, phase in enumerate(phases, start=1):
+def _copied(view: NDArray[Any], space: Workspace | None) -> NDArray[Any]:
+    if space is None:
+        return np.ascontiguousarray(view)
+    made, _ = space.array(f"windows {view.dtype}", view.shape, view.dtype.type)
+    np.copyto(made, view)
+    return made
+
+
+def at_positions(w: Tensor, phases: Sequence[Phase], first_axis: int = 1) -> Tensor:
+    """Return what phases take of (lanes, *kernel, channels): their kernel positions.
+
+    Or of a weight whose kernel's axes begin elsewhere.
+    """
+    for axis, phase in enumerate(phases, start=first_axis):
         # Evenly spaced, as strides and dilations are: a view.
         first, last = phase.positions[0], phase.positions[-1]
         step = max(1, (last - first) // max(1, len(phase.positions) - 1))

@@ -6,15 +6,21 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from sat.arrays import array_of, tensor_of
 from sat.dataflow.products import Product
-from sat.devices.base import Device, Run
+from sat.devices.base import Device, RoundingDevice, Run
 from sat.devices.context import current_label
-from sat.devices.operand import RightOperand, product_of
+from sat.devices.operand import RightOperand, product_between, product_of
 from sat.errors import CycleBudgetError
+from sat.offload import precision
 from sat.offload.report import DeviceWork, OffloadReport, Work, size_text
-from sat.offload.rounding import Lost
+from sat.offload.rounding import Lost, halves
+from sat.offload.workspace import Workspace
+from sat.sim.golden import stce
 
 Array16 = NDArray[np.float16]
 
@@ -29,6 +35,9 @@ class Meter(Device):
         self.cycles = 0  # spent of the budget
         self.work: Work | None = None  # the operation that is being computed
         self.lost = Lost()  # by rounding the operands of a SAT layer's next product
+        self._rounding: RoundingDevice | None = None
+        if isinstance(inner, RoundingDevice) and inner.rounds:
+            self._rounding = inner
 
     def predict(self, product: Product, dataflow: str = "auto") -> int:
         return self.inner.predict(product, dataflow)
@@ -45,12 +54,80 @@ class Meter(Device):
             self._spend(product, dataflow)
         began = time.perf_counter()
         result, run = self.inner.compute(a, b, start, dataflow)
-        seconds = time.perf_counter() - began
+        self._book(product, run, time.perf_counter() - began)
+        return result, run
+
+    def multiply(
+        self,
+        a: Tensor,
+        b: Tensor | RightOperand,
+        start: Tensor | None,
+        space: Workspace | None = None,
+    ) -> Tensor:
+        """Return ``start + a @ b`` for the operation at hand, operands rounded to float16.
+
+        Parameters
+        ----------
+        a : (rows, depth) or (count, rows, depth) tensor
+        b : (…, depth, cols) tensor or RightOperand
+        start : (…, rows, cols) or (cols,) float32 tensor, or None
+        space : Workspace, optional
+            Memory for the result, if it will be read before the next product.
+
+        Returns
+        -------
+        Tensor
+            (…, rows, cols) float32.
+        """
+        assert self.work is not None, "products are computed for an operation"
+        lost = self.work.lost
+        if self._rounding is None:
+            right = b if isinstance(b, RightOperand) else RightOperand.dense(halves(b, lost))
+            first = None
+            if start is not None:
+                first = array_of(start.expand(*a.shape[:-1], right.cols))
+            return tensor_of(self._matmul(halves(a, lost), right, first, "auto")[0])
+        product = _product(a, b, start)
+        if self.max_cycles is not None:
+            self._spend(product, "auto")
+        out = None
+        if space is not None:
+            out = space.tensor("product", (*a.shape[:-1], product.cols), torch.float32)
+        began = time.perf_counter()
+        result, run = self._rounding.multiply(a, b, start, lost.counts, out)
+        self._book(product, run, time.perf_counter() - began)
+        return result
+
+    def multiply_precisely(
+        self, a: Tensor, b: Tensor, start: Tensor | None, wide: torch.dtype
+    ) -> Tensor | None:
+        """Return ``start + a @ b`` at float32's precision; None if this device has no short way.
+
+        Parameters and returns are those of `sat.offload.precision.whole`.
+        """
+        device = self._rounding
+        if device is None or self.max_cycles is not None:
+            return None
+        began = time.perf_counter()
+        threads = device.threads_for(precision.PASSES * a.numel() * b.shape[-1])
+        made = precision.whole(a, b, start, wide, stce.kernel(), threads)
+        if made is None:
+            return None
+        result, sizes = made
+        seconds = (time.perf_counter() - began) / max(1, len(sizes))
+        for count, rows, depth, cols in sizes:
+            shape = (count, rows, depth) if a.ndim == 3 else (rows, depth)
+            product = product_between(shape, cols, 1, 1, None)
+            self._book(product, device.computed(product, seconds), seconds)
+        return result
+
+    def _book(self, product: Product, run: Run, seconds: float) -> None:
+        """Book a product, to the operation at hand or as a SAT layer's own."""
         work = self.work
         if work is None:
-            # A SAT layer's own product.
             size = size_text(product.count, product.rows, product.depth, product.cols)
-            size += "" if b.pattern.dense else f" {b.pattern}"
+            if not product.dense:
+                size += f" {product.n}:{product.m}"
             work = self.report.work(current_label() or "product", size, None)
             work.calls += 1
             work.flops += 2 * run.macs
@@ -70,7 +147,6 @@ class Meter(Device):
             if self.report.traces:
                 size = size_text(share.count, share.rows, share.depth, share.cols)
                 self.report.event(work.op, size, name, part, seconds)
-        return result, run
 
     def _spend(self, product: Product, dataflow: str) -> None:
         need = self.inner.predict(product, dataflow)
@@ -83,6 +159,18 @@ class Meter(Device):
                 "without a budget"
             )
         self.cycles += need
+
+
+def _product(a: Tensor, b: Tensor | RightOperand, start: Tensor | None) -> Product:
+    n, m, cols = 1, 1, 0
+    if isinstance(b, RightOperand):
+        n, m, cols = b.pattern.n, b.pattern.m, b.cols
+    else:
+        cols = b.shape[-1]
+    row_step = None
+    if start is not None:
+        row_step = start.stride(-2) if start.ndim > 1 and start.shape[-2] > 1 else 0
+    return product_between(a.shape, cols, n, m, row_step)
 
 
 class Account:

@@ -14,9 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator, resolve_key
@@ -24,16 +22,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sat.arrays import array_of, tensor_of
 from sat.devices import device as make_device
 from sat.devices.base import Device
 from sat.devices.context import use_device
-from sat.devices.operand import RightOperand
 from sat.devices.use import watch_layers
 from sat.offload import convolutions, operations  # noqa: F401 (they fill HANDLERS)
-from sat.offload import precision as fp32
+from sat.offload.arithmetic import Arithmetic
 from sat.offload.decompositions import (
     OF_TORCH,
+    any_lazy,
     as_outside,
     decompositions,
     entering,
@@ -41,16 +38,14 @@ from sat.offload.decompositions import (
     is_composite,
     own_kernel,
 )
-from sat.offload.handlers import COMPLEX, FLOATS, HANDLED, HANDLERS, Handler
+from sat.offload.handlers import COMPLEX, FLOATS, HANDLED, HANDLERS, Form
 from sat.offload.host_work import host_work
-from sat.offload.meter import Account, Array16, Meter
+from sat.offload.meter import Account, Meter
 from sat.offload.nested import NESTED
-from sat.offload.report import CLOCK_HZ, OWN, OffloadReport
-from sat.offload.residents import SeenOperands
-from sat.offload.rounding import Lost, halves
+from sat.offload.report import CLOCK_HZ, OWN, OffloadReport, Work
+from sat.offload.rounding import Lost
 from sat.offload.switches import UNFUSED
-from sat.sim.golden import sore
-from sat.sparsity.pattern import DENSE, Pattern
+from sat.sparsity.pattern import Pattern
 
 aten = torch.ops.aten
 
@@ -60,6 +55,8 @@ PRECISIONS = ("fp16", "fp32")
 FLOAT64 = ("device", "host")
 """Where products of float64 operands are computed."""
 
+FORMS = 4096
+"""Sizes and types of operations that a mode knows by heart."""
 
 _TAKEN = frozenset((*FLOATS, *COMPLEX))
 _DOUBLE = frozenset((torch.float64, torch.complex128))
@@ -71,11 +68,33 @@ _TRACING = (
 )
 
 
-_NO_MATRIX_WORK = (None, None)
-"""Of operations that were found to be none of all that the mode looks for."""
+_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
-_ROUTES: dict[Any, tuple[Callable[..., Any] | None, Handler | None]] = {}
-"""What takes an operation: of nested tensors, and of others."""
+
+class Route:
+    """What takes an operation, by one look at a table.
+
+    Attributes
+    ----------
+    func : OpOverload or HigherOrderOperator
+        Kept: its `id` is the key.
+    kernel : callable
+        What ``func`` calls.
+    nested, handler : callable or None
+        For nested tensors, and for others.
+    plain : bool
+        Whether it was found to be none of all that the mode looks for.
+    """
+
+    __slots__ = ("func", "handler", "kernel", "nested", "plain")
+
+    def __init__(self, func: Any) -> None:
+        self.func, self.kernel = func, getattr(func, "_op", func)
+        self.nested, self.handler = NESTED.get(func), HANDLERS.get(func)
+        self.plain = False
+
+
+_ROUTES: dict[int, Route] = {}
 
 
 class Mode(TorchDispatchMode):
@@ -94,29 +113,39 @@ class Mode(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.meter, self.report = meter, meter.report
-        self.precision, self.min_size = precision, min_size
+        self.min_size = min_size
         self.taken = _TAKEN if float64 == "device" else _TAKEN - _DOUBLE
-        self.prune_left, self.prune_right = prune_left, prune_right
-        self._space = fp32.Workspace()
-        self._seen = SeenOperands()
+        self.arithmetic = Arithmetic(meter, precision, prune_left, prune_right)
+        # What handlers ask for, without a step between.
+        self.precision, self.space = precision, self.arithmetic.space
+        self.matmul = self.arithmetic.matmul
+        self._known: dict[Form, tuple[Work, int]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled inside (`UNFUSED`): torch need not see to it at every operation.
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # An operator's own hash is Python, and most operations are small.
+        route = _ROUTES.get(id(func))
+        if route is None:
+            route = _ROUTES[id(func)] = Route(func)
+        if route.plain and not types:
+            if any_lazy(args) or (kwargs and any_lazy(kwargs.values())):
+                return self.plainly(func, args, kwargs or {})
+            return route.kernel(*args, **kwargs) if kwargs else route.kernel(*args)
         kwargs = kwargs or {}
-        if types and any(t not in (Tensor, torch.nn.Parameter) for t in types):
+        if types and any(t not in _PLAIN_TENSORS for t in types):
             if isinstance(func, HigherOrderOperator):
                 with as_outside():
                     return self.higher_order(func, args, kwargs)
             if any(issubclass(t, _SYMBOLIC) for t in types):
                 return self.plainly(func, args, kwargs)  # no numbers to compute with
             return NotImplemented  # the subclass takes itself apart, into what comes here again
-        # One look at a table: an operator's hash is Python, and most operations are small.
-        route = _ROUTES.get(func)
-        if route is None:
-            route = _ROUTES[func] = NESTED.get(func), HANDLERS.get(func)
-        if route is _NO_MATRIX_WORK:
-            with as_outside():
-                return func(*args, **kwargs)
-        nested, handler = route
+        if route.plain:
+            return self.plainly(func, args, kwargs)
+        nested, handler = route.nested, route.handler
         if nested is not None and any(isinstance(x, Tensor) and x.is_nested for x in args):
             with entering(func), self:
                 result = nested(*args, **kwargs)
@@ -150,7 +179,7 @@ class Mode(TorchDispatchMode):
             reason = f"overload {func._overloadname}: only plain forms are taken"
             return self.stay(func, args, kwargs, reason, lambda _: 0, "")
         if nested is None and not is_composite(func):
-            _ROUTES[func] = _NO_MATRIX_WORK
+            route.plain = True
         return self.plainly(func, args, kwargs)
 
     def plainly(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -215,9 +244,27 @@ class Mode(TorchDispatchMode):
         work.seconds += seconds
         self.report.event(work.op, size, "host", None, seconds)
 
-    def account(self, op: str, size: str, flops: int) -> Account:
+    @property
+    def lost(self) -> Lost:
+        """What rounding loses of the operation at hand."""
+        return self.arithmetic.lost
+
+    def account(self, op: str, size: str, flops: int, form: Form | None) -> Account:
         """Book the products that are computed inside as one call of an operation."""
-        return Account(self.meter, self.report.work(op, size, None), flops)
+        work = self.report.work(op, size, None)
+        if form is not None:
+            if len(self._known) >= FORMS:
+                self._known.clear()
+            self._known[form] = work, flops
+        return Account(self.meter, work, flops)
+
+    def recall(self, form: Form) -> Account | None:
+        """Return the account of a form that was taken before, if it is to be now."""
+        known = self._known.get(form)
+        if known is None or _tracing():
+            return None
+        self.report.bookings += 1
+        return Account(self.meter, *known)
 
     def refusal(self, tensors: Sequence[Tensor], macs: int) -> str | None:
         """Return why a device cannot take a product of these, or None if it can."""
@@ -234,127 +281,10 @@ class Mode(TorchDispatchMode):
             return "traced into a graph"  # which would keep our results as constants
         return f"below min_size={self.min_size:,}" if macs < self.min_size else None
 
-    # ------------------------------------------------------------------------- products
-
-    def matmul(
-        self, a: Tensor, b: Tensor, wide: torch.dtype, start: Tensor | None = None
-    ) -> Tensor:
-        """Return start + a @ b for matrices, or for stacks of as many.
-
-        Parameters
-        ----------
-        a, b : Tensor
-            (rows, depth) and (depth, cols), or with the number of products in front of both.
-        wide : torch.dtype
-            float32, float64 or complex: type of the result.
-        start : Tensor, optional
-            (cols,), or as the result: first value of each sum where the device computes in
-            float32, else added at the end.
-        """
-        if wide in COMPLEX:
-            return self._complex(a, b, wide, start)
-        if b.ndim == 3 and b.stride(0) == 0 and len(b) > 1 and (start is None or start.ndim == 1):
-            # One right operand for all: one product of many rows.
-            flat = self.matmul(a.reshape(-1, a.shape[2]), b[0], wide, start)
-            return flat.view(*a.shape[:2], -1)
-        if self.precision == "fp32":
-            left, right = (array_of(_exact(x)) for x in (a, b))
-            total = fp32.matmul(
-                left, right, self._product, threads=torch.get_num_threads(), workspace=self._space
-            )
-            result = torch.from_numpy(total)
-            if start is not None:
-                result += start
-            return result.to(wide, copy=True)
-        first = None
-        if start is not None and wide is not torch.float64:
-            first = array_of(start.float().expand(*a.shape[:-1], b.shape[-1]))
-        left = self._halves(a)
-        if self.prune_left.dense:
-            assert self.meter.work is not None, "products are computed for an operation"
-            kept = self._seen.operand(b, self.meter.work.lost, self._right)
-            made = tensor_of(self.meter._matmul(left, kept, first, "auto")[0])
-        else:
-            made = tensor_of(self._product(left, self._halves(b), first))
-        if wide is torch.float64:
-            return made.double() if start is None else made.double() + start
-        return made
-
-    def _right(self, x: Tensor, lost: Lost) -> RightOperand:
-        """Return a right operand, rounded, and pruned as asked for."""
-        return _compact(halves(x, lost), self.prune_right)
-
-    def rounded(self, x: Tensor) -> Tensor:
-        """Return an operand rounded to float16; the report counts what is lost by it."""
-        return torch.from_numpy(self._halves(x))
-
-    def _halves(self, x: Tensor) -> Array16:
-        work = self.meter.work
-        assert work is not None, "products are computed for an operation"
-        return halves(x, work.lost)
-
-    def _complex(self, a: Tensor, b: Tensor, wide: torch.dtype, start: Tensor | None) -> Tensor:
-        """Return a complex product as one of real operands, twice the depth and columns.
-
-        ``[re a, im a] · [[re b, im b], [-im b, re b]]``; operands that are real count as such.
-        """
-        real = torch.float64 if wide is torch.complex128 else torch.float32
-        a, b = (torch.view_as_real(x.detach().resolve_conj().to(wide)) for x in (a, b))
-        if self.precision == "fp16":
-            a, b = self.rounded(a), self.rounded(b)  # before there are two of each
-        left = torch.cat([a[..., 0], a[..., 1]], -1)
-        right = torch.cat(
-            [
-                torch.cat([b[..., 0], b[..., 1]], -1),
-                torch.cat([-b[..., 1], b[..., 0]], -1),
-            ],
-            -2,
-        )
-        if start is not None:
-            parts = torch.view_as_real(start.detach().resolve_conj().to(wide))
-            start = torch.cat([parts[..., 0], parts[..., 1]], -1)
-        made = self.matmul(left, right, real, start)
-        cols = b.shape[-2]
-        return torch.complex(made[..., :cols], made[..., cols:])
-
-    def _product(
-        self, a: Array16, b: Array16, start: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """Return the product of two matrices, or those of two stacks, pruned as asked for."""
-        left, right = self.prune_left, self.prune_right
-        if not left.dense and not right.dense:
-            # A device takes one compact operand: the left one goes with zeros in it.
-            a, left = _zeroed(a, left), DENSE
-        # The meter is this block's alone: it need not wait for its turn, only for the device's.
-        if left.dense:
-            return self.meter._matmul(a, _compact(b, right), start, "auto")[0]
-        operand = _compact(a.swapaxes(-1, -2), left)
-        first = None if start is None else start.swapaxes(-1, -2)
-        made = self.meter._matmul(b.swapaxes(-1, -2), operand, first, "auto")[0]
-        return np.ascontiguousarray(made.swapaxes(-1, -2))
-
-
-def _compact(b: Array16, pattern: Pattern) -> RightOperand:
-    """Return a right operand, pruned along the depth."""
-    if pattern.dense:
-        return RightOperand.dense(b)
-    values, indices = sore.select(b, pattern.n, pattern.m, -2)
-    return RightOperand(values, indices, pattern, b.shape[-2])
-
 
 def _tracing() -> bool:
     """Whether operations are being written down, for a graph."""
     return any(map(torch._C._get_dispatch_mode, _TRACING))
-
-
-def _exact(x: Tensor) -> Tensor:
-    """Return a tensor in the narrowest type that numpy knows and that holds it exactly."""
-    return x if x.dtype is torch.float64 else x.float()
-
-
-def _zeroed(a: Array16, pattern: Pattern) -> Array16:
-    values, indices = sore.select(a, pattern.n, pattern.m, -1)
-    return sore.expand(values, indices, pattern.n, pattern.m, a.shape[-1], -1)
 
 
 class offload:

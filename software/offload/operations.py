@@ -111,7 +111,7 @@ def _vdot(mode: Products, a: Tensor, b: Tensor) -> Tensor:
 def _addmm(
     mode: Products, base: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1
 ) -> Tensor:
-    return _added(mode, base, a, b, beta, alpha, (len(a), b.shape[1]))
+    return _added(mode, base, a, b, beta, alpha, (a.shape[0], b.shape[1]))
 
 
 @handles("_addmm_activation", _plus(_matrices, lambda size: (size[1], size[3])))

@@ -1,6 +1,7 @@
 // The arithmetic of precision.py: operands of float32 or float64 cut into bands of binary16 parts
 // (precision_cut.h), the parts laid out for products on a device, and the products put together.
 
+#include "plan.h"
 #include "precision_cut.h"
 
 namespace {
@@ -58,12 +59,13 @@ struct Work {
         return band ? of.further[band - 1].used : of.first->used;
     }
 
-    // The entries of a further band that belong to a product; `per` lines of `outer` are one.
+    // The entries of a further band that belong to a product.
     template <class Visit>
-    static void visit(const FurtherBand& band, long product, long per, const Visit& entry) {
-        const auto before = [per](const Entry& e, long number) { return e.outer / per < number; };
-        auto at = std::lower_bound(band.entries.begin(), band.entries.end(), product, before);
-        for (; at != band.entries.end() && at->outer / per == product; ++at) entry(*at);
+    static void visit(const Operand& of, size_t band, long product, const Visit& entry) {
+        const auto& entries = of.further[band - 1].entries;
+        const auto before = [&](const Entry& e, long number) { return of.product_of(e) < number; };
+        auto at = std::lower_bound(entries.begin(), entries.end(), product, before);
+        for (; at != entries.end() && of.product_of(*at) == product; ++at) entry(*at);
     }
 
     // Goes on to the next pair of bands that have a product; false if there is none.
@@ -100,7 +102,7 @@ struct Work {
             bool any = false;
             if (a_band) {
                 std::fill(at_left.begin(), at_left.end(), 0);
-                visit(left.further[a_band - 1], p, rows, [&](const Entry& e) {
+                visit(left, a_band, p, [&](const Entry& e) {
                     at_left[e.place] = 1;
                     any = true;
                 });
@@ -109,7 +111,7 @@ struct Work {
             if (b_band) {
                 any = false;
                 std::fill(at_right.begin(), at_right.end(), 0);
-                visit(right.further[b_band - 1], p, 1, [&](const Entry& e) {
+                visit(right, b_band, p, [&](const Entry& e) {
                     at_right[e.place] = 1;
                     any = true;
                 });
@@ -127,15 +129,15 @@ struct Work {
             places.add(both);
             if (a_band) {
                 std::fill(row.begin(), row.end(), 0);
-                visit(left.further[a_band - 1], p, rows, [&](const Entry& e) {
-                    if (both[e.place]) row[e.outer % rows] = 1;
+                visit(left, a_band, p, [&](const Entry& e) {
+                    if (both[e.place]) row[left.line_of(e)] = 1;
                 });
                 chosen_rows.add(row);
             }
             if (b_band) {
                 std::fill(col.begin(), col.end(), 0);
-                visit(right.further[b_band - 1], p, 1, [&](const Entry& e) {
-                    if (both[e.place]) col[e.inner] = 1;
+                visit(right, b_band, p, [&](const Entry& e) {
+                    if (both[e.place]) col[right.line_of(e)] = 1;
                 });
                 chosen_cols.add(col);
             }
@@ -168,9 +170,9 @@ struct Work {
             for (size_t s = 0; s < job.products.size(); s++) {
                 const auto row = positions(&job.rows[s * each], each, rows);
                 const auto place = positions(places_of(long(s)), job.places_each, depth);
-                visit(left.further[a_band - 1], job.products[s], rows, [&](const Entry& e) {
+                visit(left, a_band, job.products[s], [&](const Entry& e) {
                     if (place[e.place] < 0) return;
-                    uint16_t* to = out + (long(s) * each + row[e.outer % rows]) * job.depth();
+                    uint16_t* to = out + (long(s) * each + row[left.line_of(e)]) * job.depth();
                     for (long i = 0; i < passes; i++)
                         to[i * job.places_each + place[e.place]] = e.parts[job.passes[i].first];
                 });
@@ -178,19 +180,21 @@ struct Work {
             return;
         }
         const uint16_t* parts = left.first->parts.get();
+        const long step = left.line_step(), next = left.place_step();
         share(threads, lines, lines * job.depth(), [&](long from, long end, long) {
             for (long line = from; line < end; line++) {
-                const long s = line / each, o = job.products[s] * rows + line % each;
+                const long s = line / each;
                 const long* places = places_of(s);
+                const long row = job.products[s] * left.product_step() + line % each * step;
                 uint16_t* to = out + line * job.depth();
                 for (const auto& pass : job.passes) {
-                    const uint16_t* row = parts + pass.first * size + o * depth;
-                    if (!b_band && job.places_each == depth) {
-                        to = std::copy_n(row, depth, to);
+                    const uint16_t* from = parts + pass.first * size + row;
+                    if (!b_band && job.places_each == depth && next == 1) {
+                        to = std::copy_n(from, depth, to);
                         continue;
                     }
                     for (long d = 0; d < job.places_each; d++)
-                        *to++ = places[d] < 0 ? 0 : row[places[d]];
+                        *to++ = places[d] < 0 ? 0 : from[places[d] * next];
                 }
             }
         });
@@ -204,11 +208,11 @@ struct Work {
             for (long s = 0; s < stack; s++) {
                 const auto col = positions(&job.cols[s * each], each, cols);
                 const auto place = positions(places_of(s), job.places_each, depth);
-                visit(right.further[b_band - 1], job.products[s], 1, [&](const Entry& e) {
+                visit(right, b_band, job.products[s], [&](const Entry& e) {
                     if (place[e.place] < 0) return;
                     for (long i = 0; i < passes; i++) {
                         const long k = i * job.places_each + place[e.place];
-                        out[(s * job.depth() + k) * each + col[e.inner]] =
+                        out[(s * job.depth() + k) * each + col[right.line_of(e)]] =
                             e.parts[job.passes[i].second];
                     }
                 });
@@ -216,6 +220,7 @@ struct Work {
             return;
         }
         const uint16_t* parts = right.first->parts.get();
+        const long step = right.line_step(), next = right.place_step();
         const long lines = stack * job.depth();
         share(threads, lines, lines * each, [&](long from, long end, long) {
             for (long line = from; line < end; line++) {
@@ -227,10 +232,32 @@ struct Work {
                     std::fill_n(to, each, 0);
                     continue;
                 }
-                const long row = job.products[s] * depth + place;
-                std::copy_n(parts + pass.second * size + row * cols, each, to);
+                const uint16_t* from = parts + pass.second * size +
+                                       job.products[s] * right.product_step() + place * next;
+                if (step == 1)
+                    std::copy_n(from, each, to);
+                else
+                    for (long c = 0; c < each; c++) to[c] = from[c * step];
             }
         });
+    }
+
+    // One part of a further band's chosen rows, as (rows, depth) of each product, or of its chosen
+    // columns, as (depth, columns), over all of the depth.
+    void spread(const Operand& of, size_t band, int part, uint16_t* out) const {
+        const bool of_left = &of == &left;
+        const std::vector<long>& list = of_left ? job.rows : job.cols;
+        const long each = of_left ? job.rows_each : job.cols_each;
+        std::fill_n(out, long(job.products.size()) * each * depth, 0);
+        for (size_t s = 0; s < job.products.size(); s++) {
+            const auto at = positions(&list[s * each], each, of.lines);
+            uint16_t* const to = out + long(s) * each * depth;
+            visit(of, band, job.products[s], [&](const Entry& e) {
+                const long line = at[of.line_of(e)];
+                if (line >= 0) to[of_left ? line * depth + e.place : e.place * each + line] =
+                    e.parts[part];
+            });
+        }
     }
 
     const int32_t* exponents(const Operand& of, size_t band) const {
@@ -291,6 +318,52 @@ void say(Work& work, long* said) {
     said[5] = work.job.cols_each;
 }
 
+// How operands come: of which type, and whether places, not lines, are `inner`.
+struct Form {
+    bool a_double, b_double, a_inner, b_inner;
+};
+
+std::unique_ptr<Work> begun(const void* a, const void* b, const Form& form, long count, long rows,
+                            long depth, long cols, long threads) {
+    const auto cut = [&](const void* x, bool is_double, bool lines_inner, long lines,
+                         Operand& to) {
+        to.outer = lines_inner ? count : count * lines, to.inner = lines_inner ? lines : 1;
+        to.depth = depth, to.lines = lines;
+        if (is_double)
+            cut_all(static_cast<const double*>(x), to, threads);
+        else
+            cut_all(static_cast<const float*>(x), to, threads);
+    };
+    auto work = std::make_unique<Work>();
+    work->count = count, work->rows = rows, work->depth = depth, work->cols = cols;
+    work->threads = threads;
+    cut(a, form.a_double, form.a_inner, rows, work->left);
+    cut(b, form.b_double, form.b_inner, cols, work->right);
+    return work;
+}
+
+// Memory of a thread for one product after the other, not set.
+template <class T>
+struct Room {
+    std::unique_ptr<T[]> memory;
+    size_t size = 0;
+    T* operator()(size_t count) {
+        if (size < count) {
+            memory.reset();
+            size = 0;
+            memory.reset(new T[count]);
+            size = count;
+        }
+        return memory.get();
+    }
+    // What is large is given back.
+    void trim() {
+        if (size * sizeof(T) <= 1 << 26) return;
+        memory.reset();
+        size = 0;
+    }
+};
+
 }  // namespace
 
 // Begins the product of a (count, rows, depth) and b (count, depth, cols), float32 or, if so said,
@@ -298,20 +371,9 @@ void say(Work& work, long* said) {
 extern "C" Work* fp32_begin(const void* a, const void* b, long a_double, long b_double, long count,
                             long rows, long depth, long cols, long threads, long* said) {
     const DefaultArithmetic arithmetic;
-    const auto cut = [threads](const void* x, bool is_double, Operand& to) {
-        if (is_double)
-            cut_all(static_cast<const double*>(x), to, threads);
-        else
-            cut_all(static_cast<const float*>(x), to, threads);
-    };
     try {
-        auto work = std::make_unique<Work>();
-        work->count = count, work->rows = rows, work->depth = depth, work->cols = cols;
-        work->threads = threads;
-        work->left.outer = count * rows, work->left.depth = depth, work->left.inner = 1;
-        work->right.outer = count, work->right.depth = depth, work->right.inner = cols;
-        cut(a, a_double, work->left);
-        cut(b, b_double, work->right);
+        const Form form = {a_double != 0, b_double != 0, false, true};
+        auto work = begun(a, b, form, count, rows, depth, cols, threads);
         say(*work, said);
         return work.release();
     } catch (const std::exception&) {
@@ -344,3 +406,101 @@ extern "C" long fp32_add(Work* work, const float* sums, double* total, long* sai
 }
 
 extern "C" void fp32_end(Work* work) { delete work; }
+
+// Multiplies the pair of bands at hand on the host. Returns the kernel's status.
+//
+// The passes follow each other as they would along the depth of one product, each going on with the
+// sums of the last, so first bands need not be laid out; zeros at places that the product leaves out
+// change no sum. But where most places are left out, or products of the stack, it is laid out.
+static long multiply(const Work& work, Fold fold, float* sums, const volatile int* stop,
+                     Room<uint16_t>& a_room, Room<uint16_t>& b_room) {
+    const Operand &left = work.left, &right = work.right;
+    const Job& job = work.job;
+    const long rows = job.rows_each, cols = job.cols_each, count = long(job.products.size());
+    const bool as_they_lie = (!work.a_band || !work.b_band) && count == work.count &&
+                             4 * job.places_each >= 3 * work.depth;
+    const long depth = as_they_lie ? work.depth : job.depth();
+    Plan plan = {};
+    plan.count = count, plan.rows = rows, plan.depth = depth, plan.cols = cols;
+    plan.n = plan.m = 1;
+    plan.a = {rows * depth, depth, 1}, plan.b = {depth * cols, cols, 1};
+    plan.c = plan.start = {rows * cols, cols, 1};
+    plan.threads = work.threads;
+    if (!as_they_lie) {
+        uint16_t* const a = a_room(count * rows * depth);
+        uint16_t* const b = b_room(count * depth * cols);
+        work.lay_left(a);
+        work.lay_right(b);
+        return fold(&plan, a, b, nullptr, nullptr, sums, stop, nullptr);
+    }
+    if (!work.a_band) plan.a = {left.product_step(), left.line_step(), left.place_step()};
+    if (!work.b_band) plan.b = {right.product_step(), right.place_step(), right.line_step()};
+    const auto part = [&](const Operand& of, size_t band, int number, long lines,
+                          Room<uint16_t>& room) -> const uint16_t* {
+        if (!band) return of.first->parts.get() + number * of.size();
+        uint16_t* const made = room(count * lines * depth);
+        work.spread(of, band, number, made);
+        return made;
+    };
+    const float* start = nullptr;
+    for (const auto& pass : job.passes) {
+        const uint16_t* a = part(left, work.a_band, pass.first, rows, a_room);
+        const uint16_t* b = part(right, work.b_band, pass.second, cols, b_room);
+        const long status = fold(&plan, a, b, nullptr, start, sums, stop, nullptr);
+        if (status != -1) return status;
+        start = sums;
+    }
+    return -1;
+}
+
+// The whole of a product that the golden model's kernel computes: out (count, rows, cols), float32
+// or, if so said, float64, is a @ b + start, which is null or float32 and lies as `start_at` says.
+// `forms` says of a and of b whether they are float64 and whether the depth comes last: (a_double,
+// b_double, a_last, b_last). `jobs` is given the size of each product that was computed, as above,
+// and has room for `most`.
+// Returns their number; -1 if there are infinities, NaNs or bands for more of them (nothing is
+// computed then), -2 if memory or threads ran out, -3 if *stop became not zero.
+extern "C" long fp32_whole(const void* a, const void* b, const float* start,
+                           const Strides* start_at, void* out, long out_double, const long* forms,
+                           const long* sizes, long threads, Fold fold, const volatile int* stop,
+                           long* jobs, long most) {
+    static thread_local Room<uint16_t> left, right;
+    static thread_local Room<float> made;
+    static thread_local Room<double> totals;
+    const DefaultArithmetic arithmetic;
+    const long count = sizes[0], rows = sizes[1], depth = sizes[2], cols = sizes[3];
+    try {
+        const Form form = {forms[0] != 0, forms[1] != 0, !forms[2], !forms[3]};
+        const auto work = begun(a, b, form, count, rows, depth, cols, threads);
+        if (!work->left.finite || !work->right.finite) return -1;
+        if (long(work->left.bands() * work->right.bands()) > most) return -1;
+        double* const total =
+            out_double ? static_cast<double*>(out) : totals(count * rows * cols);
+        std::fill_n(total, count * rows * cols, 0.0);
+        long number = 0;
+        for (; work->advance(); number++) {
+            const Job& job = work->job;
+            float* const sums = made(job.products.size() * job.rows_each * job.cols_each);
+            const long status = multiply(*work, fold, sums, stop, left, right);
+            if (status != -1) return status;
+            work->add(sums, total);
+            const long size[] = {long(job.products.size()), job.rows_each, job.depth(),
+                                 job.cols_each};
+            std::copy_n(size, 4, jobs + 4 * number);
+        }
+        const auto finish = [&](long from, long end, long) {
+            for (long line = from; line < end; line++) {
+                double* const sum = total + line * cols;
+                const float* first = nullptr;
+                if (start) first = start + line / rows * start_at->stack + line % rows * start_at->row;
+                for (long c = 0; first && c < cols; c++) sum[c] += double(first[c * start_at->col]);
+                if (!out_double) std::copy_n(sum, cols, static_cast<float*>(out) + line * cols);
+            }
+        };
+        share(threads, count * rows, count * rows * cols, finish);
+        left.trim(), right.trim(), made.trim(), totals.trim();
+        return number;
+    } catch (const std::exception&) {
+        return -2;
+    }
+}

@@ -27,17 +27,23 @@ import functools
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from sat.offload.workspace import Workspace
 from sat.sim.build import compile_library
 from sat.sim.golden import stce
+from sat.sim.threads import Stopped, current_stop, side_by_side
 
 Floats = NDArray[np.floating]
 Product16 = Callable[[NDArray[np.float16], NDArray[np.float16]], NDArray[np.float32]]
 """Takes (…, rows, depth) and (…, depth, cols) float16 to (…, rows, cols) float32."""
+
+PASSES = 6
+"""Products of parts that make one of float32 operands."""
 
 SOURCE = Path(__file__).resolve().with_suffix(".cpp")
 HEADERS = stce.SOURCE.parent
@@ -52,6 +58,11 @@ def load(path: Path) -> ctypes.CDLL:
         ("lay", [pointer] * 3, number),
         ("add", [pointer] * 4, number),
         ("end", [pointer], None),
+        (
+            "whole",
+            [pointer] * 5 + [number, pointer, pointer, number] + [pointer] * 3 + [number],
+            number,
+        ),
     ):
         function = getattr(library, f"fp32_{name}")
         function.argtypes, function.restype = arguments, result
@@ -61,36 +72,6 @@ def load(path: Path) -> ctypes.CDLL:
 @functools.cache
 def _native() -> ctypes.CDLL:
     return load(compile_library("precision", [SOURCE], include_dirs=[HEADERS]))
-
-
-class Workspace:
-    """Memory for one product after the other: to touch fresh memory takes longer than to fill it.
-
-    Not for products at the same time.
-    """
-
-    LARGEST = 1 << 26
-    """Bytes of an array that is kept."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, tuple[NDArray[Any], int]] = {}
-
-    def array(
-        self, name: str, shape: tuple[int, ...], dtype: type[np.generic]
-    ) -> tuple[NDArray[Any], int]:
-        """Return an array that is not set, and its address.
-
-        It holds until the next of its name, which is of the same type.
-        """
-        count = prod(shape)
-        held = self._kept.get(name)
-        if held is None or held[0].size < count:
-            fresh = np.empty(count, dtype)
-            held = fresh, fresh.ctypes.data
-            if fresh.nbytes <= self.LARGEST:
-                self._kept[name] = held
-        array, address = held
-        return array[:count].reshape(shape), address
 
 
 def _signs(x: Floats) -> NDArray[np.float16]:
@@ -175,3 +156,111 @@ def matmul(
         return total
     special = product(_signs(a), _signs(b))
     return np.where(np.isfinite(special), total, special)
+
+
+MOST = 64
+"""Products, one for each pair of bands, that are made in one call."""
+
+
+def whole(
+    a: Tensor,
+    b: Tensor,
+    start: Tensor | None,
+    wide: torch.dtype,
+    kernel: int,
+    threads: int = 1,
+) -> tuple[Tensor, list[tuple[int, int, int, int]]] | None:
+    """Return ``start + a @ b`` of products that the host itself computes, in one call.
+
+    The passes of a product follow each other without being laid out along its depth: the bits are
+    the same.
+
+    Parameters
+    ----------
+    a, b : Tensor
+        (rows, depth) and (depth, cols), or as many of each one after the other, float32 or float64.
+    start : Tensor, optional
+        (cols,), or as the result; float32, or as ``wide``.
+    wide : torch.dtype
+        float32 or float64: type of the result.
+    kernel : int
+        Where the golden model's kernel is (`sat.sim.golden.stce.kernel`).
+    threads : int
+
+    Returns
+    -------
+    result : Tensor
+        (…, rows, cols): the sum of the terms in float64, and of the start, rounded once.
+    products : list of tuple of int
+        (count, rows, depth, cols) of each product that was computed.
+    None
+        If there are infinities, NaNs, or numbers of very many magnitudes: `matmul` takes them.
+
+    Raises
+    ------
+    MemoryError
+        If there is not enough memory, or no more threads can be started.
+    Stopped
+        If the work of this thread was asked to end.
+    """
+    (*stack, rows, depth), cols = a.shape, b.shape[-1]
+    shape = (*stack, rows, cols)
+    count = stack[0] if stack else 1
+    (left, a_last), (right, b_first) = _without_gaps(a), _without_gaps(b)
+    forms = (ctypes.c_long * 4)(
+        a.dtype is torch.float64, b.dtype is torch.float64, a_last, not b_first
+    )
+    out = torch.empty(shape, dtype=wide)
+    first = start if wide is torch.float32 else None
+    at_start, strides = None, None
+    if first is not None:
+        at_start = first.data_ptr()
+        strides = (ctypes.c_long * 3)(*([0] * (3 - len(shape))), *first.expand(shape).stride())
+    jobs = (ctypes.c_long * (4 * MOST))()
+    native = _native()
+
+    def compute() -> int:
+        done: int = native.fp32_whole(
+            left.data_ptr(),
+            right.data_ptr(),
+            at_start,
+            strides,
+            out.data_ptr(),
+            wide is torch.float64,
+            forms,
+            (ctypes.c_long * 4)(count, rows, depth, cols),
+            threads,
+            kernel,
+            current_stop().address,
+            jobs,
+            MOST,
+        )
+        return done
+
+    long = count * rows * depth * cols >= stce.LONG_MACS // PASSES
+    done = side_by_side([compute])[0] if long else compute()
+    if done == -1:
+        return None
+    if done == -3:
+        raise Stopped
+    if done == -2:
+        raise MemoryError(
+            f"product of {rows} x {depth} x {cols}: memory or threads ran out; use smaller "
+            "operands or fewer threads"
+        )
+    if start is not None and first is None:
+        out += start
+    sizes = iter(jobs[: 4 * done])
+    return out, list(zip(sizes, sizes, sizes, sizes, strict=True))
+
+
+def _without_gaps(x: Tensor) -> tuple[Tensor, bool]:
+    """Return an operand whose memory is in the order of its axes, or of its transpose's.
+
+    And whether it is in the order of its axes.
+    """
+    if x.is_contiguous():
+        return x, True
+    if x.mT.is_contiguous():
+        return x, False
+    return x.contiguous(), True

@@ -1,8 +1,8 @@
 // Operands of precision.cpp, cut into bands of binary16 parts. Why this is so, says precision.py.
 //
-// An operand is (outer, depth, inner), without gaps: a left one has inner = 1, and as outer its
-// stack and rows; a right one has outer = its stack and inner = its columns. What shares a scale is
-// a line: the elements along the depth; there are (outer, inner) lines.
+// What shares a scale is a line, the elements along the depth: a row of a left operand, a column of a
+// right one. An operand is (outer, depth, inner), without gaps, and has (outer, inner) lines: either
+// inner = 1, and outer is its stack and lines, or outer is its stack and inner its lines.
 
 #pragma once
 
@@ -10,17 +10,16 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <exception>
 #include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
-#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "floats.h"
+#include "share.h"
 
 namespace {
 
@@ -120,32 +119,6 @@ class Planes {
     uint16_t* get() const { return block.memory.get(); }
 };
 
-// Calls work(from, to, part) for parts of 0 ... length, side by side where there is enough to do.
-template <class Work>
-void share(long threads, long length, long size, const Work& work) {
-    constexpr long ENOUGH = 1 << 16;  // numbers that take longer than to start a thread
-    const long parts = std::max(1L, std::min({threads, length, size / ENOUGH}));
-    std::vector<std::thread> others;
-    std::vector<std::exception_ptr> errors(parts);
-    const auto run = [&](long part) {
-        try {
-            const DefaultArithmetic arithmetic;
-            work(length * part / parts, length * (part + 1) / parts, part);
-        } catch (...) {
-            errors[part] = std::current_exception();
-        }
-    };
-    try {
-        for (long part = 1; part < parts; part++) others.emplace_back(run, part);
-    } catch (...) {
-        errors[0] = std::current_exception();
-    }
-    if (!errors[0]) run(0);
-    for (std::thread& other : others) other.join();
-    for (const auto& error : errors)
-        if (error) std::rethrow_exception(error);
-}
-
 // -------------------------------------------------------------------------------------- cutting
 
 // The elements of the first band: all but a few, as a rule.
@@ -179,12 +152,20 @@ struct Rest {
 
 struct Operand {
     long outer, depth, inner;
+    long lines;  // of a product
     bool finite = true;
     std::unique_ptr<Band> first;  // null: all elements are zero
     std::vector<FurtherBand> further;
 
     long size() const { return outer * depth * inner; }
     size_t bands() const { return first ? 1 + further.size() : 0; }
+
+    // Numbers from one product to the next, and from one line and place to the next.
+    long product_step() const { return lines * depth; }
+    long line_step() const { return inner == 1 ? depth : 1; }
+    long place_step() const { return inner == 1 ? 1 : inner; }
+    long product_of(const Entry& e) const { return (e.outer * inner + e.inner) / lines; }
+    long line_of(const Entry& e) const { return (e.outer * inner + e.inner) % lines; }
 };
 
 // What a band takes of a line: magnitudes from `low` on, times `first` times `second`. Two powers

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,17 @@ _BITS = {
     torch.float32: torch.int32,
     torch.float64: torch.int64,
 }
+
+
+_memcmp = ctypes.CDLL(None).memcmp
+_memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+
+
+def _same_bits(copy: Tensor, x: Tensor, bits: torch.dtype) -> bool:
+    """Return whether a tensor is what its clone is: if that has its strides, there are no gaps."""
+    if copy.stride() == x.stride():
+        return _memcmp(copy.data_ptr(), x.data_ptr(), x.nbytes) == 0
+    return torch.equal(copy.view(bits), x.view(bits))
 
 
 @dataclass
@@ -51,8 +64,8 @@ class SeenOperands:
 
     def operand(
         self, x: Tensor, lost: Lost, make: Callable[[Tensor, Lost], RightOperand]
-    ) -> RightOperand:
-        """Return a tensor's operand: one that is kept, or made now.
+    ) -> RightOperand | None:
+        """Return a tensor's operand if it is kept, or is to be kept from now on.
 
         Parameters
         ----------
@@ -65,24 +78,28 @@ class SeenOperands:
         """
         bits = _BITS.get(x.dtype)
         if bits is None or x.numel() < self.SMALLEST or x.is_inference():
-            return make(x, lost)
+            return None
         key = x.data_ptr(), x.shape, x.stride(), x.dtype
         seen = self._seen.get(key)
         if seen is None or seen.version != x._version:
             self._forget(key)
             self._seen[key] = _Seen(x._version)
             self._make_room()
-            return make(x, lost)
+            return None
         self._seen.move_to_end(key)
         if seen.operand is None or seen.lost is None or seen.copy is None:
             seen.lost, seen.copy = Lost(), x.clone()
-            seen.operand = replace(make(seen.copy, seen.lost), resident=True)
+            made = make(seen.copy, seen.lost)
+            # Laid out row by row once, it need not be turned each time.
+            values = np.ascontiguousarray(made.values)
+            seen.operand = replace(made, values=values, resident=True)
             self._bytes += seen.copy.nbytes
             self._make_room()
-        elif not torch.equal(seen.copy.view(bits), x.view(bits)):
+        elif not _same_bits(seen.copy, x, bits):
             self._forget(key)
-            return make(x, lost)
-        lost.add(seen.lost)
+            return None
+        if seen.lost:
+            lost.add(seen.lost)
         return seen.operand
 
     def _forget(self, key: object) -> None:

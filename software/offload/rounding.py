@@ -21,7 +21,7 @@ from sat.sim.golden import stce
 
 SOURCE = Path(__file__).resolve().with_suffix(".cpp")
 
-_KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+_KINDS = {getattr(torch, name): kind for name, kind in stce.KINDS.items()}
 
 
 class Lost:
@@ -66,8 +66,10 @@ class Lost:
 
     def add(self, other: Lost) -> None:
         """Count another's, too."""
-        for i, count in enumerate(other.counts):
-            self.counts[i] += count
+        into, counts = self.counts, other.counts
+        into[0] += counts[0]
+        into[1] += counts[1]
+        into[2] += counts[2]
 
     def clear(self) -> None:
         """Count from zero again."""
@@ -92,8 +94,8 @@ def _native() -> ctypes.CDLL:
         str(compile_library("rounding", [SOURCE], include_dirs=[stce.SOURCE.parent]))
     )
     pointer, number = ctypes.c_void_p, ctypes.c_long
-    library.round_to_halves.argtypes = [pointer, number, number, pointer, pointer]
-    library.round_to_halves.restype = None
+    library.round_operand.argtypes = [pointer, number, number, pointer, pointer]
+    library.round_operand.restype = None
     return library
 
 
@@ -120,8 +122,6 @@ def halves(x: Tensor, lost: Lost) -> NDArray[np.float16]:
         # It has gaps, or elements in several places.
         x = x.contiguous()
         made = torch.empty_like(x, dtype=torch.float16)
-    _native().round_to_halves(
-        x.data_ptr(), _KINDS[x.dtype], x.numel(), made.data_ptr(), lost.counts
-    )
+    _native().round_operand(x.data_ptr(), _KINDS[x.dtype], x.numel(), made.data_ptr(), lost.counts)
     array: NDArray[np.float16] = made.numpy()  # nobody else's: numpy may have its memory
     return array

@@ -13,7 +13,7 @@ from sat.rtl.verilog import emit
 from sat.sim.build import BuildError
 
 PERIOD_PS = 20_000
-"""Period that logic is mapped for: 50 MHz. Without one Yosys maps for least delay, at any price."""
+"""Period that single blocks are mapped for, to compare their areas: 50 MHz."""
 
 
 @dataclass(frozen=True)

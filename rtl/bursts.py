@@ -76,7 +76,7 @@ class BurstWalker(wiring.Component):
             m.d.comb += beats.eq(left)
         with m.Elif(room <= axi.burst_beats):
             m.d.comb += beats.eq(room)
-        end_of_row = beats == left
+        end_of_row = (left <= room) & (left <= axi.burst_beats)
         m.d.comb += [
             self.i.ready.eq(~active),
             self.o.valid.eq(active),
@@ -141,7 +141,7 @@ class BurstCutter(wiring.Component):
             m.d.comb += beats.eq(left)
         with m.Elif(room <= axi.burst_beats):
             m.d.comb += beats.eq(room)
-        end = beats == left
+        end = (left <= room) & (left <= axi.burst_beats)
         self.state = (active, at, left)  # what proofs speak of (tests/formal)
         m.d.comb += [
             self.o.valid.eq(active),

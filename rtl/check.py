@@ -456,16 +456,18 @@ class Checker(wiring.Component):
             | (i.emit & (i.o_base + tile > config.sum_words))
         )
 
-        # Weight stationary: what a number of held weights allows is a small table.
+        # Weight stationary: what a number of held weights allows is a small table, looked up while
+        # products are formed.
         divides = Signal()
         most = Signal(12)
+        m.d.sync += divides.eq(0)
         with m.Switch(Cat(i.values, per_word)):
             for word_values in range(1, config.max_m + 1):
                 for hold in range(1, config.max_n + 1):
                     copies = word_values // hold
                     if word_values % hold == 0 and copies <= rows:
                         with m.Case(hold | word_values << 5):
-                            m.d.comb += [divides.eq(1), most.eq(rows // copies * word_values)]
+                            m.d.sync += [divides.eq(1), most.eq(rows // copies * word_values)]
         batch_rows = i.words * s
         bad_ws = (
             (i.start == Start.KEEP)

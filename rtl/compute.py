@@ -242,7 +242,7 @@ class ComputeEngine(wiring.Component):
             column_launch.item.split.eq(tile.split),
             column_launch.item.n.eq(tile.n),
             column_launch.item.log2_m.eq(tile.log2_m),
-            column_launch.item.steps.eq(steps),
+            column_launch.item.last_step.eq(steps - 1),
             column_launch.item.count.eq(tile.count),
             column_launch.item.values.eq(tile.values),
             column_launch.item.bank.eq(bank),

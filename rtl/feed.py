@@ -197,7 +197,7 @@ def column_command_layout(config: SatConfig) -> data.StructLayout:
             "split": 2,
             "n": 5,
             "log2_m": 3,
-            "steps": 20,  # OS: values per column
+            "last_step": 20,  # OS: values per column, less one
             "count": 12,  # WS: real weights of the pass, per column
             "values": 5,  # WS: weights that each USPE holds
             "bank": 1,
@@ -302,7 +302,7 @@ class ColumnFeeder(wiring.Component):
                         m.d.sync += active.eq(0)
                 with m.Else():
                     m.d.sync += weight.eq(weight + 1)
-                with m.If(~current.ws & (done == current.steps - 1)):
+                with m.If(~current.ws & (done == current.last_step)):
                     m.d.sync += active.eq(0)
 
         with m.If(self.command_valid):

@@ -121,6 +121,8 @@ class SegmentWalker(wiring.Component):
         def first_tap() -> list:
             return [left_y.eq(gather.taps_y - 1), left_x.eq(gather.taps_x - 1)]
 
+        last_line, last_pixel = Signal(12), Signal(12)  # of positions
+        m.d.sync += [last_line.eq(window.lines - 1), last_pixel.eq(window.pixels - 1)]
         with m.If(active & self.o.ready):
             with m.If(left_x != 0):
                 m.d.sync += [
@@ -145,7 +147,7 @@ class SegmentWalker(wiring.Component):
                     # A LOAD: a position is a row, `step_pixel` its pitch.
                     m.d.sync += [left_y.eq(0), left_x.eq(0)]
                     m.d.sync += tap_line_at.eq(tap_line_at + image_at)
-                with m.Elif(pixel != window.pixels - 1):
+                with m.Elif(pixel != last_pixel):
                     m.d.sync += [
                         pixel.eq(pixel + 1),
                         x0.eq(x0 + window.step_x),
@@ -163,7 +165,7 @@ class SegmentWalker(wiring.Component):
                         pixel_at.eq(first_pixel),
                         tap_pixel_at.eq(first_pixel),
                     ]
-                    with m.If(line != window.lines - 1):
+                    with m.If(line != last_line):
                         m.d.sync += [
                             line.eq(line + 1),
                             y0.eq(y0 + window.step_y),

@@ -60,12 +60,13 @@ class Semaphores(wiring.Component):
             count = Signal(SEMAPHORE_BITS + 1, name=f"count_{number}")
             self.state.append(count)
             take = Cat(self.open[g] & self.want[g][number] for g in range(self.gates)).any()
-            # The gates are late: both sums are there when they come.
+            raises = Cat(mask[number] for mask in self.raise_mask)
+            # The gates are late: both sums are there when they come. A gate takes from 1 at least.
             more = Signal(SEMAPHORE_BITS + 1, name=f"more_{number}")
-            m.d.comb += more.eq(count + sum(mask[number] for mask in self.raise_mask))
+            m.d.comb += more.eq(count + sum(raises))
             m.d.sync += [
                 count.eq(Mux(take, more - 1, more)),
-                raised[number].eq(Mux(take, more != 1, more != 0)),
+                raised[number].eq(raises.any() | Mux(take, count[1:].any(), count.any())),
             ]
         m.d.comb += self.overflow.eq(held | Cat(count[-1] for count in self.state).any())
         m.d.sync += held.eq(self.overflow)

@@ -11,13 +11,13 @@ from sat.rtl.axi import Axi4WriteSignature, Response, address_constants
 from sat.rtl.bursts import BurstWalker
 from sat.rtl.config import SEMAPHORES, SatConfig
 from sat.rtl.fp.convert import Fp32ToFp16
-from sat.rtl.fp.formats import FP16, FP32
+from sat.rtl.fp.formats import FP32
 from sat.rtl.isa import Format, Source
 from sat.rtl.layouts import PC_BITS, command_layout
 from sat.rtl.streams import Queue
 
 READ_CYCLES = 3
-"""Cycles from an accept to its first word, through the epilogue."""
+"""Cycles from an accept to its first word."""
 
 STORES_IN_FLIGHT = 4
 """Instructions whose responses are still due, at most."""
@@ -26,12 +26,14 @@ STORES_IN_FLIGHT = 4
 class Epilogue(wiring.Component):
     """Turn a word of sums into what is stored of it, in the same cycle.
 
-    FP16 rounds to nearest even; ReLU then makes what is negative or -0 to +0 and keeps NaN. The
+    FP16 is rounded to nearest even; ReLU then makes what is negative or -0 to +0 and keeps NaN. The
     mask has a 1 where ReLU's input, as FP16, is above 0 or NaN: torch's rule for the gradient.
 
     Members
     -------
     sums : ``In(ArrayLayout(32, cols))``
+    halves, zeros : ``In(ArrayLayout(16, cols))``, ``In(cols)``
+        The same, rounded; which of them are +0 or -0.
     mask : ``In(cols)``
         Bits of the mask buffer.
     format, relu, masked : ``In``
@@ -47,6 +49,8 @@ class Epilogue(wiring.Component):
         super().__init__(
             {
                 "sums": In(data.ArrayLayout(32, config.cols)),
+                "halves": In(data.ArrayLayout(16, config.cols)),
+                "zeros": In(config.cols),
                 "mask": In(config.cols),
                 "format": In(Format),
                 "relu": In(1),
@@ -60,20 +64,18 @@ class Epilogue(wiring.Component):
         m = Module()
         wide, narrow, passes = [], [], []
         for column in range(self.config.cols):
-            m.submodules[f"narrow_{column}"] = rounder = Fp32ToFp16()
             total = data.View(FP32.layout, self.sums[column])
-            half = data.View(FP16.layout, rounder.o)
-            is_nan = (half.exponent == FP16.max_exponent) & (half.mantissa != 0)
+            half = self.halves[column]
             above = Signal(name=f"above_{column}")
             drop = Signal(name=f"drop_{column}")
             m.d.comb += [
-                rounder.i.eq(self.sums[column]),
-                above.eq(is_nan | (~half.sign & (rounder.o != 0))),
+                # NaN is positive here.
+                above.eq(~half[15] & ~self.zeros[column]),
                 drop.eq(self.masked & ~self.mask[column]),
                 self.non_finite[column].eq(total.exponent == FP32.max_exponent),
             ]
             wide.append(Mux(drop, 0, self.sums[column]))
-            narrow.append(Mux(drop | (self.relu & ~above), 0, rounder.o))
+            narrow.append(Mux(drop | (self.relu & half[15]), 0, half))
             passes.append(above)
         with m.Switch(self.format):
             with m.Case(Format.FP32):
@@ -88,8 +90,8 @@ class Epilogue(wiring.Component):
 class StoreEngine(wiring.Component):
     """Run STORE instructions: write rows of bytes, from words of a buffer to beats.
 
-    A word of the output buffer passes the `Epilogue`; words of the update engine's banks are
-    beats (indices: a quarter of one) and go as they are.
+    A word of the output buffer is rounded as it comes and then passes the `Epilogue`; words of the
+    update engine's banks are beats (indices: a quarter of one) and go as they are.
 
     Timing. Accepted in cycle a, an instruction's first address is on the bus in cycle a + 2,
     then one a cycle. Words are read ahead: the first of an instruction is taken in cycle
@@ -212,7 +214,19 @@ class StoreEngine(wiring.Component):
         # Words, ahead of what takes them: the address, what the buffer shows, `word`.
         widest = max(4 * cols, per_beat)
         append = Signal()  # `word` is taken
-        word = self._words(m, take, command, widest, append)
+        word, halves, zeros = self._words(m, take, command, widest, append)
+        m.submodules.epilogue = epilogue = Epilogue(config)
+        stored = Signal(8 * widest)
+        m.d.comb += [
+            Value.cast(epilogue.sums).eq(word.bytes),
+            epilogue.halves.eq(halves),
+            epilogue.zeros.eq(zeros),
+            epilogue.mask.eq(word.mask),
+            epilogue.format.eq(store.format),
+            epilogue.relu.eq(store.relu),
+            epilogue.masked.eq(store.masked),
+            stored.eq(Mux(store.source == Source.OUTPUT, epilogue.o, word.bytes)),
+        ]
 
         # Data side: words in, beats out.
         size = per_beat - 1 + widest
@@ -251,7 +265,7 @@ class StoreEngine(wiring.Component):
         shift = Signal(range(8 * per_beat))
         m.d.comb += shift.eq(kept << 3)
         arriving = Signal(8 * size)
-        m.d.comb += arriving.eq(word.bytes << shift)
+        m.d.comb += arriving.eq(stored << shift)
         # What lies above `kept` is left over from earlier words: it must go before the OR.
         below = Signal(8 * size)
         m.d.comb += below.eq(remaining & ((1 << Cat(C(0, 3), kept[:offset_bits])) - 1))
@@ -263,7 +277,7 @@ class StoreEngine(wiring.Component):
         ]
         with m.If(append):
             with m.If(store.check):
-                counted = sum(word.non_finite[n] & (4 * n < word.size) for n in range(cols))
+                counted = sum(epilogue.non_finite[n] & (4 * n < word.size) for n in range(cols))
                 m.d.sync += self.non_finite.eq(self.non_finite + counted)
             m.d.sync += [complete.eq(word.last), final.eq(word.final)]
         next_address = Signal(12)
@@ -308,8 +322,11 @@ class StoreEngine(wiring.Component):
 
     def _words(
         self, m: Module, take: Value, command: data.View, widest: int, append: Value
-    ) -> data.View:
-        """Return the word at hand, read ahead; ``append`` takes it."""
+    ) -> tuple[data.View, data.View, Signal]:
+        """Return the word at hand, read ahead; ``append`` takes it.
+
+        And its sums as FP16, and which of these are zero.
+        """
         config = self.config
         lanes, per_beat = config.update_lanes, config.axi.beat_bytes
         store = command.body
@@ -327,7 +344,15 @@ class StoreEngine(wiring.Component):
                 m.d.comb += size.eq(4 * config.cols)
         about = {"valid": 1, "size": size.shape(), "last": 1, "final": 1}  # of a row, of all
         shown = Signal(data.StructLayout({**about, "lane": range(max(lanes, 2))}))
-        word = Signal(data.StructLayout({**about, "bytes": 8 * widest, "non_finite": config.cols}))
+        word = Signal(
+            data.StructLayout(
+                {
+                    **about,
+                    "bytes": 8 * widest,
+                    "mask": config.cols,
+                }
+            )
+        )
 
         # The address to come, and the one whose word the buffer shows.
         reading = Signal()
@@ -374,25 +399,26 @@ class StoreEngine(wiring.Component):
                 lane.eq(0),
             ]
 
-        m.submodules.epilogue = epilogue = Epilogue(config)
+        m.d.comb += self.source.eq(store.source)
         made = Array(self.made[n] for n in range(lanes))[shown.lane]
-        m.d.comb += [
-            self.source.eq(store.source),
-            epilogue.sums.eq(self.row),
-            epilogue.mask.eq(self.mask),
-            epilogue.format.eq(store.format),
-            epilogue.relu.eq(store.relu),
-            epilogue.masked.eq(store.masked),
-        ]
+        halves, zeros = Signal(data.ArrayLayout(16, config.cols)), Signal(config.cols)
+        for column in range(config.cols):
+            m.submodules[f"narrow_{column}"] = rounder = Fp32ToFp16(stages=1)
+            m.d.comb += [
+                rounder.i.eq(self.row[column]),
+                rounder.enable.eq(move_on),
+                halves[column].eq(rounder.o),
+                zeros[column].eq(rounder.zero),
+            ]
         with m.If(move_on):
             m.d.sync += [
                 word.valid.eq(1),
                 word.size.eq(shown.size),
                 word.last.eq(shown.last),
                 word.final.eq(shown.final),
-                word.bytes.eq(Mux(summed, epilogue.o, made)),
-                word.non_finite.eq(epilogue.non_finite),
+                word.bytes.eq(Mux(summed, self.row.as_value(), made)),
+                word.mask.eq(self.mask),
             ]
         with m.Elif(append):
             m.d.sync += word.valid.eq(0)
-        return word
+        return word, halves, zeros

@@ -9,21 +9,34 @@ from amaranth.lib.wiring import In, Out
 from sat.rtl.fp.formats import FP16, FP32
 from sat.rtl.fp.operand import OPERAND_BIAS, OPERAND_SPECIAL, OperandDecoder
 from sat.rtl.fp.rounding import rounds_up
+from sat.rtl.fp.shift import shift_right_sticky
 
 
 class Fp32ToFp16(wiring.Component):
-    """Round an FP32 number to FP16, in the same cycle.
+    """Round an FP32 number to FP16.
 
     To nearest even; too large becomes infinity; subnormals are kept; NaN is the canonical one.
+
+    Parameters
+    ----------
+    stages : int
+        Registers, 0 or 1: it stands between the shift to FP16's exponents and the rounding.
 
     Members
     -------
     i : ``In(32)``
-    o : ``Out(16)``
+    enable : ``In(1)``
+        The register takes the number of this cycle.
+    o, zero : ``Out(16)``, ``Out(1)``
+        In the same cycle; with a register, in those after ``enable``. ``zero``: it is +0 or -0,
+        known before the rounding.
     """
 
-    def __init__(self) -> None:
-        super().__init__({"i": In(32), "o": Out(16)})
+    def __init__(self, stages: int = 0) -> None:
+        if stages not in (0, 1):
+            raise ValueError(f"stages={stages}: must be 0 or 1")
+        self.stages = stages
+        super().__init__({"i": In(32), "enable": In(1, init=1), "o": Out(16), "zero": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
@@ -33,8 +46,6 @@ class Fp32ToFp16(wiring.Component):
         mantissa = Signal(24)
         field = Signal(6)
         right = Signal(5)
-        kept = Signal(24)
-        lost = Signal()
         m.d.comb += mantissa.eq(Cat(number.mantissa, number.exponent != 0))
         with m.If(number.exponent < smallest):
             with m.If(number.exponent < smallest - 12):
@@ -43,22 +54,48 @@ class Fp32ToFp16(wiring.Component):
                 m.d.comb += right.eq(smallest - number.exponent)
         with m.Else():
             m.d.comb += field.eq(number.exponent - (smallest - 1))
-        m.d.comb += [
-            kept.eq(mantissa >> right),
-            lost.eq((kept << right)[:24] != mantissa),
-        ]
         # 11 bits of mantissa stay, 13 go: a guard bit and those behind it.
-        rounded = Signal(17)
-        m.d.comb += rounded.eq(
-            Cat(kept[13:23], field) + rounds_up(kept[13], kept[12], (kept[:12] != 0) | lost)
+        shifted = shift_right_sticky(m, mantissa, right, "shifted")
+        kept, guard, rest = Signal(10), Signal(), Signal()
+        sign, nan, large = Signal(), Signal(), Signal()
+        m.d.comb += [
+            kept.eq(shifted[13:]),
+            guard.eq(shifted[12]),
+            rest.eq(shifted[:12] != 0),
+            sign.eq(number.sign),
+            nan.eq((number.exponent == FP32.max_exponent) & (number.mantissa != 0)),
+            large.eq(number.exponent >= smallest + 30),
+        ]
+
+        def stage(signal: Signal, name: str) -> Signal:
+            if self.stages == 0:
+                return signal
+            register = Signal(len(signal), name=f"{name}_shifted", reset_less=True)
+            with m.If(self.enable):
+                m.d.sync += register.eq(signal)
+            return register
+
+        field, kept, guard, rest, sign, nan, large = (
+            stage(signal, name)
+            for signal, name in (
+                (field, "field"),
+                (kept, "kept"),
+                (guard, "guard"),
+                (rest, "rest"),
+                (sign, "sign"),
+                (nan, "nan"),
+                (large, "large"),
+            )
         )
-        too_large = (number.exponent >= smallest + 30) | (rounded >= FP16.infinity)
-        with m.If((number.exponent == FP32.max_exponent) & (number.mantissa != 0)):
+        rounded = Signal(17)
+        m.d.comb += rounded.eq(Cat(kept, field) + rounds_up(kept[0], guard, rest))
+        m.d.comb += self.zero.eq(~large & (field == 0) & (kept == 0) & ~(guard & rest))
+        with m.If(nan):
             m.d.comb += self.o.eq(FP16.canonical_nan)
-        with m.Elif(too_large):
-            m.d.comb += self.o.eq(Cat(C(FP16.infinity, 15), number.sign))
+        with m.Elif(large | (rounded >= FP16.infinity)):
+            m.d.comb += self.o.eq(Cat(C(FP16.infinity, 15), sign))
         with m.Else():
-            m.d.comb += self.o.eq(Cat(rounded[:15], number.sign))
+            m.d.comb += self.o.eq(Cat(rounded[:15], sign))
         return m
 
 

@@ -37,20 +37,23 @@ def leading_zeros(m: Module, value: Value, name: str) -> Signal:
     """Return the number of zeros above the leading one of ``value``; its width if it is 0."""
     width = 1 << (len(value) - 1).bit_length()
     # Ones below stop the count of a value that is 0 at its width.
-    rest = Cat(C((1 << (width - len(value))) - 1, width - len(value)), value)
-    bits = []
-    while width > 1:
-        width //= 2
-        upper, lower = rest[width:], rest[:width]
-        empty, left = Signal(name=f"{name}_{width}"), Signal(width, name=f"{name}_below_{width}")
-        m.d.comb += [empty.eq(upper == 0), left.eq(Mux(empty, lower, upper))]
-        bits.append(empty)
-        rest = left
-    if len(value) & (len(value) - 1) == 0:
-        # No room for ones below: an empty last bit is one zero more.
-        count = Signal(range(len(value) + 1), name=name)
-        m.d.comb += count.eq(Cat(reversed(bits)) + ~rest[0])
-        return count
-    count = Signal(len(bits), name=name)
-    m.d.comb += count.eq(Cat(reversed(bits)))
+    padded = Cat(C((1 << (width - len(value))) - 1, width - len(value)), value)
+    # Of parts side by side: whether one is empty, and its zeros if it is not. Two make one.
+    parts: list[tuple[Value, list[Value]]] = [(~bit, []) for bit in padded]
+    while len(parts) > 1:
+        merged: list[tuple[Value, list[Value]]] = []
+        for (low_empty, low), (high_empty, high) in zip(parts[::2], parts[1::2], strict=True):
+            at = f"{name}_{width // len(parts) * 2}_{len(merged)}"
+            empty = Signal(name=f"{at}_empty")
+            zeros = [Signal(name=f"{at}_zeros_{n}") for n in range(len(low))]
+            m.d.comb += empty.eq(low_empty & high_empty)
+            m.d.comb += [
+                of_both.eq(Mux(high_empty, of_low, of_high))
+                for of_both, of_low, of_high in zip(zeros, low, high, strict=True)
+            ]
+            merged.append((empty, [*zeros, high_empty]))
+        parts = merged
+    ((empty, zeros),) = parts
+    count = Signal(range(len(value) + 1), name=name)
+    m.d.comb += count.eq(Cat(zeros) + empty)
     return count

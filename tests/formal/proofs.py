@@ -136,9 +136,9 @@ def semaphores() -> Harness:
         taken = Signal(4, name=f"taken_{number}")
         m.d.comb += taken.eq(sum(wanted))
         h.check(taken <= 1)
-        h.check(s.state[number] >= taken)
+        h.check(s.state[number] >= taken, ~s.overflow)
         for g in range(gates):
-            h.check(s.state[number] != 0, s.open[g] & s.want[g][number])
+            h.check(s.state[number] != 0, s.open[g] & s.want[g][number] & ~s.overflow)
         # As long as no overflow is told, a count is the sum of its raises less its takes.
         count = Signal(12, name=f"model_{number}")
         raises = sum(s.raise_mask[r][number] for r in range(raisers))
@@ -147,9 +147,9 @@ def semaphores() -> Harness:
         h.check((s.state[number] == count) & (count < 256), ~s.overflow)
     counts = Cat(count != 0 for count in s.state)
     could = [s.offered[g] & ((s.want[g] & ~counts) == 0) for g in range(gates)]
-    h.check(Cat(s.open).any(), Cat(could).any())
+    h.check(Cat(s.open).any(), Cat(could).any() & ~s.overflow)
     for g in range(gates):
-        h.check(could[g], s.open[g])
+        h.check(could[g], s.open[g] & ~s.overflow)
     return h
 
 
@@ -291,6 +291,7 @@ def narrow() -> Harness:
         m.d.comb += want.eq(normal)
     nan = magnitude > 0x7F800000
     h.check(unit.o == Cat(want, x[31] & ~nan))
+    h.check(unit.zero == (want == 0))
     return h
 
 
@@ -362,7 +363,7 @@ PROOFS = {
     "queue of 3": Proof(lambda: queue(3), "prove", 3, ("cell $ne", "cell $eq", 0)),
     "queue of 4": Proof(lambda: queue(4), "prove", 3, ("cell $ne", "cell $eq", 0)),
     "semaphores": Proof(semaphores, "prove", 2, ("cell $sub", "cell $add", 0)),
-    "burst cutter": Proof(cutter, "prove", 2, ("cell $eq", "cell $ne", 0)),
+    "burst cutter": Proof(cutter, "prove", 2, ("cell $sub", "cell $add", 0)),
     "FP32 to FP16": Proof(narrow, "prove", 1, ("cell $shr", "cell $shl", 0)),
     "sequencer": Proof(sequencer, "prove", 2, ("cell $add", "cell $sub", 0)),
     "UART out": Proof(

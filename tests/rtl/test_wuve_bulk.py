@@ -80,11 +80,8 @@ def factors(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarra
 
 
 def run_multiplier(a: np.ndarray, b: np.ndarray, text: str, stages: int = 3) -> np.ndarray:
-    """Return what a Verilated multiplier gives, a pair a cycle.
-
-    It has the ports of `fp_bulk`'s FP16 multiplier, so its text goes in that one's place.
-    """
-    return fp_bulk.run("multiplier", a, b, text=text, stages=stages)
+    """Return what a Verilated multiplier gives, a pair a cycle."""
+    return fp_bulk.run("multiplier32", a, b, text=text, stages=stages)
 
 
 @pytest.mark.parametrize("stages", [3, 4, 5])

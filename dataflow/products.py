@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from enum import Enum
 
@@ -17,9 +18,6 @@ class StartShape(Enum):
     """One value per column, for all rows: a bias."""
     MATRIX = "matrix"
     """One value per sum."""
-
-    # Products are keys of every account: Enum's own hash is slow.
-    __hash__ = object.__hash__
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,15 @@ class Product:
                 f"pattern {self.n}:{self.m}: N must be 1 to M and M one of {M_CHOICES}, "
                 "or 1:1 for dense"
             )
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        sizes = self.rows, self.cols, self.depth, self.n, self.m, self.count
+        return hash((*sizes, self.start.value))
+
+    def __hash__(self) -> int:
+        # Products are keys of every account.
+        return self._hash
 
     @property
     def dense(self) -> bool:

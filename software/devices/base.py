@@ -81,7 +81,7 @@ class RoundingDevice(Protocol):
         start: torch.Tensor | None,
         lost: ctypes.Array[ctypes.c_long],
         out: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, Run]:
+    ) -> tuple[torch.Tensor, Product, Run]:
         """Return ``start + a @ b`` of operands rounded to float16, in turn, and the account.
 
         Parameters
@@ -99,6 +99,7 @@ class RoundingDevice(Protocol):
         Returns
         -------
         result : (…, rows, cols) float32
+        product : Product
         run : Run
         """
         ...

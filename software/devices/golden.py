@@ -50,10 +50,10 @@ class _Form:
         Of its cycles.
     """
 
-    __slots__ = ("macs", "passing", "plan", "predicted", "right")
+    __slots__ = ("macs", "passing", "plan", "predicted", "product", "right")
 
     def __init__(self, product: Product, plan: stce.Plan, predicted: Prediction) -> None:
-        self.plan, self.predicted = plan, predicted
+        self.product, self.plan, self.predicted = product, plan, predicted
         self.macs, self.passing = product.macs, bytes_passing(product)
         self.right = 2 * product.count * product.depth * product.cols  # bytes, if it is dense
 
@@ -158,7 +158,7 @@ class GoldenDevice(Device):
         start: Tensor | None,
         lost: ctypes.Array[ctypes.c_long],
         out: Tensor | None = None,
-    ) -> tuple[Tensor, Run]:
+    ) -> tuple[Tensor, Product, Run]:
         """Return ``start + a @ b`` of operands rounded to float16; see `RoundingDevice`."""
         with self._turn():
             self._require_open()
@@ -183,7 +183,7 @@ class GoldenDevice(Device):
                 bytes_host=form.passing + (0 if kept else right),
                 bytes_kept=right if kept else 0,
             )
-        return result, run
+        return result, form.product, run
 
     def computed(self, product: Product, seconds: float) -> Run:
         """Return the account of a product computed elsewhere; see `RoundingDevice`."""

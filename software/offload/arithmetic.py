@@ -90,9 +90,9 @@ class Arithmetic:
         if start is not None and wide is not torch.float64:
             first = as_type(start, torch.float32)
         if self.prune_left.dense:
-            kept = None if passing else self._seen.operand(b, self.lost, self._right)
+            kept = None if passing else self._seen.operand(b, self.lost, self._pruned)
             if kept is None and not self.prune_right.dense:
-                kept = self._right(b, self.lost)
+                kept = self._pruned(self._halves(b))
             space = self.space if passing and wide is torch.float32 else None
             made = self.meter.multiply(a, b if kept is None else kept, first, space)
         else:
@@ -111,9 +111,9 @@ class Arithmetic:
         assert work is not None, "products are computed for an operation"
         return work.lost
 
-    def _right(self, x: Tensor, lost: Lost) -> RightOperand:
-        """Return a right operand, rounded, and pruned as asked for."""
-        return _compact(halves(x, lost), self.prune_right)
+    def _pruned(self, b: Array16) -> RightOperand:
+        """Return a right operand, pruned as asked for."""
+        return _compact(b, self.prune_right)
 
     def _halves(self, x: Tensor) -> Array16:
         return halves(x, self.lost)

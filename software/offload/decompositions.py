@@ -57,12 +57,18 @@ def any_lazy(args: Iterable[Any]) -> bool:
     Conjugated or negated only in name, or one of autograd's zeros without memory.
     """
     for x in args:
-        if isinstance(x, Tensor):
+        kind = type(x)
+        if kind in _NUMBERS:
+            continue
+        if kind is Tensor or isinstance(x, Tensor):
             if x.is_neg() or x.is_conj() or x._is_zerotensor():
                 return True
         elif isinstance(x, (list, tuple)) and any_lazy(x):
             return True
     return False
+
+
+_NUMBERS = frozenset((int, float, bool, type(None)))
 
 
 @contextlib.contextmanager

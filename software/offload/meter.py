@@ -87,14 +87,14 @@ class Meter(Device):
             if start is not None:
                 first = array_of(start.expand(*a.shape[:-1], right.cols))
             return tensor_of(self._matmul(halves(a, lost), right, first, "auto")[0])
-        product = _product(a, b, start)
         if self.max_cycles is not None:
-            self._spend(product, "auto")
+            self._spend(_product(a, b, start), "auto")
         out = None
         if space is not None:
-            out = space.tensor("product", (*a.shape[:-1], product.cols), torch.float32)
+            cols = b.cols if isinstance(b, RightOperand) else b.shape[-1]
+            out = space.tensor("product", (*a.shape[:-1], cols), torch.float32)
         began = time.perf_counter()
-        result, run = self._rounding.multiply(a, b, start, lost.counts, out)
+        result, product, run = self._rounding.multiply(a, b, start, lost.counts, out)
         self._book(product, run, time.perf_counter() - began)
         return result
 

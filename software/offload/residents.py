@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sat.devices.operand import RightOperand
-from sat.offload.rounding import Lost
+from sat.offload.rounding import Lost, halves, rounds_to
 
-_BITS = {
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-    torch.float32: torch.int32,
-    torch.float64: torch.int64,
-}
+_KEPT = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+
+Array16 = NDArray[np.float16]
 
 
-_memcmp = ctypes.CDLL(None).memcmp
-_memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
-
-
-def _same_bits(copy: Tensor, x: Tensor, bits: torch.dtype) -> bool:
-    """Return whether a tensor is what its clone is: if that has its strides, there are no gaps."""
-    if copy.stride() == x.stride():
-        return _memcmp(copy.data_ptr(), x.data_ptr(), x.nbytes) == 0
-    return torch.equal(copy.view(bits), x.view(bits))
+def _is_still(rounded: Tensor, x: Tensor, lost: Lost) -> bool:
+    if rounded.stride() == x.stride():
+        return rounds_to(x, rounded, lost)
+    # It has gaps, or elements in several places.
+    again = torch.from_numpy(halves(x, lost))
+    return torch.equal(again.view(torch.int16), rounded.view(torch.int16))
 
 
 @dataclass
@@ -38,9 +32,8 @@ class _Seen:
     """A tensor that was an operand: its version, and from the second time on what it was."""
 
     version: int
-    copy: Tensor | None = None
+    rounded: Tensor | None = None
     operand: RightOperand | None = None
-    lost: Lost | None = None
 
 
 class SeenOperands:
@@ -48,22 +41,22 @@ class SeenOperands:
 
     A weight of an inference, or of an LSTM's steps, is the same tensor each time. The first time a
     tensor is only noted; the second time, if torch's version counter says that nothing has changed,
-    its operand is kept, and a copy of it. Later uses compare all bits with the copy: ``.data``
-    writes go past the counter, and memory is used again for other tensors.
+    its operand is kept. Later uses compare all bits with what they round to: ``.data`` writes go
+    past the counter, and memory is used again for other tensors.
     """
 
     SMALLEST = 4096
     """Numbers of a tensor that is worth it."""
 
     LARGEST = 1 << 28
-    """Bytes of all copies; the ones that were used least recently go."""
+    """Bytes of all rounded tensors; the ones that were used least recently go."""
 
     def __init__(self) -> None:
         self._seen: OrderedDict[object, _Seen] = OrderedDict()
         self._bytes = 0
 
     def operand(
-        self, x: Tensor, lost: Lost, make: Callable[[Tensor, Lost], RightOperand]
+        self, x: Tensor, lost: Lost, make: Callable[[Array16], RightOperand]
     ) -> RightOperand | None:
         """Return a tensor's operand if it is kept, or is to be kept from now on.
 
@@ -74,10 +67,9 @@ class SeenOperands:
         lost : Lost
             What rounding loses is added.
         make : callable
-            Makes an operand of a tensor; is given where to add what is lost.
+            Makes an operand of the tensor's numbers, rounded.
         """
-        bits = _BITS.get(x.dtype)
-        if bits is None or x.numel() < self.SMALLEST or x.is_inference():
+        if x.dtype not in _KEPT or x.numel() < self.SMALLEST or x.is_inference():
             return None
         key = x.data_ptr(), x.shape, x.stride(), x.dtype
         seen = self._seen.get(key)
@@ -87,25 +79,27 @@ class SeenOperands:
             self._make_room()
             return None
         self._seen.move_to_end(key)
-        if seen.operand is None or seen.lost is None or seen.copy is None:
-            seen.lost, seen.copy = Lost(), x.clone()
-            made = make(seen.copy, seen.lost)
-            # Laid out row by row once, it need not be turned each time.
-            values = np.ascontiguousarray(made.values)
-            seen.operand = replace(made, values=values, resident=True)
-            self._bytes += seen.copy.nbytes
+        if seen.operand is None or seen.rounded is None:
+            rounded = torch.from_numpy(halves(x, lost))
+            if x.dtype is torch.float16:
+                rounded = rounded.clone()
+            seen.rounded = rounded
+            seen.operand = replace(make(rounded.numpy()), resident=True)
+            self._bytes += rounded.nbytes
             self._make_room()
-        elif not _same_bits(seen.copy, x, bits):
+            return seen.operand
+        found = Lost()
+        if not _is_still(seen.rounded, x, found):
             self._forget(key)
             return None
-        if seen.lost:
-            lost.add(seen.lost)
+        if found:
+            lost.add(found)
         return seen.operand
 
     def _forget(self, key: object) -> None:
         seen = self._seen.pop(key, None)
-        if seen is not None and seen.copy is not None:
-            self._bytes -= seen.copy.nbytes
+        if seen is not None and seen.rounded is not None:
+            self._bytes -= seen.rounded.nbytes
 
     def _make_room(self) -> None:
         while self._bytes > self.LARGEST or len(self._seen) > 4096:

@@ -96,6 +96,8 @@ def _native() -> ctypes.CDLL:
     pointer, number = ctypes.c_void_p, ctypes.c_long
     library.round_operand.argtypes = [pointer, number, number, pointer, pointer]
     library.round_operand.restype = None
+    library.rounds_to.argtypes = library.round_operand.argtypes
+    library.rounds_to.restype = number
     return library
 
 
@@ -125,3 +127,21 @@ def halves(x: Tensor, lost: Lost) -> NDArray[np.float16]:
     _native().round_operand(x.data_ptr(), _KINDS[x.dtype], x.numel(), made.data_ptr(), lost.counts)
     array: NDArray[np.float16] = made.numpy()  # nobody else's: numpy may have its memory
     return array
+
+
+def rounds_to(x: Tensor, rounded: Tensor, lost: Lost) -> bool:
+    """Return whether a tensor's numbers round to float16 ones that are given.
+
+    Parameters
+    ----------
+    x : Tensor
+        As for `halves`, without gaps.
+    rounded : Tensor
+        float16, of the same shape and strides.
+    lost : Lost
+        What was lost is added; part of it, if the answer is no.
+    """
+    number = _native().rounds_to(
+        x.data_ptr(), _KINDS[x.dtype], x.numel(), rounded.data_ptr(), lost.counts
+    )
+    return bool(number)

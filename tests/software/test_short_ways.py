@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sat
+from sat.dataflow.products import StartShape
 from sat.devices.operand import RightOperand
 from sat.offload import precision
 from sat.offload.layout import channels_first, channels_last
@@ -68,11 +69,15 @@ def test_a_product_that_rounds_is_one_of_rounded_operands(size, left, right, sta
     start = [None, torch.randn(cols), torch.randn(*stack, rows, cols)][starts]
     lost, want_lost = (ctypes.c_long * 3)(), Lost()
     device = sat.device("golden")
-    got, run = device.multiply(a, b, start, lost)
+    got, product, run = device.multiply(a, b, start, lost)
     a16, b16 = (halves(x, want_lost).copy() for x in (a, b))
     first = None if start is None else start.numpy()
     want, want_run = device.matmul_run(a16, b16, first)
     assert same(got, want) and list(lost) == list(want_lost.counts)
+    assert (
+        product.macs == run.macs
+        and product.start is list(StartShape)[starts if rows > 1 else bool(starts)]
+    )
     for name in ("macs", "bytes_host", "bytes_kept", "predicted_cycles"):
         assert getattr(run, name) == getattr(want_run, name)
 
@@ -82,7 +87,7 @@ def test_a_compact_operand_and_one_that_stays():
     device = sat.device("golden")
     w = sat.resident(sat.prune(b.half(), "2:8"))
     for kept in (0, w.nbytes, w.nbytes):
-        got, run = device.multiply(a, w, None, (ctypes.c_long * 3)())
+        got, _, run = device.multiply(a, w, None, (ctypes.c_long * 3)())
         assert same(got, device.matmul(a.half(), sat.prune(b.half(), "2:8")))
         assert run.bytes_kept == kept
 

@@ -52,7 +52,8 @@ class _Walk(wiring.Component):
     start : ``In(1)``
         The first weight's cycle is the next.
     groups, columns, base, stride : ``In``
-        Row groups, columns, first word, words from group to group; steady.
+        Row groups, columns, first word, in the cycle of the start; words from group to group, from
+        the cycle after it on.
     active, last : ``Out(1)``
         A weight; the tile's last.
     group, word, place : ``Out``
@@ -80,9 +81,10 @@ class _Walk(wiring.Component):
         m = Module()
         shift = (self.config.beat_weights - 1).bit_length()
         column, row_word = Signal(16), Signal(16)
-        end = column == self.columns - 1
+        last_column, last_group = Signal(16), Signal(16)
+        end = column == last_column
         m.d.comb += [
-            self.last.eq(self.active & end & (self.group == self.groups - 1)),
+            self.last.eq(self.active & end & (self.group == last_group)),
             self.word.eq(row_word + (column >> shift)),
             self.place.eq(column[:shift]),
         ]
@@ -96,6 +98,8 @@ class _Walk(wiring.Component):
             m.d.sync += [
                 self.active.eq(1),
                 column.eq(0),
+                last_column.eq(self.columns - 1),
+                last_group.eq(self.groups - 1),
                 self.group.eq(0),
                 row_word.eq(self.base),
             ]
@@ -286,10 +290,13 @@ class UpdateEngine(wiring.Component):
         m.submodules.writes = writes = _Walk(config)
         # The reads start in the cycle in which the tile is taken in.
         incoming = data.View(isa.UPDATE, self.i.p.body[: isa.UPDATE.size])
-        for walk, base in ((reads, incoming.in_base), (writes, tile.out_base)):
+        for walk, given, base in (
+            (reads, incoming, incoming.in_base),
+            (writes, tile, tile.out_base),
+        ):
             m.d.comb += [
-                walk.groups.eq(groups),
-                walk.columns.eq(tile.columns),
+                walk.groups.eq((given.rows + (lanes - 1)) >> lane_bits),
+                walk.columns.eq(given.columns),
                 walk.base.eq(base),
                 walk.stride.eq(tile.stride),
             ]
@@ -340,14 +347,14 @@ class UpdateEngine(wiring.Component):
                 )
             )
             # What FF prunes now.
-            m.submodules[f"old_half_{lane}"] = old_half = Fp32ToFp16()
+            m.submodules[f"old_half_{lane}"] = old_half = Fp32ToFp16(stages=rounding)
             old_sore = leaf(platform, self._sore_lane, "sore_lane")
             m.submodules[f"old_sore_{lane}"] = old_sore.element
             m.d.comb += [
                 old_half.i.eq(entry[:32]),
                 old_sore.clear.eq(begin),
                 old_sore.valid.eq(later(entering, rounding, f"old_rounded_{lane}")),
-                old_sore.value.eq(later(old_half.o, rounding, f"old_half_{lane}")),
+                old_sore.value.eq(old_half.o),
                 old_sore.n.eq(tile.ff_n),
                 old_sore.log2_m.eq(tile.ff_log2_m),
             ]
@@ -383,16 +390,15 @@ class UpdateEngine(wiring.Component):
                         m.d.sync += held.eq(result)
                     m.d.comb += port[lane][n].eq(held)
                 m.d.comb += port[lane][config.beat_weights - 1].eq(result)
-            m.submodules[f"half_{lane}"] = rounder = Fp32ToFp16()
-            new_half = later(rounder.o, rounding, f"new_half_{lane}")
+            m.submodules[f"half_{lane}"] = new_half = Fp32ToFp16(stages=rounding)
             sore = leaf(platform, self._sore_lane, "sore_lane")
             m.submodules[f"ff_sore_{lane}"] = sore.element
             m.submodules[f"ff_writer_{lane}"] = writer = _CopyWriter(config)
             m.d.comb += [
-                rounder.i.eq(wuve.w_out),
+                new_half.i.eq(wuve.w_out),
                 sore.clear.eq(begin),
                 sore.valid.eq(rounded),
-                sore.value.eq(new_half),
+                sore.value.eq(new_half.o),
                 sore.n.eq(tile.ff_n),
                 sore.log2_m.eq(tile.ff_log2_m),
                 writer.start.eq(writes.start),
@@ -406,7 +412,7 @@ class UpdateEngine(wiring.Component):
             put = halves.write_port()
             m.d.comb += [
                 put.addr.eq(element + Mux(half, depth, 0)),
-                put.data.eq(new_half),
+                put.data.eq(new_half.o),
                 put.en.eq(rounded),
             ]
             tiles.append(halves.read_port())

@@ -1,8 +1,9 @@
-"""Predicted cycles of one step of the methods that train or prune a small GPT, dense and N:M.
+"""Predicted cycles of one training step of the methods, dense and N:M.
 
-A step is that of `sat.methods.problems.gpt` (width 64, 2 blocks, 16 x 64 characters): the model's
-products forward and backward, and the optimiser's. Nothing is simulated: the cycle model, which
-the RTL agrees with, is asked for each product, with the default memory.
+For those that train or prune a small GPT a step is that of `sat.methods.problems.gpt` (width 64, 2
+blocks, 16 x 64 characters): the model's products forward and backward, and the optimiser's. For
+the others it is that of their demos. Nothing is simulated: the cycle model, which the RTL agrees
+with, is asked for each product, with the default memory.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import torch
 from torch import nn
 
 import sat
+from sat.methods import get_method
 from sat.methods.auon import AuON, HybridAuON
 from sat.methods.dct_lowrank import DCTAdamW, Trion
 from sat.methods.problems.gpt import BATCH, CONTEXT, LOSS_SCALE, cross_entropy, make_gpt
 from sat.methods.problems.parameters import split_parameters
 from sat.methods.problems.text import load_text
+from sat.methods.s4_ptd import S4PTDModel, S5Model
+from sat.methods.ssvi.demo import build
 
 PATTERNS = ("dense", "2:4", "2:8")
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -44,6 +48,41 @@ def step_cycles(array: str, scheme: str, pattern: str, train: bool) -> tuple[nn.
             with torch.no_grad():
                 model(x)
     return model, report.cycles or 0
+
+
+def digits_step(make: type[nn.Module], pattern: str) -> tuple[nn.Module, torch.Tensor]:
+    """Return a model of sequences and a batch of digits pixel by pixel; BDWP prunes its mixing."""
+    torch.manual_seed(0)
+    model = make(1, 10, 2, d_model=32, d_state=64)
+    sat.sparsify_(model, "bdwp", pattern)
+    return model, torch.randn(64, 1, 64)
+
+
+def ssvi_step(pattern: str) -> tuple[nn.Module, torch.Tensor]:
+    """Return SSVI's perceptron and a batch; forward products are sparse, gradients dense."""
+    torch.manual_seed(0)
+    dense = pattern == "dense"
+    model = build(density=1.0) if dense else build(pattern=pattern)
+    if not dense:
+        sat.sparsify_(model, "srste", pattern)
+    return model, torch.randn(64, 64)
+
+
+STEPS: dict[str, tuple[str, Callable[[str], tuple[nn.Module, torch.Tensor]]]] = {
+    "S4-PTD, digits": ("s4_ptd", lambda pattern: digits_step(S4PTDModel, pattern)),
+    "S5-PTD, digits": ("s4_ptd", lambda pattern: digits_step(S5Model, pattern)),
+    "SSVI, digits": ("ssvi", ssvi_step),
+}
+"""A name, the method's slug, and what makes its model and a batch for a pattern."""
+
+
+def method_cycles(array: str, slug: str, model: nn.Module, x: torch.Tensor) -> int:
+    """Return what the products of a step take, in the precision that the method asks for."""
+    precision = get_method(slug).precision
+    with sat.device("golden", array=array) as device:
+        with sat.offload(device, precision=precision) as report:
+            nn.functional.cross_entropy(model(x), torch.zeros(len(x), dtype=torch.int64)).backward()
+        return report.cycles or 0
 
 
 def optimiser_cycles(array: str, model: nn.Module, make: Make) -> int:
@@ -75,6 +114,12 @@ def main() -> None:
         for text, make in OPTIMISERS.items():
             cycles = optimiser_cycles(array, trained, make)
             print(f"{array:<7} {'':<8} {'optimiser: ' + text:<28} {cycles:>11,}")
+        for text, (slug, make_step) in STEPS.items():
+            dense = 0
+            for pattern in PATTERNS:
+                cycles = method_cycles(array, slug, *make_step(pattern))
+                dense = dense or cycles
+                print(f"{array:<7} {pattern:<8} {text:<28} {cycles:>11,} {dense / cycles:>8.2f}")
 
 
 if __name__ == "__main__":

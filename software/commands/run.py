@@ -150,8 +150,13 @@ def run(args: argparse.Namespace) -> int:
         notes.append(report.table(cycles=cycles))
     good = result.passed
     if checked is not None:
-        values["compared"], values["mismatches"] = checked.compared, checked.mismatches
-        good &= checked.mismatches == 0
+        for name in ("compared", "mismatches", "mispredicted"):
+            values[name] = getattr(checked, name)
+        good &= checked.mismatches == 0 and checked.mispredicted == 0
+        notes.append(
+            f"first {args.first} products: {checked.compared:,} numbers compared with golden, "
+            f"{checked.mismatches} differ; {checked.mispredicted} products' cycles mispredicted"
+        )
     if args.trace is not None and report is not None:
         report.to_perfetto(args.trace)
     if args.figures is not None:

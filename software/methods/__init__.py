@@ -129,6 +129,13 @@ _METHODS = (
         "fp32",
     ),
     Method(
+        "s4_ptd",
+        "S4-PTD and S5-PTD: perturb, then diagonalise",
+        "Yu et al. 2024, arXiv 2310.01698",
+        "transfer functions at all frequencies against scipy, a tone, S5, digits under tones",
+        "fp32",
+    ),
+    Method(
         "lightsb",
         "LightSB: light Schrödinger bridge",
         "Korotin, Gushchin, Burnaev 2023, arXiv 2310.01174",
@@ -147,6 +154,13 @@ _METHODS = (
         "Low-rank AdamW in columns of the DCT",
         "arXiv 2505.17967, 2025",
         "DCT against scipy, the theorem on its choice; a small GPT beside AdamW and the SVD",
+        "fp16",
+    ),
+    Method(
+        "ssvi",
+        "SSVI: Bayesian networks in a sparse subspace",
+        "Li, Miao, Qiu, Zhang 2024, arXiv 2402.11025",
+        "scores by Monte Carlo, noise by its law, digits by density and N:M, calibration",
         "fp16",
     ),
     Method(

@@ -19,22 +19,19 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.signal import cont2discrete, dlsim
 from torch import Tensor, nn
-from torch.nn import functional
 
-from sat.data import load_data
 from sat.methods import Result
+from sat.methods.s4d.digits import CLASSES, D_MODEL, D_STATE, EPOCHS, LAYERS, train_digits
 from sat.methods.s4d.hippo import INITS, legs_basis, normal_basis
 from sat.methods.s4d.kernel import DISCRETIZATIONS, S4DKernel
-from sat.methods.s4d.layer import S4D, S4DModel, parameter_groups
+from sat.methods.s4d.layer import S4D, S4DModel
 
 LENGTH = 1024
 QUICK_LENGTH = 256
-SEEDS, EPOCHS, BATCH = 5, 20, 64
+SEEDS = 5
 QUICK_EPOCHS = 4
 QUICK_ACCURACY = 0.4
 """Four times what guessing gives, at the end of a schedule of few epochs."""
-D_MODEL, D_STATE, LAYERS, CLASSES = 32, 64, 2, 10
-LR, SSM_LR, CLIP = 1e-2, 1e-3, 1.0
 STATES = (16, 64, 256)
 STEP, WINDOW, BASES = 0.1, 30, 4
 MODELS = {
@@ -218,42 +215,8 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def train(seed: int, model: str = "lin", *, epochs: int = EPOCHS) -> list[float]:
-    """Train on digits, 64 pixels one after the other; one recipe for every model.
-
-    Parameters
-    ----------
-    seed : int
-        Of parameters and the order of samples; the split is always the same.
-    model : str
-        See `build`.
-    epochs : int
-
-    Returns
-    -------
-    list of float
-        Test accuracy after each epoch, 0 to 1.
-    """
-    data = load_data("digits")
-    torch.manual_seed(seed)
-    net, order = build(model), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(parameter_groups(net, LR, ssm_lr=SSM_LR))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        [group["lr"] for group in optimizer.param_groups],
-        total_steps=epochs * (len(data.train_x) // BATCH),
-    )
-    curve = []
-    for _ in range(epochs):
-        for x, y in data.batches(BATCH, order):
-            optimizer.zero_grad()
-            functional.cross_entropy(net(x.flatten(2)), y).backward()
-            nn.utils.clip_grad_norm_(net.parameters(), CLIP)
-            optimizer.step()
-            schedule.step()
-        with torch.no_grad():
-            hits = net(data.test_x.flatten(2)).argmax(1) == data.test_y
-        curve.append(float(hits.double().mean()))
-    return curve
+    """Return the test accuracy after each epoch of `train_digits` of `build`."""
+    return train_digits(lambda: build(model), seed, epochs=epochs)[1]
 
 
 def accuracy(seed: int, model: str = "lin", *, epochs: int = EPOCHS) -> float:

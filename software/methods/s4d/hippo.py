@@ -80,7 +80,7 @@ def initial_modes(init: str, d_state: int) -> Tensor:
     elif init == "inv":
         imag = d_state / pi * (d_state / (2 * n + 1) - 1)
     else:
-        imag = _frequencies(d_state)[0][d_state // 2 :]
+        imag = normal_eigenvectors(d_state)[0][d_state // 2 :]
     return torch.complex(torch.full_like(n, -0.5), imag)
 
 
@@ -145,7 +145,7 @@ def normal_basis(d_state: int, count: int, dt: float, length: int) -> Tensor:
     if d_state < _positive("count", count):
         raise ValueError(f"d_state={d_state}: must be at least count={count}; raise it")
     _require_step(dt)
-    frequencies, vectors = _frequencies(d_state)
+    frequencies, vectors = normal_eigenvectors(d_state)
     a = torch.complex(torch.full_like(frequencies, -0.5), frequencies)
     b = (2 * _indices("d_state", d_state) + 1).sqrt() / 2
     first = (vectors.mH @ b.to(vectors.dtype)) * (torch.exp(a * dt) - 1) / (a * dt)
@@ -177,8 +177,18 @@ def _indices(name: str, count: int) -> Tensor:
     return torch.arange(_positive(name, count), dtype=torch.float64)
 
 
-def _frequencies(n: int) -> tuple[Tensor, Tensor]:
-    """Return imaginary parts of the normal part's eigenvalues, ascending, and its eigenvectors."""
+def normal_eigenvectors(n: int) -> tuple[Tensor, Tensor]:
+    """Diagonalise `normal_part`, whose eigenvalues all have real part −1/2.
+
+    Parameters and errors as for `hippo_legs`.
+
+    Returns
+    -------
+    frequencies : torch.Tensor
+        (n,) float64: imaginary parts of the eigenvalues, ascending.
+    vectors : torch.Tensor
+        (n, n) complex128, unitary.
+    """
     # Half the identity aside the matrix is skew: i times it is Hermitian, and exactly solvable.
     skew = normal_part(n) + torch.eye(n, dtype=torch.float64) / 2
     frequencies, vectors = torch.linalg.eigh(torch.complex(torch.zeros_like(skew), -skew))

@@ -12,7 +12,41 @@ from sat.methods.s4d.hippo import initial_modes, require_even
 DISCRETIZATIONS = ("zoh", "bilinear")
 
 
-class S4DKernel(nn.Module):
+class DiagonalSystem(nn.Module):
+    """Modes, steps and inputs of a diagonal system, which learn slower than what is around it.
+
+    Subclasses have the parameters ``log_dt``, ``log_neg_real``, ``imag`` and ``b``.
+    """
+
+    log_dt: nn.Parameter
+    log_neg_real: nn.Parameter
+    imag: nn.Parameter
+    b: nn.Parameter
+
+    @property
+    def a(self) -> Tensor:
+        """Modes of the continuous system, complex128, per unit of time; real parts negative."""
+        return torch.complex(-self.log_neg_real.double().exp(), self.imag.double())
+
+
+def draw_log_steps(count: int, dt_min: float, dt_max: float) -> Tensor:
+    """Return logarithms of ``count`` steps, log-uniform, from torch's random state.
+
+    Raises
+    ------
+    ValueError
+        Unless 0 < dt_min < dt_max, finite.
+    """
+    if not 0 < dt_min < dt_max < math.inf:
+        raise ValueError(
+            f"dt_min={dt_min}, dt_max={dt_max}: must be 0 < dt_min < dt_max, finite; "
+            "swap or spread them"
+        )
+    log_min, log_max = math.log(dt_min), math.log(dt_max)
+    return log_min + (log_max - log_min) * torch.rand(count)
+
+
+class S4DKernel(DiagonalSystem):
     """Kernels of ``d_model`` systems x' = A·x + B·u, y = 2·Re(C·x) with A diagonal.
 
     One mode of each conjugate pair is kept; twice the real part of their sum stands for both
@@ -57,17 +91,12 @@ class S4DKernel(nn.Module):
             raise ValueError(
                 f"discretization={discretization!r}: must be 'zoh' or 'bilinear'; choose one"
             )
-        if not 0 < dt_min < dt_max < math.inf:
-            raise ValueError(
-                f"dt_min={dt_min}, dt_max={dt_max}: must be 0 < dt_min < dt_max, finite; "
-                "swap or spread them"
-            )
+        log_dt = draw_log_steps(d_model, dt_min, dt_max)
         self.d_model, self.d_state, self.discretization = d_model, d_state, discretization
         a = initial_modes(init, d_state) if isinstance(init, str) else self._given(init)
         shape = d_model, d_state // 2
         a, kind = a.expand(shape), torch.get_default_dtype()
-        log_min, log_max = math.log(dt_min), math.log(dt_max)
-        self.log_dt = nn.Parameter(log_min + (log_max - log_min) * torch.rand(d_model))
+        self.log_dt = nn.Parameter(log_dt)
         self.log_neg_real = nn.Parameter(torch.log(-a.real).to(kind))
         self.imag = nn.Parameter(a.imag.to(kind, copy=True))
         self.b = nn.Parameter(torch.tensor([1.0, 0.0]).repeat(*shape, 1))
@@ -88,11 +117,6 @@ class S4DKernel(nn.Module):
                 "negative real parts, else the state grows without bound; negate or shift them"
             )
         return a
-
-    @property
-    def a(self) -> Tensor:
-        """Modes of the continuous system, (d_model, d_state/2) complex128, per unit of time."""
-        return torch.complex(-self.log_neg_real.double().exp(), self.imag.double())
 
     def discretize(self) -> tuple[Tensor, Tensor]:
         """Return the discrete system x_l = Ā·x_{l−1} + B̄·u_l, y_l = 2·Re(C·x_l) (section 3).

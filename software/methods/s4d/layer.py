@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sat.methods.s4d.kernel import S4DKernel
+from sat.methods.s4d.kernel import DiagonalSystem, S4DKernel
 
 CONVOLUTIONS = ("fft", "dft")
 
@@ -180,20 +181,29 @@ class S4DBlock(nn.Module):
     d_model : int
     dropout : float
         Share of activations dropped in training.
+    make_layer : callable
+        In place of `S4D`: returns a layer of its shapes for ``d_model`` and **layer.
     **layer
-        For `S4D`.
+        For `S4D`, or what stands in its place.
     """
 
-    def __init__(self, d_model: int, *, dropout: float = 0.0, **layer: Any) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        dropout: float = 0.0,
+        make_layer: Callable[..., nn.Module] = S4D,
+        **layer: Any,
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(d_model)
-        self.s4d = S4D(d_model, **layer)
+        self.layer = make_layer(d_model, **layer)
         self.dropout = nn.Dropout(dropout)
         self.mix = nn.Linear(d_model, 2 * d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output of the same shape."""
-        y = self.s4d(self.norm(x.mT).mT)
+        y = self.layer(self.norm(x.mT).mT)
         y = self.mix(self.dropout(functional.gelu(y)).mT)
         return x + functional.glu(y, -1).mT
 
@@ -271,7 +281,7 @@ class S4DModel(nn.Module):
 def parameter_groups(
     model: nn.Module, lr: float, *, ssm_lr: float = 1e-3, weight_decay: float = 0.01
 ) -> list[dict[str, Any]]:
-    """Return parameter groups for an optimizer: A, B and Δ of every kernel, then the rest.
+    """Return parameter groups for an optimizer: A, B and Δ of every system, then the rest.
 
     The first learn slower and do not decay: they set time scales, which are not to tend to 0.
 
@@ -292,8 +302,8 @@ def parameter_groups(
         raise ValueError(
             f"ssm_lr={ssm_lr}: must be positive and at most lr={lr}; lower it, or give both"
         )
-    kernels = [module for module in model.modules() if isinstance(module, S4DKernel)]
-    slow = [p for k in kernels for p in (k.log_dt, k.log_neg_real, k.imag, k.b)]
+    systems = [module for module in model.modules() if isinstance(module, DiagonalSystem)]
+    slow = [p for s in systems for p in (s.log_dt, s.log_neg_real, s.imag, s.b)]
     chosen = {id(p) for p in slow}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [

@@ -22,8 +22,10 @@ from sat.methods.nn_to_no import to_operator
 from sat.methods.problems.gpt import cross_entropy, make_gpt
 from sat.methods.problems.parameters import split_parameters
 from sat.methods.problems.text import load_text
+from sat.methods.s4_ptd import S4PTDModel, S5Model
 from sat.methods.s4d import S4DModel
 from sat.methods.s4d.demo import accuracy
+from sat.methods.ssvi import SparseBayesLinear
 
 FOLDER = Path(importlib.import_module("sat.methods").__file__).parent
 
@@ -104,7 +106,7 @@ def test_s4d_mixes_sparsely_on_request():
     assert layers == {
         "encoder": "dense", "blocks.0.mix": "2:8", "blocks.1.mix": "2:8", "decoder": "dense",
         # Parameters that the kernel multiplies by itself: named, and left alone.
-        "blocks.0.s4d.kernel": "dense", "blocks.1.s4d.kernel": "dense",
+        "blocks.0.layer.kernel": "dense", "blocks.1.layer.kernel": "dense",
     }  # fmt: skip
     with sat.offload("golden", precision="fp32") as report:
         model(torch.randn(3, 1, 20)).sum().backward()
@@ -141,6 +143,13 @@ def step_of(slug):
         conv = torch.nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular")
         net = to_operator(torch.nn.Sequential(conv, torch.nn.Conv2d(4, 1, 1)), 8)
         net(torch.randn(1, 2, 16, 16)).sum().backward()
+    elif slug == "s4_ptd":
+        for model in (S4PTDModel, S5Model):
+            model(1, 10, 1, d_model=8, d_state=4)(torch.randn(4, 1, 40)).sum().backward()
+    elif slug == "ssvi":
+        layer = SparseBayesLinear(32, 16, pattern="2:8")
+        sat.sparsify_(layer, "srste", "2:8")
+        layer(torch.randn(4, 32, requires_grad=True)).sum().backward()
     else:
         model, x = gpt_step()
         matrices, _ = split_parameters(model)
@@ -193,7 +202,7 @@ def test_command_lists_and_runs(capsys, monkeypatch, tmp_path):
     assert "s4d on golden: " in capsys.readouterr().err
     assert main(["run", "s4d", "--first", "3", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
-    assert values["mismatches"] == 0 and values["compared"] > 0
+    assert values["mismatches"] == values["mispredicted"] == 0 and values["compared"] > 0
     assert main(["run", "s4d", "--max-cycles", "10"]) == 1
     assert "max_cycles=10" in capsys.readouterr().err
     for bad in (

@@ -36,6 +36,7 @@ bench: $(STAMP) ## speed of the golden model, the simulated RTL and the cycle mo
 	$(BIN)/python benchmarks/bench_rtl.py
 	$(BIN)/python benchmarks/bench_cycles.py
 	$(BIN)/python benchmarks/bench_layer.py
+	$(BIN)/python benchmarks/bench_ports.py
 	$(BIN)/python benchmarks/bench_roofline.py
 	$(BIN)/python benchmarks/bench_offload.py
 

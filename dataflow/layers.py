@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from sat.dataflow.fit import DoesNotFit
 from sat.dataflow.mapping import ceil_div, round_up
 from sat.rtl.axi import BOUNDARY_BYTES
-from sat.rtl.config import M_CHOICES, SatConfig
+from sat.rtl.config import M_CHOICES, MOST_BEAT_WORDS, SatConfig, least_words
 from sat.sim.layer import Layer as Layer
 from sat.sim.layer import Pair as Pair
 
@@ -139,12 +139,18 @@ def _check_channels(layer: Layer, config: SatConfig) -> None:
     if words[0] != word:
         word = words[0]
         fixes["max_m"] = word
-        # A beat is no wider than a word, and holds a bit a column.
         if config.max_n > word:
             fixes["max_n"] = word
-        if config.axi.data_bits > 16 * word:
-            fixes["axi.data_bits"] = 16 * word
-        cols = min(cols, fixes.get("axi.data_bits", config.axi.data_bits))
+        # Narrower words are more of them in a beat.
+        ports = config.axi.ports
+        beat = min(config.axi.beat_bytes, MOST_BEAT_WORDS * 2 * word)
+        if beat < config.axi.beat_bytes:
+            fixes["axi.data_bits"] = 8 * beat // ports
+        fixes |= {
+            name: least
+            for name, least in least_words(max(1, beat // (2 * word))).items()
+            if getattr(config, name) < least
+        }
     cols = next(c for c in range(cols, 0, -1) if _fits_masks(layer, word, c))
     if cols != config.cols:
         fixes["cols"] = cols
@@ -262,7 +268,7 @@ class LayerMemory:
     def _mask(self, name: str, positions: int, channels: int) -> None:
         config = self.config
         pitch = ceil_div(channels, config.cols) * config.mask_bytes
-        made = Region(round_up(self.at, max(64, config.axi.beat_bytes)), pitch, positions, pitch)
+        made = Region(round_up(self.at, max(64, config.granule_bytes)), pitch, positions, pitch)
         self.regions[name] = made
         self.at = made.end
 

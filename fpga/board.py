@@ -11,7 +11,7 @@ from sat.fpga.link.protocol import BUILD_BYTES
 from sat.fpga.link.server import LinkServer, WordBusSignature
 from sat.fpga.memory import BlockMemory
 from sat.rtl.axi import AxiLiteSignature, Response
-from sat.rtl.config import AxiConfig, FpTiming, SatConfig
+from sat.rtl.config import AxiConfig, FpTiming, SatConfig, require
 from sat.rtl.csr import ADDRESS_BITS as CSR_ADDRESS_BITS
 from sat.rtl.device import Device
 
@@ -106,6 +106,11 @@ class Board(wiring.Component):
     memory_bytes : int
         Of block RAM, from address 0; a power of two.
 
+    Raises
+    ------
+    ValueError
+        The device has several data ports, or one wider than 256 bits.
+
     Members
     -------
     rx, tx : ``In(1)``, ``Out(1)``
@@ -122,6 +127,12 @@ class Board(wiring.Component):
         baud: float = LINK_BAUD,
         memory_bytes: int = 1 << 17,
     ) -> None:
+        axi = config.axi
+        require(
+            axi.instructions == axi,
+            f"ports={axi.ports} x data_bits={axi.data_bits}: a board's block RAM has one data port "
+            "as wide as that of instructions; take 1 port of at most 256 bits",
+        )
         self.config, self.clock_hz, self.baud = config, clock_hz, baud
         self.memory_bytes = memory_bytes
         super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), "leds": Out(8)})

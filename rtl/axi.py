@@ -40,11 +40,15 @@ def _address_channel(prefix: str, address_bits: int) -> dict[str, Any]:
     }
 
 
+# A signature's data are as wide as all ports together: engines see one port, `sat.rtl.stripes`
+# splits it. What leaves the device has an `AxiConfig` of one port (`AxiConfig.port`).
+
+
 def _read_members(axi: AxiConfig) -> dict[str, Any]:
     return {
         **_address_channel("ar", axi.address_bits),
         "rid": In(ID_BITS),
-        "rdata": In(axi.data_bits),
+        "rdata": In(axi.beat_bits),
         "rresp": In(2),
         "rlast": In(1),
         "rvalid": In(1),
@@ -55,8 +59,8 @@ def _read_members(axi: AxiConfig) -> dict[str, Any]:
 def _write_members(axi: AxiConfig) -> dict[str, Any]:
     return {
         **_address_channel("aw", axi.address_bits),
-        "wdata": Out(axi.data_bits),
-        "wstrb": Out(axi.data_bits // 8),
+        "wdata": Out(axi.beat_bits),
+        "wstrb": Out(axi.beat_bytes),
         "wlast": Out(1),
         "wvalid": Out(1),
         "wready": In(1),
@@ -120,7 +124,7 @@ class AxiLiteSignature(wiring.Signature):
 def address_constants(m: Module, port: Any, prefix: str, axi: AxiConfig) -> None:
     """Drive what all bursts of a master have in common: increasing addresses, whole beats."""
     m.d.comb += [
-        getattr(port, f"{prefix}size").eq((axi.beat_bytes - 1).bit_length()),
+        getattr(port, f"{prefix}size").eq((axi.port_bytes - 1).bit_length()),
         getattr(port, f"{prefix}burst").eq(BURST_INCR),
         # Normal, non-cacheable, bufferable memory; data accesses.
         getattr(port, f"{prefix}cache").eq(0b0011),

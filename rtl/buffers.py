@@ -35,7 +35,7 @@ class OperandBuffer(wiring.Component):
     Parameters
     ----------
     write : StructLayout
-        A write: ``banks`` (mask), ``address``, ``lanes`` (mask), ``data`` (array of lanes).
+        A write, as `sat.rtl.layouts.bank_write_layout` has it.
     words : int
         Words in a bank.
     together : int
@@ -62,7 +62,10 @@ class OperandBuffer(wiring.Component):
     ):
         self.words, self.together, self.elements = words, together, elements
         self.banks = write["banks"].width
-        self.lanes = write["data"].shape
+        lanes = write["lanes"].width
+        self.parts = write["data"].shape.length // lanes
+        self.lanes = data.ArrayLayout(write["data"].shape.elem_shape, lanes)
+        self._beats: dict[int, list[Value]] = {}  # what transposed banks are offered, shared
         super().__init__(
             {
                 "write": In(write),
@@ -73,22 +76,66 @@ class OperandBuffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        parts = Cat(self.write.lanes[n] for n in range(0, self.lanes.length, self.together))
         for number in range(self.banks):
-            m.submodules[f"bank_{number}"] = made = bank_memory(self.lanes, self.words)
-            write, read = made.write_port(granularity=self.together), made.read_port()
-            m.d.comb += [
-                write.addr.eq(self.write.address),
-                write.en.eq(Mux(self.write.banks[number], parts, 0)),
-                read.addr.eq(self.address[number]),
-                self.data[number].eq(read.data),
-            ]
-            m.d.comb += write.data.eq(self.write.data)
-            if "transpose" in dict(self.write.shape().members):
-                element = self.write.data[number % self.elements]
-                with m.If(self.write.transpose):
-                    m.d.comb += [write.data[lane].eq(element) for lane in range(self.lanes.length)]
+            if self.parts == 1:
+                self._bank(m, number)
+            else:
+                self._sub_banks(m, number)
         return m
+
+    def _offered(self, m: Module, number: int) -> list[Value]:
+        """Return the beat that a bank is offered: transposed, of each word the bank's element."""
+        beat = [self.write.data[n] for n in range(self.lanes.length * self.parts)]
+        if "transpose" not in dict(self.write.shape().members):
+            return beat
+        element = number % self.elements // self.parts
+        if element not in self._beats:
+            turned = [
+                Signal(self.lanes.elem_shape, name=f"beat_{element}_{n}") for n in range(len(beat))
+            ]
+            for n, lane in enumerate(turned):
+                own = beat[n // self.lanes.length * self.lanes.length + element]
+                m.d.comb += lane.eq(Mux(self.write.transpose, own, beat[n]))
+            self._beats[element] = turned
+        return self._beats[element]
+
+    def _memory(self, m: Module, name: str, number: int, part: int, enable: Value):
+        """Make a memory with its write port; return it and the read port."""
+        lanes, words = self.lanes.length, self.words // self.parts
+        m.submodules[name] = made = bank_memory(self.lanes, words)
+        write, read = made.write_port(granularity=self.together), made.read_port()
+        parts = Cat(self.write.lanes[n] for n in range(0, lanes, self.together))
+        address = self.write.address if self.parts == 1 else self.write.address[part]
+        m.d.comb += [write.addr.eq(address), write.en.eq(Mux(enable, parts, 0))]
+        own = self._offered(m, number)[part * lanes : (part + 1) * lanes]
+        m.d.comb += [write.data[lane].eq(value) for lane, value in enumerate(own)]
+        return read
+
+    def _bank(self, m: Module, number: int) -> None:
+        read = self._memory(m, f"bank_{number}", number, 0, self.write.banks[number])
+        m.d.comb += [read.addr.eq(self.address[number]), self.data[number].eq(read.data)]
+
+    def _sub_banks(self, m: Module, number: int) -> None:
+        """Make a bank of sub-banks that are written side by side and read one at a time."""
+        parts = self.parts
+        bits = parts.bit_length() - 1
+        enable = self.write.enable
+        turned = Mux(self.write.diagonal, enable.rotate_left(number % parts), enable)
+        enables = Signal(parts, name=f"enables_{number}")
+        m.d.comb += enables.eq(Mux(self.write.banks[number], turned, 0))
+        wanted, shown = (Signal(bits, name=f"{name}_{number}") for name in ("wanted", "shown"))
+        m.d.comb += wanted.eq(self.address[number] + number)
+        m.d.sync += shown.eq(wanted)
+        reads = [
+            self._memory(m, f"bank_{number}_{part}", number, part, enables[part])
+            for part in range(parts)
+        ]
+        for part, read in enumerate(reads):
+            m.d.comb += [
+                read.addr.eq(self.address[number] >> bits),
+                read.en.eq(wanted == part),
+            ]
+        m.d.comb += self.data[number].eq(Array(read.data for read in reads)[shown])
 
 
 class StartBuffer(wiring.Component):
@@ -204,8 +251,8 @@ class MaskBuffer(wiring.Component):
         return m
 
 
-class BeatBuffer(wiring.Component):
-    """Banks of words, one for each lane of the update engine, with a part write for each bank.
+class MadeBuffer(wiring.Component):
+    """Banks of what the update engine makes, one for each of its lanes, for the store engine.
 
     Parameters
     ----------
@@ -216,39 +263,55 @@ class BeatBuffer(wiring.Component):
         Bits of a word.
     part : int
         Bits that can be written apart.
+    together : int
+        Words that are read at once: word ``a`` lies in sub-bank a mod together.
 
     Members
     -------
     write, write_address, write_data : ``In`` arrays
         For each bank: the parts to write (mask), where, the whole word.
-    address, data : ``In``, ``Out`` arrays
-        One read port for each bank.
+    address : ``In``
+        The first word to read, for all banks.
+    data : ``Out`` array
+        Of each bank, from that word on, as many as are read: each at its sub-bank's place.
     """
 
-    def __init__(self, lanes: int, words: int, bits: int, part: int):
+    def __init__(self, lanes: int, words: int, bits: int, part: int, together: int = 1):
         self.lanes, self.words, self.bits, self.part = lanes, words, bits, part
+        self.together = together
         address = (words - 1).bit_length()
         super().__init__(
             {
                 "write": In(bits // part).array(lanes),
                 "write_address": In(address).array(lanes),
                 "write_data": In(bits).array(lanes),
-                "address": In(address).array(lanes),
-                "data": Out(bits).array(lanes),
+                "address": In(address),
+                "data": Out(bits * together).array(lanes),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
+        shift = (self.together - 1).bit_length()
+        rows = []
+        for sub in range(self.together):
+            # The row of the first word of this sub-bank that is not before `address`.
+            row = Signal(self.address.shape(), name=f"row_{sub}")
+            m.d.comb += row.eq((self.address + (self.together - 1 - sub)) >> shift)
+            rows.append(row)
         for number in range(self.lanes):
-            made = bank_memory(data.ArrayLayout(self.part, self.bits // self.part), self.words)
-            m.submodules[f"bank_{number}"] = made
-            write, read = made.write_port(granularity=1), made.read_port()
-            m.d.comb += [
-                write.addr.eq(self.write_address[number]),
-                Value.cast(write.data).eq(self.write_data[number]),
-                write.en.eq(self.write[number]),
-                read.addr.eq(self.address[number]),
-                self.data[number].eq(Value.cast(read.data)),
-            ]
+            to, what = self.write_address[number], self.write[number]
+            for sub in range(self.together):
+                shape = data.ArrayLayout(self.part, self.bits // self.part)
+                made = bank_memory(shape, self.words // self.together)
+                name = f"bank_{number}_{sub}" if self.together > 1 else f"bank_{number}"
+                m.submodules[name] = made
+                write, read = made.write_port(granularity=1), made.read_port()
+                m.d.comb += [
+                    write.addr.eq(to >> shift),
+                    Value.cast(write.data).eq(self.write_data[number]),
+                    write.en.eq(what if shift == 0 else Mux(to[:shift] == sub, what, 0)),
+                    read.addr.eq(rows[sub]),
+                    self.data[number].word_select(sub, self.bits).eq(Value.cast(read.data)),
+                ]
         return m

@@ -18,16 +18,20 @@ def rows_layout(axi: AxiConfig) -> data.StructLayout:
 
 
 def burst_layout(axi: AxiConfig) -> data.StructLayout:
-    """Return a burst: address of its first beat, beats, whether it is the last of its rows."""
+    """Return a burst: address of its first beat, beats, whether it is the last of its rows.
+
+    The address is that of a port: of several ports each holds its stripe of every beat, from
+    `port_bytes` x the beat's number on.
+    """
     return data.StructLayout({"address": axi.address_bits, "beats": 9, "last": 1})
 
 
 class BurstWalker(wiring.Component):
     """Cut rows in memory into bursts of whole beats, one burst a cycle.
 
-    No burst is longer than `AxiConfig.burst_beats` or crosses 4 KiB. Rows taken in cycle x give
-    their first burst in cycle x + 1; the next rows are taken in the cycle after the last burst
-    has left.
+    No burst is longer than `AxiConfig.burst_beats` or crosses 4 KiB of a port. Rows taken in
+    cycle x give their first burst in cycle x + 1; the next rows are taken in the cycle after the
+    last burst has left.
 
     Members
     -------
@@ -48,7 +52,8 @@ class BurstWalker(wiring.Component):
         m = Module()
         axi = self.axi
         shift = (axi.beat_bytes - 1).bit_length()
-        room_beats = BOUNDARY_BYTES // axi.beat_bytes
+        port_shift = (axi.port_bytes - 1).bit_length()
+        room_beats = BOUNDARY_BYTES // axi.port_bytes
         beat_bits = axi.address_bits - shift
         active = Signal()
         row_address = Signal(axi.address_bits)
@@ -80,7 +85,7 @@ class BurstWalker(wiring.Component):
         m.d.comb += [
             self.i.ready.eq(~active),
             self.o.valid.eq(active),
-            self.o.p.address.eq(at << shift),
+            self.o.p.address.eq(at << port_shift),
             self.o.p.beats.eq(beats),
             self.o.p.last.eq(end_of_row & (rows_left == 0)),
         ]
@@ -126,7 +131,8 @@ class BurstCutter(wiring.Component):
         m = Module()
         axi = self.axi
         shift = (axi.beat_bytes - 1).bit_length()
-        room_beats = BOUNDARY_BYTES // axi.beat_bytes
+        port_shift = (axi.port_bytes - 1).bit_length()
+        room_beats = BOUNDARY_BYTES // axi.port_bytes
         beat_bits = axi.address_bits - shift
         active = Signal()
         at = Signal(beat_bits)
@@ -145,7 +151,7 @@ class BurstCutter(wiring.Component):
         self.state = (active, at, left)  # what proofs speak of (tests/formal)
         m.d.comb += [
             self.o.valid.eq(active),
-            self.o.p.address.eq(at << shift),
+            self.o.p.address.eq(at << port_shift),
             self.o.p.beats.eq(beats),
             self.o.p.last.eq(end),
             self.i.ready.eq(~active | (self.o.ready & end)),

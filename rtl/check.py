@@ -212,7 +212,7 @@ class Checker(wiring.Component):
 
     def _load(self, m: Module, i: data.View, times: Callable[..., Signal]) -> tuple[Value, Value]:
         config = self.config
-        beat, word = config.axi.beat_bytes, config.word_bytes
+        beat, word = config.granule_bytes, config.word_bytes
         is_a, is_b, is_index, is_start, is_mask = (
             i.destination == buffer
             for buffer in (Buffer.A, Buffer.B, Buffer.INDEX, Buffer.START, Buffer.MASK)
@@ -259,7 +259,7 @@ class Checker(wiring.Component):
         return bad_field, bad_place | outside
 
     def _tensor(self, m: Module, i: data.View, times: Callable[..., Signal]) -> tuple[Value, Value]:
-        low = (self.config.axi.beat_bytes - 1).bit_length()
+        low = (self.config.granule_bytes - 1).bit_length()
         bad_field = (i.images == 0) | (i.lines == 0) | (i.pixels == 0) | (i.pixel_pitch == 0)
         misaligned = (
             (i.address[:low] != 0)
@@ -276,7 +276,7 @@ class Checker(wiring.Component):
         self, m: Module, opcode: Value, body: Callable[..., data.View], times: Callable[..., Signal]
     ) -> Value:
         config = self.config
-        beat_low = (config.axi.beat_bytes - 1).bit_length()
+        beat_low = (config.granule_bytes - 1).bit_length()
         word_low = (config.word_bytes - 1).bit_length()
         i = body(isa.GATHER)
         pitch = Signal(20)
@@ -319,7 +319,7 @@ class Checker(wiring.Component):
 
     def _store(self, m: Module, i: data.View, times: Callable[..., Signal]) -> tuple[Value, Value]:
         config = self.config
-        beat, cols = config.axi.beat_bytes, config.cols
+        beat, cols = config.granule_bytes, config.cols
         summed = i.source == Source.OUTPUT
         wide = (i.source == Source.WEIGHT) | (i.source == Source.MOMENTUM)
         halves = (i.source == Source.FF_VALUES) | (i.source == Source.BP_VALUES)
@@ -368,7 +368,7 @@ class Checker(wiring.Component):
 
     def _update(self, m: Module, i: data.View, times: Callable[..., Signal]) -> Value:
         config = self.config
-        lanes, per_beat, halves = config.update_lanes, config.beat_weights, config.beat_halves
+        lanes, per_beat, halves = config.update_lanes, config.granule_weights, config.granule_halves
         lane_bits = (lanes - 1).bit_length()
 
         def partial(count: Value, log2_m: Value, least: int) -> Value:

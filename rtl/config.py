@@ -54,6 +54,22 @@ def _require_types(config: Any) -> None:
             )
 
 
+MOST_BEAT_WORDS = 16
+"""Words of operands that a beat may hold: sub-banks of each bank."""
+
+
+def least_words(beat_words: int) -> dict[str, int]:
+    """Return the least depths of banks that take beats of so many words: two to a sub-bank."""
+    least = max(8, beat_words)
+    # Index banks are a quarter as deep as those of B.
+    return {
+        "a_words": 2 * least,
+        "b_words": max(16, 8 * beat_words) if beat_words > 1 else 16,
+        "update_words": 2 * least,
+        "copy_words": 2 * least,
+    }
+
+
 def is_power_of_two(value: int) -> bool:
     """Return whether ``value`` is 1, 2, 4, …"""
     return value > 0 and value & (value - 1) == 0
@@ -94,10 +110,12 @@ class FpTiming:
 
 @dataclass(frozen=True, kw_only=True)
 class AxiConfig:
-    """The AXI4 memory ports."""
+    """The AXI4 memory ports: one for instructions, one or more for data."""
 
     data_bits: int = 128
-    """Width of the data channels, in bits: a power of two, 32 to 256."""
+    """Width of a data port, in bits: a power of two, 32 to 512."""
+    ports: int = 1
+    """Data ports that move a beat together, each a stripe of it: 1, 2 or 4."""
     address_bits: int = 32
     """Width of an address, in bits, 16 to 48."""
     burst_beats: int = 64
@@ -108,7 +126,13 @@ class AxiConfig:
     def __post_init__(self) -> None:
         _require_types(self)
         d, a, b, o = self.data_bits, self.address_bits, self.burst_beats, self.outstanding
-        require(d in (32, 64, 128, 256), f"data_bits={d}: must be 32, 64, 128 or 256")
+        require(d in (32, 64, 128, 256, 512), f"data_bits={d}: must be 32, 64, 128, 256 or 512")
+        require(self.ports in (1, 2, 4), f"ports={self.ports}: must be 1, 2 or 4")
+        require(
+            self.ports == 1 or d >= 128,
+            f"ports={self.ports} of data_bits={d}: several ports have 128 to 512 bits each; "
+            "widen one port first",
+        )
         require(16 <= a <= 48, f"address_bits={a}: must be 16 to 48")
         require(
             is_power_of_two(b) and b <= 256, f"burst_beats={b}: must be a power of two up to 256"
@@ -119,9 +143,34 @@ class AxiConfig:
         )
 
     @property
-    def beat_bytes(self) -> int:
-        """Bytes in one beat."""
+    def port_bytes(self) -> int:
+        """Bytes that one data port moves in a beat."""
         return self.data_bits // 8
+
+    @property
+    def beat_bytes(self) -> int:
+        """Bytes in one beat of all data ports together."""
+        return self.ports * self.port_bytes
+
+    @property
+    def beat_bits(self) -> int:
+        """Bits in one beat of all data ports together."""
+        return 8 * self.beat_bytes
+
+    @property
+    def data_ports(self) -> tuple[str, ...]:
+        """Names of the device's data ports."""
+        return ("dmem",) if self.ports == 1 else tuple(f"dmem{n}" for n in range(self.ports))
+
+    @property
+    def port(self) -> AxiConfig:
+        """One of the data ports by itself."""
+        return replace(self, ports=1)
+
+    @property
+    def instructions(self) -> AxiConfig:
+        """The instruction port: a data port, but no wider than an instruction."""
+        return replace(self, data_bits=min(self.data_bits, 256), ports=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +205,11 @@ class SatConfig:
     sum_words: int = 512
     """Depth of a start bank and of an output bank, in FP32 sums; a power of two."""
     update_lanes: int = 2
-    """Weights updated and pruned side by side: 1, 2, 4 or 8."""
+    """Weights updated and pruned side by side: 1, 2, 4, 8, 16 or 32."""
     update_words: int = 256
-    """Depth of a lane's banks of weights, momenta and gradients, in beats; a power of two."""
+    """Depth of a lane's banks of weights, momenta and gradients, in granules; a power of two."""
     copy_words: int = 256
-    """Depth of a lane's banks of pruned copies, in beats of FP16; a power of two."""
+    """Depth of a lane's banks of pruned copies, in granules of FP16; a power of two."""
     tile_weights: int = 1024
     """Weights of the largest tile that one UPDATE takes; a power of two."""
     axi: AxiConfig = field(default_factory=AxiConfig)
@@ -189,8 +238,8 @@ class SatConfig:
             f"({self.fp.adder_stages}), or the adder would stall; raise it or shorten the adder",
         )
         require(
-            self.update_lanes in (1, 2, 4, 8),
-            f"update_lanes={self.update_lanes}: must be 1, 2, 4 or 8",
+            self.update_lanes in (1, 2, 4, 8, 16, 32),
+            f"update_lanes={self.update_lanes}: must be 1, 2, 4, 8, 16 or 32",
         )
         require(
             is_power_of_two(self.tile_weights) and 256 <= self.tile_weights <= 16384,
@@ -208,15 +257,24 @@ class SatConfig:
             f"({2 * self.rows * self.interleave})",
         )
         require(
-            self.axi.data_bits <= 16 * self.max_m,
-            f"data_bits={self.axi.data_bits}: must not exceed a word of max_m FP16 values "
-            f"({16 * self.max_m} bits); narrow the port or raise max_m",
-        )
-        require(
-            self.cols <= self.axi.data_bits,
-            f"cols={self.cols}: a mask bit for each must fit a beat ({self.axi.data_bits} bits); "
+            self.cols <= self.axi.beat_bits,
+            f"cols={self.cols}: a mask bit for each must fit a beat ({self.axi.beat_bits} bits); "
             "widen the port",
         )
+        together = self.beat_words
+        require(
+            together <= MOST_BEAT_WORDS,
+            f"ports={self.axi.ports} x data_bits={self.axi.data_bits}: a beat must not hold more "
+            f"than {MOST_BEAT_WORDS} words of max_m={self.max_m} FP16 values; narrow the ports or "
+            "raise max_m",
+        )
+        for name, least in least_words(together).items():
+            v = getattr(self, name)
+            require(
+                v >= least,
+                f"{name}={v}: must be at least {least} for beats of {together} words; deepen the "
+                "banks or narrow the ports",
+            )
         require(
             is_power_of_two(self.queue_depth) and 2 <= self.queue_depth <= 16,
             f"queue_depth={self.queue_depth}: must be 2, 4, 8 or 16",
@@ -243,8 +301,13 @@ class SatConfig:
 
     @property
     def beats_per_word(self) -> int:
-        """Beats that fill one operand word."""
-        return self.word_bytes // self.axi.beat_bytes
+        """Beats that fill one operand word, at least 1."""
+        return self.word_bytes // self.granule_bytes
+
+    @property
+    def beat_words(self) -> int:
+        """Granules in a beat: words that the banks take, or give, in one cycle."""
+        return self.axi.beat_bytes // self.granule_bytes
 
     @property
     def lane_bits(self) -> int:
@@ -252,14 +315,14 @@ class SatConfig:
         return (self.max_m - 1).bit_length()
 
     @property
-    def beat_weights(self) -> int:
-        """FP32 weights in one beat: a word of the update engine's banks."""
-        return self.axi.beat_bytes // 4
+    def granule_weights(self) -> int:
+        """FP32 weights in one granule: a word of the update engine's banks."""
+        return self.granule_bytes // 4
 
     @property
-    def beat_halves(self) -> int:
-        """FP16 values in one beat: a word of the pruned copies' banks."""
-        return self.axi.beat_bytes // 2
+    def granule_halves(self) -> int:
+        """FP16 values in one granule: a word of the pruned copies' banks."""
+        return self.granule_bytes // 2
 
     @property
     def mask_bytes(self) -> int:

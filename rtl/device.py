@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from sat.rtl import isa
 from sat.rtl.axi import Axi4ReadSignature, Axi4Signature, AxiLiteSignature
 from sat.rtl.buffers import (
-    BeatBuffer,
+    MadeBuffer,
     MaskBuffer,
     OperandBuffer,
     OutputBuffer,
@@ -31,6 +31,7 @@ from sat.rtl.layouts import (
 from sat.rtl.load import LoadEngine
 from sat.rtl.sequencer import Sequencer
 from sat.rtl.store import StoreEngine
+from sat.rtl.stripes import Stripes
 from sat.rtl.update import UpdateEngine
 
 
@@ -51,7 +52,7 @@ class Device(wiring.Component):
     imem : ``Out(Axi4ReadSignature)``
         Instruction fetch.
     dmem : ``Out(Axi4Signature)``
-        Data: read by LOAD, written by STORE.
+        Data: read by LOAD, written by STORE. Of several ports (`sat.rtl.stripes`): dmem0, dmem1, …
     irq : ``Out(1)``
         A program has ended, well or not; low again when the next starts.
     """
@@ -61,8 +62,8 @@ class Device(wiring.Component):
         super().__init__(
             {
                 "csr": In(AxiLiteSignature(CSR_ADDRESS_BITS)),
-                "imem": Out(Axi4ReadSignature(config.axi)),
-                "dmem": Out(Axi4Signature(config.axi)),
+                "imem": Out(Axi4ReadSignature(config.axi.instructions)),
+                **{name: Out(Axi4Signature(config.axi.port)) for name in config.axi.data_ports},
                 "irq": Out(1),
             }
         )
@@ -89,18 +90,26 @@ class Device(wiring.Component):
 
         # Memory ports.
         wiring.connect(m, fetch.port, wiring.flipped(self.imem))
-        for engine in (load, store):
-            for name, member in engine.port.signature.members.items():
-                ours, its = getattr(self.dmem, name), getattr(engine.port, name)
-                m.d.comb += ours.eq(its) if member.flow == Out else its.eq(ours)
+        ports = [getattr(self, name) for name in config.axi.data_ports]
+        if len(ports) == 1:
+            for engine in (load, store):
+                for name, member in engine.port.signature.members.items():
+                    ours, its = getattr(ports[0], name), getattr(engine.port, name)
+                    m.d.comb += ours.eq(its) if member.flow == Out else its.eq(ours)
+        else:
+            m.submodules.stripes = stripes = between(Stripes(config.axi))
+            wiring.connect(m, load.port, stripes.read)
+            wiring.connect(m, store.port, stripes.write)
+            for ours, its in zip(ports, stripes.ports, strict=True):
+                wiring.connect(m, wiring.flipped(ours), its)
 
         # Buffers.
-        together = config.axi.data_bits // 16
+        elements = config.axi.beat_bytes // 2
         a, b = (
-            OperandBuffer(operand_write_layout(config, banks, words), words, elements=together)
+            OperandBuffer(operand_write_layout(config, banks, words), words, elements=elements)
             for banks, words in ((config.rows, config.a_words), (config.cols, config.b_words))
         )
-        index = OperandBuffer(index_write_layout(config), config.i_words, together)
+        index = OperandBuffer(index_write_layout(config), config.i_words, config.granule_bytes // 2)
         start = StartBuffer(start_write_layout(config), config.sum_words)
         output = OutputBuffer(config.cols, config.sum_words)
         for name, buffer, write, letter in (
@@ -246,28 +255,31 @@ class Device(wiring.Component):
     ) -> None:
         """Put the banks between the load, update and store engines."""
         config = self.config
-        lanes, beat = config.update_lanes, config.axi.data_bits
+        lanes, bits = config.update_lanes, 8 * config.granule_bytes
+        together = config.beat_words
 
-        def banks(name: str, words: int, bits: int, part: int) -> BeatBuffer:
-            m.submodules[name] = made = BeatBuffer(lanes, words, bits, part)
+        def banks(name: str, words: int, bits: int, part: int) -> MadeBuffer:
+            m.submodules[name] = made = MadeBuffer(lanes, words, bits, part, together)
             return made
 
         write = load.u_write
         for number, (name, data) in enumerate(
             (("weight", update.w_data), ("momentum", update.v_data), ("gradient", update.g_data))
         ):
-            buffer = banks(f"{name}_buffer", config.update_words, beat, beat)
+            buffer = OperandBuffer(write.shape(), config.update_words)
+            m.submodules[f"{name}_buffer"] = buffer
+            m.d.comb += [
+                buffer.write.eq(write),
+                buffer.write.banks.eq(Mux(write.buffers[number], write.banks, 0)),
+            ]
             for lane in range(lanes):
                 m.d.comb += [
-                    buffer.write[lane].eq(write.banks[lane] & write.buffers[number]),
-                    buffer.write_address[lane].eq(write.address),
-                    buffer.write_data[lane].eq(write.data),
                     buffer.address[lane].eq(update.in_address),
-                    Value.cast(data[lane]).eq(buffer.data[lane]),
+                    Value.cast(data[lane]).eq(Value.cast(buffer.data[lane])),
                 ]
-        made: dict[Source, BeatBuffer] = {}
+        made: dict[Source, MadeBuffer] = {}
         for source, values in ((Source.WEIGHT, update.w_out), (Source.MOMENTUM, update.v_out)):
-            made[source] = banks(f"{source.name.lower()}_out", config.update_words, beat, beat)
+            made[source] = banks(f"{source.name.lower()}_out", config.update_words, bits, bits)
             for lane in range(lanes):
                 m.d.comb += [
                     made[source].write[lane].eq(update.out_write[lane]),
@@ -278,7 +290,8 @@ class Device(wiring.Component):
             # A value and its index are written together, to the same place.
             for what, bits in (("value", 16), ("index", 4)):
                 source = Source[f"{copy}_{'values' if what == 'value' else 'indices'}".upper()]
-                buffer = banks(f"{copy}_{what}", config.copy_words, config.beat_halves * bits, bits)
+                whole = config.granule_halves * bits
+                buffer = banks(f"{copy}_{what}", config.copy_words, whole, bits)
                 made[source] = buffer
                 for lane in range(lanes):
                     place = getattr(update, f"{copy}_lane")[lane]
@@ -287,10 +300,10 @@ class Device(wiring.Component):
                     m.d.comb += [
                         buffer.write[lane].eq(enable << place),
                         buffer.write_address[lane].eq(getattr(update, f"{copy}_address")[lane]),
-                        buffer.write_data[lane].eq(value.replicate(config.beat_halves)),
+                        buffer.write_data[lane].eq(value.replicate(config.granule_halves)),
                     ]
         for source, buffer in made.items():
+            m.d.comb += buffer.address.eq(store.address)
             for lane in range(lanes):
-                m.d.comb += buffer.address[lane].eq(store.address)
                 with m.If(store.source == source):
                     m.d.comb += store.made[lane].eq(buffer.data[lane])

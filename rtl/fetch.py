@@ -51,13 +51,13 @@ class Fetch(wiring.Component):
                 "o": Out(stream.Signature(FETCHED)),
                 "idle": Out(1),
                 "beat": Out(1),
-                "port": Out(Axi4ReadSignature(config.axi)),
+                "port": Out(Axi4ReadSignature(config.axi.instructions)),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        port, axi = self.port, self.config.axi
+        port, axi = self.port, self.config.axi.instructions
         address_constants(m, port, "ar", axi)
         depth = self.config.instruction_queue
         beats_each = INSTRUCTION_BYTES // axi.beat_bytes

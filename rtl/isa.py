@@ -151,7 +151,7 @@ HEADER = data.StructLayout(
 
 LOAD = data.StructLayout(
     {
-        "address": ADDRESS_BITS,  # byte address of the first row; a whole number of beats
+        "address": ADDRESS_BITS,  # byte address of the first row; a whole number of granules
         #   (START: of 4-byte sums; MASK: of words, or of the row if it is a part of one)
         "pitch": 32,  # bytes from one row to the next, likewise; 0 repeats the row
         "rows": 16,  # rows to read, at least 1
@@ -196,7 +196,7 @@ MULTIPLY = data.StructLayout(
 TENSOR = data.StructLayout(
     {
         # Where GATHERs read: images of lines of pixels, each pixel a row of FP16 channels.
-        "address": ADDRESS_BITS,  # byte address; a whole number of beats, as are the pitches
+        "address": ADDRESS_BITS,  # byte address; a whole number of granules, as are the pitches
         "images": 16,
         "lines": 12,
         "pixels": 12,
@@ -225,11 +225,11 @@ GATHER = data.StructLayout(
         "pixel": 12,
         "y": signed(13),  # source of the first tap at position (0, 0); outside the tensor lie zeros
         "x": signed(13),
-        "offset": 16,  # bytes from a pixel's first to the first that is read; whole beats
+        "offset": 16,  # bytes from a pixel's first to the first that is read; whole granules
         "rows": 16,  # positions, at least 1
         "taps_y": 8,
         "taps_x": 8,
-        "segment_bytes": 16,  # bytes that are read of a pixel; whole words (transpose: beats)
+        "segment_bytes": 16,  # bytes that are read of a pixel; whole words (transpose: granules)
         "destination": Buffer,  # A; B only with transpose
         "by_word": 1,  # as LOAD
         "transpose": 1,  # bank by channel, a position to a lane; one tap
@@ -271,7 +271,7 @@ RATES = data.StructLayout(
 UPDATE = data.StructLayout(
     {
         "rows": 16,  # output channels of the tile
-        "columns": 16,  # input channels of the tile; a whole number of beats of FP32
+        "columns": 16,  # input channels of the tile; a whole number of granules of FP32
         "in_base": 16,  # first word in the banks of weights, momenta and gradients
         "out_base": 16,  # first word in the banks of updated weights and momenta
         "stride": 16,  # words from one group of `update_lanes` rows to the next, in all five

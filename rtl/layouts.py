@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from amaranth.lib import data
 
 from sat.rtl import isa
@@ -34,33 +36,43 @@ def any_command_layout() -> data.StructLayout:
     )
 
 
-def operand_write_layout(config: SatConfig, banks: int, words: int) -> data.StructLayout:
-    """Return a write into an operand buffer.
+def bank_write_layout(
+    banks: int, words: int, together: int, lanes: int, lane_bits: int
+) -> data.StructLayout:
+    """Return a write into banks of words, each of so many lanes that can be written apart.
 
-    The same part of a word goes into each bank of a mask; or, with ``transpose``, all lanes of
-    bank x are offered the element x mod the elements of a beat.
+    ``together`` is `SatConfig.beat_words`. If it is 1, the same word, or part of one, goes to the
+    same address of each bank of a mask. Else a bank is that many sub-banks, and word ``a`` of
+    bank ``b`` lies in row a div together of sub-bank (a + b) mod together: neither words that
+    follow each other in a bank nor the same words of neighbouring banks share a sub-bank, so
+    that either sort is written in one cycle. Sub-bank x of each bank of the mask is offered row
+    ``address[x]`` and word x of ``data``; those that take it are ``enable`` or, if ``diagonal``,
+    `enable` turned up by the number of the bank: one word for each bank.
     """
-    return data.StructLayout(
-        {
-            "banks": banks,
-            "address": (words - 1).bit_length(),
-            "lanes": config.max_m,
-            "transpose": 1,
-            "data": data.ArrayLayout(OPERAND_BITS, config.max_m),
-        }
-    )
+    members: dict[str, Any] = {"banks": banks, "lanes": lanes}
+    if together == 1:
+        members["address"] = (words - 1).bit_length()
+    else:
+        row_bits = (words // together - 1).bit_length()
+        members["address"] = data.ArrayLayout(row_bits, together)
+        members |= {"enable": together, "diagonal": 1}
+    members["data"] = data.ArrayLayout(lane_bits, lanes * together)
+    return data.StructLayout(members)
+
+
+def operand_write_layout(config: SatConfig, banks: int, words: int) -> data.StructLayout:
+    """Return a write into an operand buffer: `bank_write_layout` of decoded operands.
+
+    With ``transpose`` all lanes of a word of bank x are offered one of its elements: number
+    (x mod the elements of a beat) div `SatConfig.beat_words`.
+    """
+    layout = bank_write_layout(banks, words, config.beat_words, config.max_m, OPERAND_BITS)
+    return data.StructLayout({**dict(layout.members), "transpose": 1})
 
 
 def index_write_layout(config: SatConfig) -> data.StructLayout:
     """Return a write into the index buffer: 16-bit lanes of packed indices."""
-    return data.StructLayout(
-        {
-            "banks": config.cols,
-            "address": (config.i_words - 1).bit_length(),
-            "lanes": config.max_m,
-            "data": data.ArrayLayout(16, config.max_m),
-        }
-    )
+    return bank_write_layout(config.cols, config.i_words, config.beat_words, config.max_m, 16)
 
 
 def start_write_layout(config: SatConfig) -> data.StructLayout:
@@ -83,11 +95,8 @@ def mask_write_layout(config: SatConfig) -> data.StructLayout:
 
 def update_write_layout(config: SatConfig) -> data.StructLayout:
     """Return a write into the update engine's banks: a beat into one lane's bank of one buffer."""
-    return data.StructLayout(
-        {
-            "banks": config.update_lanes,
-            "buffers": 3,  # a bit each for weights, momenta, gradients
-            "address": (config.update_words - 1).bit_length(),
-            "data": config.axi.data_bits,
-        }
+    layout = bank_write_layout(
+        config.update_lanes, config.update_words, config.beat_words, 1, 8 * config.granule_bytes
     )
+    # A bit each for weights, momenta, gradients.
+    return data.StructLayout({**dict(layout.members), "buffers": 3})

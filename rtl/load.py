@@ -22,13 +22,19 @@ from sat.rtl.layouts import (
     update_write_layout,
 )
 from sat.rtl.segments import SegmentWalker, segment_layout
+from sat.rtl.spread import beat_at_hand, dealt, turned
 from sat.rtl.streams import Queue
 
 COMMANDS_AHEAD = 4
 """Instructions that wait behind the one whose data come, at most."""
 
-SEGMENTS_AHEAD = 32
-"""Segments whose data are still due, at most."""
+
+def segments_ahead(config: SatConfig) -> int:
+    """Return how many segments' data may still be due, at most.
+
+    Where a beat may hold a whole segment, no fewer than bursts.
+    """
+    return 32 if config.beat_words == 1 else max(32, config.axi.outstanding)
 
 
 def data_command_layout() -> data.StructLayout:
@@ -49,7 +55,7 @@ def data_command_layout() -> data.StructLayout:
             "transpose": 1,
             "last_row": 16,
             "last_tap": 16,  # of a row
-            "last_beat": 20,  # of a segment
+            "last_granule": 20,  # of a segment
             "base": 16,
             "stride": 16,
             "copies": 8,
@@ -59,32 +65,6 @@ def data_command_layout() -> data.StructLayout:
             "row_bytes": 20,
         }
     )
-
-
-def transposed_parts(banks: int, elements: int) -> list[tuple[int, int, int]]:
-    """Return how the beats of a pixel are spread over banks, in Python and for hardware.
-
-    Parameters
-    ----------
-    banks : int
-        Channel x goes to bank x mod banks.
-    elements : int
-        Channels in a beat.
-
-    Returns
-    -------
-    list of (offset, bank, count)
-        Each write: from element ``offset`` of its beat, ``count`` channels to ``bank`` and the
-        banks behind it. The list ends where it would begin again.
-    """
-    parts = []
-    offset = bank = 0
-    while True:
-        count = min(elements - offset, banks - bank)
-        parts.append((offset, bank, count))
-        offset, bank = (offset + count) % elements, (bank + count) % banks
-        if offset == bank == 0:
-            return parts
 
 
 class LoadEngine(wiring.Component):
@@ -101,6 +81,8 @@ class LoadEngine(wiring.Component):
 
     * START, whose rows are repacked from beats to words of C columns, a word a cycle;
     * MASK, a word a cycle;
+    * by word, where beats hold several words: a write ends with a pass, and with ``copies``
+      above 1 is one word;
     * transposed GATHER: a beat goes to its banks in one write unless it meets the last bank.
 
     The beat taken in cycle t is on the write port of its buffer in t + 1, and so is the signal of
@@ -181,7 +163,10 @@ class LoadEngine(wiring.Component):
         m.submodules.walker = walker = SegmentWalker(config)
         m.submodules.cutter = cutter = BurstCutter(segment_layout(config), axi)
         m.submodules.commands = commands = Queue(any_command_layout(), COMMANDS_AHEAD)
-        m.submodules.zeros = zeros = Queue(1, SEGMENTS_AHEAD)  # of each segment: is it zeros?
+        # Of each segment: is it zeros, and with which granule of a beat does it begin?
+        bits = (config.beat_words - 1).bit_length()
+        ahead = data.StructLayout({"zero": 1, **({"first": bits} if bits else {})})
+        m.submodules.zeros = zeros = Queue(ahead, segments_ahead(config))
         take = self.i.valid & self.i.ready
         m.d.comb += [
             self.i.ready.eq(walker.i.ready & commands.i.ready),
@@ -194,8 +179,12 @@ class LoadEngine(wiring.Component):
             cutter.i.valid.eq(walker.o.valid & zeros.i.ready),
             walker.o.ready.eq(cutter.i.ready & zeros.i.ready),
             zeros.i.valid.eq(walker.o.valid & cutter.i.ready),
-            zeros.i.p.eq(walker.o.p.zero),
+            zeros.i.p.zero.eq(walker.o.p.zero),
         ]
+        if bits:
+            low = (config.granule_bytes - 1).bit_length()
+            first = walker.o.p.address[low : low + bits]
+            m.d.comb += zeros.i.p.first.eq(Mux(walker.o.p.zero, 0, first))
         outstanding = Signal(range(axi.outstanding + 1))
         taken = port.rvalid & port.rready
         send = cutter.o.valid & cutter.o.ready
@@ -222,7 +211,7 @@ class LoadEngine(wiring.Component):
         m.d.comb += [
             commands.o.ready.eq(~present | finish),
             self.beat.eq(taken),
-            self.moving.eq(taken | (zeros.o.valid & zeros.o.p)),
+            self.moving.eq(taken | (zeros.o.valid & zeros.o.p.zero)),
         ]
         with m.If(commands.o.ready):
             m.d.sync += self._prepare(command, commands.o.p, commands.o.valid)
@@ -252,7 +241,7 @@ class LoadEngine(wiring.Component):
 
     def _prepare(self, command: data.View, given: data.View, valid: Value) -> list:
         """Return what makes ``command`` of an instruction, products and all: no step waits."""
-        beat_bytes = self.config.axi.beat_bytes
+        granule_bytes = self.config.granule_bytes
         load = data.View(isa.LOAD, given.body[: isa.LOAD.size])
         gather = data.View(isa.GATHER, given.body[: isa.GATHER.size])
         is_load = given.opcode == Opcode.LOAD.value
@@ -272,7 +261,7 @@ class LoadEngine(wiring.Component):
             command.transpose.eq(is_gather & gather.transpose),
             command.last_row.eq(Mux(is_gather, gather.rows, load.rows) - 1),
             command.last_tap.eq(Mux(is_gather, gather.taps_y * gather.taps_x - 1, 0)),
-            command.last_beat.eq((size + (beat_bytes - 1)) // beat_bytes - 1),
+            command.last_granule.eq((size + (granule_bytes - 1)) // granule_bytes - 1),
             *(
                 command[name].eq(Mux(is_gather, gather[name], load[name]))
                 for name in ("by_word", "base", "stride", "copies", "words_per_pass")
@@ -292,63 +281,83 @@ class LoadEngine(wiring.Component):
     ) -> Value:
         """Spread beats over operand, index and update banks; return when a beat is taken."""
         config, port = self.config, self.port
-        per_beat = config.axi.data_bits // 16
+        together = config.beat_words
         max_bits = (config.max_m - 1).bit_length()
+
         destination, transpose, by_word = command.destination, command.transpose, command.by_word
         stride, copies = command.stride, command.copies
+        words_per_pass = command.words_per_pass
         is_a, is_b = destination == Buffer.A, destination == Buffer.B
         updated = ~is_a & ~is_b & (destination != Buffer.INDEX)
         banks = Mux(is_a, config.rows, Mux(updated, config.update_lanes, config.cols))
         parts = Mux(updated, 1, config.beats_per_word)
 
         part = Signal(range(max(config.beats_per_word, 2)))
-        beat = Signal(20)  # of the segment
+        granule = Signal(20)  # of the segment: the beat's first
         tap = Signal(16)
         word_offset = Signal(16)  # by row: the word; by word: the pass's stride
         place = Signal(8)  # by word: the word's number in its pass
         first_bank = Signal(8)  # by word
         bank = Signal(8)
         group_offset = Signal(16)  # the group's stride; by word: the row
-        offset = Signal(range(max(per_beat, 2)))  # transposed: element of the beat
-        count = Signal(range(per_beat + 1))  # transposed: elements of this write
-        m.d.comb += count.eq(per_beat - offset)
-        with m.If(per_beat - offset > banks - bank):
-            m.d.comb += count.eq(banks - bank)
-        beat_done = Signal()
-        m.d.comb += beat_done.eq(~transpose | (offset + count == per_beat))
         step = Signal()
-        m.d.comb += step.eq(command.spread & zeros.valid & (zeros.p | port.rvalid))
+        m.d.comb += step.eq(command.spread & zeros.valid & (zeros.p.zero | port.rvalid))
 
-        last_of_segment = beat == command.last_beat
+        beat = beat_at_hand(m, config, zeros.p, command.last_granule, granule)
+        offset = beat.offset
+        count = Signal(range(config.axi.beat_bytes // 2 + 1))  # transposed: elements of this write
+        m.d.comb += count.eq(beat.elements)
+        with m.If(beat.elements > banks - bank):
+            m.d.comb += count.eq(banks - bank)
+        words = Signal.like(beat.words)  # else: granules of this write
+        m.d.comb += words.eq(beat.words)
+        several = Signal()  # by word: a write takes several words, none of them copied
+        if together > 1:
+            m.d.comb += several.eq(copies == 1)
+            with m.If(by_word & ~several):
+                m.d.comb += words.eq(1)
+            with m.Elif(by_word & (beat.words > words_per_pass - place)):
+                m.d.comb += words.eq(words_per_pass - place)
+        beat_done = Signal()
+        m.d.comb += beat_done.eq(
+            Mux(transpose, count == beat.elements, words == beat.words if together > 1 else 1)
+        )
+
         last_row = row == command.last_row
         next_bank = bank + Mux(transpose, count, 1)
+        advance = count
+        if together > 1:
+            advance = Mux(transpose, count, words * (config.granule_bytes // 2))
+        with m.If(step if together > 1 else step & transpose):
+            m.d.sync += beat.done.eq(Mux(beat_done, 0, beat.done + advance))
         with m.If(step & transpose):
-            m.d.sync += [
-                offset.eq(Mux(beat_done, 0, offset + count)),
-                bank.eq(Mux(next_bank == banks, 0, next_bank)),
-            ]
+            m.d.sync += bank.eq(Mux(next_bank == banks, 0, next_bank))
             with m.If(next_bank == banks):
                 m.d.sync += group_offset.eq(group_offset + stride)
-        with m.If(step & beat_done):
-            m.d.sync += beat.eq(beat + 1)
+        with m.If(step if together > 1 else step & beat_done):
             with m.If(part != parts - 1):
                 m.d.sync += part.eq(part + 1)
             with m.Else():
                 m.d.sync += part.eq(0)
                 with m.If(~by_word):
-                    m.d.sync += word_offset.eq(word_offset + 1)
-                with m.Elif(place == command.words_per_pass - 1):
+                    m.d.sync += word_offset.eq(word_offset + words)
+                with m.Elif(place + words == words_per_pass):
                     m.d.sync += [
                         place.eq(0),
                         first_bank.eq(0),
                         word_offset.eq(word_offset + stride),
                     ]
                 with m.Else():
-                    m.d.sync += [place.eq(place + 1), first_bank.eq(first_bank + copies)]
-            with m.If(last_of_segment):
+                    m.d.sync += [
+                        place.eq(place + words),
+                        first_bank.eq(first_bank + Mux(several, words, copies)),
+                    ]
+        with m.If(step & beat_done):
+            m.d.sync += granule.eq(granule + beat.granules)
+            with m.If(beat.last):
                 m.d.comb += zeros.ready.eq(1)
-                m.d.sync += [beat.eq(0), part.eq(0), tap.eq(tap + 1)]
-            with m.If(last_of_segment & (tap == command.last_tap)):
+                m.d.sync += [granule.eq(0), part.eq(0), tap.eq(tap + 1)]
+            with m.If(beat.last & (tap == command.last_tap)):
                 m.d.sync += [
                     tap.eq(0),
                     word_offset.eq(0),
@@ -372,65 +381,78 @@ class LoadEngine(wiring.Component):
         m.d.comb += address.eq(
             command.base + group_offset + Mux(transpose, row >> max_bits, word_offset)
         )
+        per_beat, per_granule = config.axi.beat_bytes // 2, config.granule_bytes // 2
         lanes = Signal(config.max_m)
         with m.If(transpose):
             m.d.comb += lanes.eq(1 << row[:max_bits])
         with m.Else():
-            m.d.comb += lanes.eq(((1 << per_beat) - 1) << (part * per_beat))
+            m.d.comb += lanes.eq(((1 << per_granule) - 1) << (part * per_granule))
         mask = Signal(64)
-        ones = Mux(transpose, count, Mux(by_word, copies[:7], 1))
-        m.d.comb += mask.eq(((1 << ones[:7]) - 1) << Mux(by_word, first_bank, bank)[:6])
+        first = Mux(by_word, first_bank, bank)
+        ones = Mux(transpose, count, Mux(by_word, Mux(several, words, copies[:7]), 1))
+        m.d.comb += mask.eq(((1 << ones[:7]) - 1) << first[:6])
 
-        beat_bits = Mux(zeros.p, 0, port.rdata)
-        raw = Signal(data.ArrayLayout(16, per_beat))
-        m.d.comb += Value.cast(raw).eq(beat_bits)
-        decoded = []
-        for lane in range(per_beat):
-            m.submodules[f"decoder_{lane}"] = decoder = OperandDecoder()
-            m.d.comb += decoder.i.eq(raw[lane])
-            decoded.append(decoder.o)
-        # Transposed: bank x must find its channel at element x mod per_beat.
-        turns = {
-            (at - first) % per_beat
-            for number in (config.rows, config.cols)
-            for at, first, _ in transposed_parts(number, per_beat)
-        }
+        # Turn the beat until everything is where its bank finds it.
+        raw = [Signal(16, name=f"raw_{n}") for n in range(per_beat)]
+        m.d.comb += Cat(raw).eq(Mux(zeros.p.zero, 0, port.rdata))
         turn = Signal(range(max(per_beat, 2)))
-        m.d.comb += turn.eq(Mux(transpose, offset - bank, 0))
-        values = [Signal.like(value.as_value()) for value in decoded]
-        with m.Switch(turn):
-            for by in sorted(turns | {0}):
-                with m.Case(by):
-                    m.d.comb += [
-                        values[n].eq(decoded[(n + by) % per_beat]) for n in range(per_beat)
-                    ]
-        for write, wanted, parts_of_word in (
-            (self.a_write, is_a, values),
-            (self.b_write, is_b, values),
-            (self.i_write, destination == Buffer.INDEX, [raw[n] for n in range(per_beat)]),
+        to = Signal(range(max(together, 2)))  # sub-bank of the first word
+        if together == 1:
+            m.d.comb += turn.eq(Mux(transpose, offset - bank, 0))
+        else:
+            m.d.comb += [
+                to.eq(Mux(by_word & ~several, 0, address + first)),
+                turn.eq(offset - Mux(transpose, bank, to * per_granule)),
+            ]
+        elements = turned(m, config, raw, turn)
+        if together > 1:
+            elements = dealt(m, config, elements, transpose, by_word & ~several, address)
+        decoded = []
+        for number, element in enumerate(elements):
+            m.submodules[f"decoder_{number}"] = decoder = OperandDecoder()
+            m.d.comb += decoder.i.eq(element)
+            decoded.append(decoder.o)
+        granules_of_beat = [
+            Cat(elements[n : n + per_granule]) for n in range(0, per_beat, per_granule)
+        ]
+        m.d.comb += self.u_write.lanes.eq(1)
+        shift = together.bit_length() - 1
+        for write, wanted, lanes_of_beat in (
+            (self.a_write, is_a, decoded),
+            (self.b_write, is_b, decoded),
+            (self.i_write, destination == Buffer.INDEX, elements),
+            (self.u_write, updated, granules_of_beat),
         ):
             m.d.sync += write.banks.eq(0)
             with m.If(step & wanted):
-                m.d.sync += [
-                    write.banks.eq(mask),
-                    write.address.eq(address),
-                    write.lanes.eq(lanes),
-                ]
+                m.d.sync += write.banks.eq(mask)
                 # Every part of a word sees the same beat; `lanes` says which of them takes it.
                 m.d.sync += [
-                    write.data[n].eq(parts_of_word[n % per_beat]) for n in range(config.max_m)
+                    lane.eq(lanes_of_beat[n % len(lanes_of_beat)])
+                    for n, lane in enumerate(write.data)
                 ]
-                if write is not self.i_write:
+                if write is not self.u_write:
+                    m.d.sync += write.lanes.eq(lanes)
+                if write is self.u_write:
+                    number = destination.as_value() - Buffer.WEIGHT.value
+                    m.d.sync += write.buffers.eq(1 << number[:2])
+                elif write is not self.i_write:
                     m.d.sync += write.transpose.eq(transpose)
-        m.d.sync += self.u_write.banks.eq(0)
-        with m.If(step & updated):
-            m.d.sync += [
-                self.u_write.banks.eq(mask),
-                self.u_write.buffers.eq(1 << (destination.as_value() - Buffer.WEIGHT.value)[:2]),
-                self.u_write.address.eq(address),
-                self.u_write.data.eq(port.rdata),
-            ]
-        return zeros.valid & ~zeros.p & beat_done
+                if together == 1:
+                    m.d.sync += write.address.eq(address)
+                    continue
+                diagonal = by_word | transpose
+                m.d.sync += write.diagonal.eq(diagonal)
+                for number in range(together):
+                    behind = (number - to)[:shift]  # words behind the first of this write
+                    row_of = (address + Mux(diagonal, 0, behind)) >> shift
+                    m.d.sync += [
+                        write.address[number].eq(row_of),
+                        write.enable[number].eq(
+                            Mux(diagonal, address[:shift] == number, behind < words)
+                        ),
+                    ]
+        return zeros.valid & ~zeros.p.zero & beat_done
 
     def _masks(
         self,

@@ -23,6 +23,15 @@ STORES_IN_FLIGHT = 4
 """Instructions whose responses are still due, at most."""
 
 
+def overlaps(config: SatConfig) -> bool:
+    """Return whether a row's first word is taken together with the last beat of the row before.
+
+    So it is where a beat may be a whole row. It lengthens the way from WREADY to the shifter, which
+    narrow devices are spared.
+    """
+    return config.beat_words > 1
+
+
 class Epilogue(wiring.Component):
     """Turn a word of sums into what is stored of it, in the same cycle.
 
@@ -96,10 +105,10 @@ class StoreEngine(wiring.Component):
     Timing. Accepted in cycle a, an instruction's first address is on the bus in cycle a + 2,
     then one a cycle. Words are read ahead: the first of an instruction is taken in cycle
     a + `READ_CYCLES`, the first of a further row in the cycle after the last beat of the row
-    before, another in any cycle that leaves less than a beat behind. A beat is on the bus as soon
-    as it is full (or its row complete) and its address has left. The next instruction is accepted
-    after the last beat of this one. The signal follows the last response by a cycle; release
-    follows the last word.
+    before (`overlaps`: in that of the beat), another in any cycle that leaves less than a beat
+    behind. A beat is on the bus as soon as it is full (or its row complete) and its address has
+    left. The next instruction is accepted after the last beat of this one. The signal follows the
+    last response by a cycle; release follows the last word.
     `dataflow/cycles/store.h` states the same for the cycle model.
 
     Parameters
@@ -127,8 +136,9 @@ class StoreEngine(wiring.Component):
         A word of the output buffer, and its bits of the mask buffer.
     source : ``Out(Source)``
         Which banks of the update engine to read.
-    made : ``In(data_bits).array(lanes)``
-        Their words; indices in the low bits.
+    made : ``In(beat_bits).array(lanes)``
+        Their words from ``address`` on, as many as a beat holds (`MadeBuffer`); indices in the
+        low bits.
     non_finite : ``Out(32)``
         Sums that STOREs with ``check`` found infinite or NaN since reset.
     """
@@ -151,7 +161,7 @@ class StoreEngine(wiring.Component):
                 "row": In(data.ArrayLayout(32, config.cols)),
                 "mask": In(config.cols),
                 "source": Out(Source),
-                "made": In(config.axi.data_bits).array(config.update_lanes),
+                "made": In(config.axi.beat_bits).array(config.update_lanes),
                 "non_finite": Out(32),
             }
         )
@@ -241,7 +251,7 @@ class StoreEngine(wiring.Component):
         full = (count >= per_beat) | complete
         m.d.comb += [
             port.wvalid.eq(active & full & bursts.o.valid),
-            port.wdata.eq(held[: axi.data_bits]),
+            port.wdata.eq(held[: axi.beat_bits]),
         ]
         for place in range(per_beat):
             m.d.comb += port.wstrb[place].eq((place >= before) & (place < count))
@@ -256,12 +266,19 @@ class StoreEngine(wiring.Component):
             m.d.sync += [sent.eq(Mux(port.wlast, 0, sent + 1)), before.eq(0)]
 
         kept = Signal(range(size + 1))
-        m.d.comb += kept.eq(count)
+        end_of_row = beat & complete & (count <= per_beat)
+        next_address = Signal(12)
+        next_begins: Value = Const(0)
+        m.d.comb += [next_address.eq(row_address + store.pitch[:12]), kept.eq(count)]
         with m.If(beat):
             m.d.comb += kept.eq(Mux(count > per_beat, count - per_beat, 0))
+        if overlaps(config):
+            next_begins = end_of_row & ~final
+            with m.If(next_begins):
+                m.d.comb += kept.eq(next_address[:offset_bits])
         remaining = Signal(8 * size)
-        m.d.comb += remaining.eq(Mux(beat, held >> axi.data_bits, held))
-        m.d.comb += append.eq(active & word.valid & ~complete & (kept < per_beat))
+        m.d.comb += remaining.eq(Mux(beat, held >> axi.beat_bits, held))
+        m.d.comb += append.eq(active & word.valid & ((~complete & (kept < per_beat)) | next_begins))
         shift = Signal(range(8 * per_beat))
         m.d.comb += shift.eq(kept << 3)
         arriving = Signal(8 * size)
@@ -269,7 +286,6 @@ class StoreEngine(wiring.Component):
         # What lies above `kept` is left over from earlier words: it must go before the OR.
         below = Signal(8 * size)
         m.d.comb += below.eq(remaining & ((1 << Cat(C(0, 3), kept[:offset_bits])) - 1))
-        end_of_row = beat & complete & (count <= per_beat)
         m.d.sync += [
             held.eq(Mux(append, below | arriving, remaining)),
             count.eq(kept + Mux(append, word.size, 0)),
@@ -280,15 +296,10 @@ class StoreEngine(wiring.Component):
                 counted = sum(epilogue.non_finite[n] & (4 * n < word.size) for n in range(cols))
                 m.d.sync += self.non_finite.eq(self.non_finite + counted)
             m.d.sync += [complete.eq(word.last), final.eq(word.final)]
-        next_address = Signal(12)
-        m.d.comb += next_address.eq(row_address + store.pitch[:12])
         with m.If(end_of_row):
-            m.d.sync += [
-                complete.eq(0),
-                row_address.eq(next_address),
-                before.eq(next_address[:offset_bits]),
-                count.eq(next_address[:offset_bits]),
-            ]
+            m.d.sync += [row_address.eq(next_address), before.eq(next_address[:offset_bits])]
+            with m.If(~(next_begins & append)):
+                m.d.sync += [complete.eq(0), count.eq(next_address[:offset_bits])]
             with m.If(final):
                 m.d.sync += active.eq(0)
         with m.If(take):
@@ -369,7 +380,7 @@ class StoreEngine(wiring.Component):
         m.d.sync += last_address.eq(self.address)
         with m.If(read):
             m.d.sync += [
-                address.eq(address + 1),
+                address.eq(address + Mux(summed, 1, config.beat_words)),
                 left.eq(left - size),
                 shown.valid.eq(1),
                 shown.size.eq(Mux(last, left, size)),
@@ -400,7 +411,9 @@ class StoreEngine(wiring.Component):
             ]
 
         m.d.comb += self.source.eq(store.source)
-        made = Array(self.made[n] for n in range(lanes))[shown.lane]
+        made = Signal(config.axi.beat_bits)
+        m.d.comb += made.eq(Array(self.made[n] for n in range(lanes))[shown.lane])
+        made = self._in_order(m, made, store.source, last_address)
         halves, zeros = Signal(data.ArrayLayout(16, config.cols)), Signal(config.cols)
         for column in range(config.cols):
             m.submodules[f"narrow_{column}"] = rounder = Fp32ToFp16(stages=1)
@@ -422,3 +435,20 @@ class StoreEngine(wiring.Component):
         with m.Elif(append):
             m.d.sync += word.valid.eq(0)
         return word, halves, zeros
+
+    def _in_order(self, m: Module, made: Value, source: Value, address: Value) -> Value:
+        """Return the words from an address on in order: each lies at its sub-bank's place."""
+        config = self.config
+        together, bits = config.beat_words, 8 * config.granule_bytes
+        if together == 1:
+            return made
+        first = address[: together.bit_length() - 1]  # the sub-bank of the first
+        ordered = Signal(config.axi.beat_bits)
+        indices = (source == Source.FF_INDICES) | (source == Source.BP_INDICES)
+        for is_taken, size in ((~indices, bits), (indices, bits // 4)):
+            words = [made[n * size : (n + 1) * size] for n in range(together)]
+            with m.If(is_taken), m.Switch(first):
+                for by in range(together):
+                    with m.Case(by):
+                        m.d.comb += ordered.eq(Cat(words[by:], words[:by]))
+        return ordered

@@ -73,13 +73,13 @@ class _Walk(wiring.Component):
                 "last": Out(1),
                 "group": Out(16),
                 "word": Out(16),
-                "place": Out(_bits(config.beat_weights)),
+                "place": Out(_bits(config.granule_weights)),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        shift = (self.config.beat_weights - 1).bit_length()
+        shift = (self.config.granule_weights - 1).bit_length()
         column, row_word = Signal(16), Signal(16)
         last_column, last_group = Signal(16), Signal(16)
         end = column == last_column
@@ -133,13 +133,13 @@ class _CopyWriter(wiring.Component):
                 "valid": In(1),
                 "write": Out(1),
                 "address": Out(_bits(config.copy_words)),
-                "lane": Out(_bits(config.beat_halves)),
+                "lane": Out(_bits(config.granule_halves)),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        shift = (self.config.beat_halves - 1).bit_length()
+        shift = (self.config.granule_halves - 1).bit_length()
         line, place, line_word = Signal(16), Signal(16), Signal(16)
         end = Signal(16)
         m.d.sync += end.eq(self.kept - 1)
@@ -219,11 +219,11 @@ class UpdateEngine(wiring.Component):
     def __init__(self, config: SatConfig):
         self.config = config
         lanes = config.update_lanes
-        words = data.ArrayLayout(32, config.beat_weights)
+        words = data.ArrayLayout(32, config.granule_weights)
         copy = {
             "write": Out(1).array(lanes),
             "address": Out(_bits(config.copy_words)).array(lanes),
-            "lane": Out(_bits(config.beat_halves)).array(lanes),
+            "lane": Out(_bits(config.granule_halves)).array(lanes),
             "value": Out(16).array(lanes),
             "index": Out(4).array(lanes),
         }
@@ -334,7 +334,7 @@ class UpdateEngine(wiring.Component):
             m.d.sync += element.eq(element + 1)
         ff_kept = Signal(16)
         m.d.sync += ff_kept.eq((tile.columns * tile.ff_n) >> tile.ff_log2_m)
-        end_of_word = writes.place == config.beat_weights - 1
+        end_of_word = writes.place == config.granule_weights - 1
         m.d.comb += self.out_address.eq(writes.word)
 
         tiles = []
@@ -342,7 +342,7 @@ class UpdateEngine(wiring.Component):
             entry = Signal(96, name=f"entry_{lane}", reset_less=True)
             m.d.sync += entry.eq(
                 Cat(
-                    Array(bank[lane][n] for n in range(config.beat_weights))[place]
+                    Array(bank[lane][n] for n in range(config.granule_weights))[place]
                     for bank in (self.w_data, self.v_data, self.g_data)
                 )
             )
@@ -384,12 +384,12 @@ class UpdateEngine(wiring.Component):
                 self.out_write[lane].eq(mine & end_of_word),
             ]
             for result, port in ((wuve.w_out, self.w_out), (wuve.v_out, self.v_out)):
-                for n in range(config.beat_weights - 1):
+                for n in range(config.granule_weights - 1):
                     held = Signal(32, reset_less=True)
                     with m.If(writes.place == n):
                         m.d.sync += held.eq(result)
                     m.d.comb += port[lane][n].eq(held)
-                m.d.comb += port[lane][config.beat_weights - 1].eq(result)
+                m.d.comb += port[lane][config.granule_weights - 1].eq(result)
             m.submodules[f"half_{lane}"] = new_half = Fp32ToFp16(stages=rounding)
             sore = leaf(platform, self._sore_lane, "sore_lane")
             m.submodules[f"ff_sore_{lane}"] = sore.element

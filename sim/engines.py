@@ -169,6 +169,8 @@ def build(
         DRIVER,
         defines={
             "AXI_DATA_BITS": config.axi.data_bits,
+            "AXI_FETCH_BITS": config.axi.instructions.data_bits,
+            "AXI_PORTS": config.axi.ports,
             "SAT_ARRAY": int(design.array is not None),
             "SAT_BOUNDARY": int(design.boundary is not None),
         },

@@ -11,7 +11,8 @@ from sat.rtl.config import SatConfig
 class MemoryTiming:
     """How long memory takes, in cycles of the device clock.
 
-    Each of the two ports (instructions, data) behaves so, on its own:
+    Each port (instructions, data) behaves so, on its own; several data ports are moved together
+    (`sat.rtl.stripes`), so all that is said of the one holds for them:
 
     * an address (AR, AW) is taken in any cycle;
     * the first beat of a read is offered ``read_latency`` cycles after the cycle that took its
@@ -44,12 +45,15 @@ class ReferenceMemory:
     ports, port_bits : int
         Data ports, and the width of each: with ``timing`` of a beat a cycle, what it brings.
     timing : MemoryTiming
+    outstanding : int
+        Bursts under way that its latency asks for, where a beat may be a burst.
     """
 
     title: str
     ports: int
     port_bits: int
     timing: MemoryTiming
+    outstanding: int = 16
 
     @property
     def bytes_per_cycle(self) -> float:
@@ -65,9 +69,13 @@ class ReferenceMemory:
             No device has such ports, or not with this array; the message says which rule forbids.
         """
         try:
-            if self.ports != 1:
-                raise ValueError(f"data ports={self.ports}: a device has 1")
-            return replace(config, axi=replace(config.axi, data_bits=self.port_bits))
+            axi = replace(
+                config.axi,
+                data_bits=self.port_bits,
+                ports=self.ports,
+                outstanding=max(config.axi.outstanding, self.outstanding),
+            )
+            return replace(config, axi=axi)
         except ValueError as error:
             raise ValueError(
                 f"{self.title}, {self.bytes_per_cycle:g} bytes a cycle by {self.ports} x "
@@ -87,12 +95,14 @@ MEMORIES = {
         ports=1,
         port_bits=512,
         timing=MemoryTiming(read_latency=40, write_latency=40),
+        outstanding=64,
     ),
     "ddr4x4": ReferenceMemory(
         title="memory ddr4x4 (four DDR4-2400 channels at 200 MHz)",
         ports=4,
         port_bits=512,
         timing=MemoryTiming(read_latency=40, write_latency=40),
+        outstanding=64,
     ),
 }
 """The memories that figures are given for, by name; latencies in cycles, of the order of DDR's."""

@@ -93,9 +93,11 @@ def _axes(layer: Layer, config: SatConfig, split: int, tiles: Pair) -> tuple[_Ax
     wide = config.interleave >> split, 1 << split
     return (
         _Axis(
-            layer.out_per_group, config.rows, config.rows * wide[0], tiles[0], config.beat_halves
+            layer.out_per_group, config.rows, config.rows * wide[0], tiles[0], config.granule_halves
         ),
-        _Axis(layer.in_per_group, config.cols, config.cols * wide[1], tiles[1], config.beat_halves),
+        _Axis(
+            layer.in_per_group, config.cols, config.cols * wide[1], tiles[1], config.granule_halves
+        ),
     )
 
 
@@ -285,7 +287,7 @@ def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, G
             row_groups, col_groups = rows.groups, cols.groups
             blocks = len(rows.blocks) * len(cols.blocks)
             passes = rows.passes * cols.passes
-            beats = (rows.most_loaded + cols.most_loaded) // config.beat_halves
+            beats = ceil_div(2 * (rows.most_loaded + cols.most_loaded), config.axi.beat_bytes)
             for positions in {
                 min(round_up(depth, word), word << n) for n in range(config.a_words.bit_length())
             }:

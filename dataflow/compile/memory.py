@@ -61,13 +61,13 @@ class MemoryMap:
 
 
 def memory_map(product: Product, config: SatConfig, program_bytes: int, base: int = 0) -> MemoryMap:
-    """Return a memory map for a product: rows padded to whole beats, regions one after another."""
-    beat = config.axi.beat_bytes
+    """Return a memory map for a product: rows padded to granules, regions one after another."""
+    granule, beat = config.granule_bytes, config.axi.beat_bytes
     at = base
 
     def region(rows: int, row_bytes: int) -> Region:
         nonlocal at
-        made = Region(round_up(at, max(64, beat)), round_up(row_bytes, beat), rows, row_bytes)
+        made = Region(round_up(at, max(64, beat)), round_up(row_bytes, granule), rows, row_bytes)
         at = made.end
         return made
 

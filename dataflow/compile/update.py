@@ -60,8 +60,8 @@ class UpdatePlan:
         config = self.config
         row_groups = ceil_div(rows, config.update_lanes)
         column_groups = ceil_div(columns, config.update_lanes)
-        ff, bp, halves = self.ff, self.bp, config.beat_halves
-        words = row_groups * (columns // config.beat_weights)
+        ff, bp, halves = self.ff, self.bp, config.granule_halves
+        words = row_groups * (columns // config.granule_weights)
         ff_words = row_groups * ceil_div(columns * ff[0] // ff[1], halves)
         bp_words = column_groups * ceil_div(rows * bp[0] // bp[1], halves)
         in_slots = slot_count(config.update_words, words)
@@ -89,12 +89,12 @@ class UpdatePlan:
         config = where.config
         if layer.depthwise:
             plan = cls(config, (1, 1), (1, 1))
-            whole, units = (layer.taps, where.padded_out), (1, config.beat_weights)
+            whole, units = (layer.taps, where.padded_out), (1, config.granule_weights)
             first = plan._depthwise_first(*whole)
         else:
             plan = cls(config, (where.ff.n, where.ff.m), (where.bp.n, where.bp.m))
             whole = where.bp.channels, where.ff.channels
-            units = _unit(where.bp, 1), _unit(where.ff, config.beat_weights)
+            units = _unit(where.bp, 1), _unit(where.ff, config.granule_weights)
             side = 1 << (config.tile_weights.bit_length() - 1) // 2
             first = min(side, whole[0]), min(side, whole[1])
         legal = all(
@@ -121,7 +121,7 @@ class UpdatePlan:
     def _depthwise_first(self, taps: int, channels: int) -> Pair:
         """Return all taps of as many channels as leave room for a second tile."""
         config = self.config
-        groups, beat = ceil_div(taps, config.update_lanes), config.beat_weights
+        groups, beat = ceil_div(taps, config.update_lanes), config.granule_weights
         most = config.tile_weights // (groups * config.update_lanes) // beat * beat
         fits = config.update_words // 2 // groups * beat
         return taps, max(beat, min(most, fits, channels))
@@ -170,7 +170,7 @@ def update(layer: Layer, where: LayerMemory, rates: dict[str, int]) -> list[Inst
         "bp_n": bp[0], "bp_log2_m": bp[1].bit_length() - 1,
     }  # fmt: skip
     tiles = list(_depthwise_tiles(where, plan) if layer.depthwise else _tiles(layer, where, plan))
-    lanes, halves = config.update_lanes, config.beat_halves
+    lanes, halves = config.update_lanes, config.granule_halves
     full = plan.room(plan.rows, plan.columns)
     words, ff_words, bp_words = full.words, full.ff_words, full.bp_words
     ff_stride = ceil_div(plan.columns * ff[0] // ff[1], halves)
@@ -194,7 +194,7 @@ def update(layer: Layer, where: LayerMemory, rates: dict[str, int]) -> list[Inst
                 "row_bytes": 4 * tile.columns,
                 "destination": buffer,
                 "base": number % in_slots * words,
-                "stride": tile.columns // config.beat_weights,
+                "stride": tile.columns // config.granule_weights,
                 "groups": ceil_div(tile.rows, lanes),
             }
             first, last = buffer is Buffer.WEIGHT, buffer is Buffer.GRADIENT
@@ -214,7 +214,7 @@ def update(layer: Layer, where: LayerMemory, rates: dict[str, int]) -> list[Inst
             made += loads(loaded)
             loaded += 1
         slot = number % out_slots
-        stride = tile.columns // config.beat_weights
+        stride = tile.columns // config.granule_weights
         made.append(
             Instruction(
                 Opcode.UPDATE,

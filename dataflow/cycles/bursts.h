@@ -4,10 +4,10 @@
 #include "timing.h"
 
 // Call `give(address, beats)` for each burst that covers `size` bytes from `address` on, which
-// need not be on a beat. No burst is longer than `burst_beats` or crosses 4 KiB.
+// need not be on a beat. No burst is longer than `burst_beats` or crosses 4 KiB of a port.
 template <typename Give>
 void bursts(int64_t address, int64_t size, const Parameters& p, Give give) {
-    const int64_t boundary = BOUNDARY_BYTES / p.beat_bytes;
+    const int64_t boundary = p.boundary_beats;
     int64_t at = address / p.beat_bytes;
     const int64_t end = (address + size - 1) / p.beat_bytes + 1;
     while (at < end) {

@@ -19,10 +19,10 @@ from sat.rtl.compute import PREPARE_CYCLES, TILES_IN_FLIGHT, feed_delay
 from sat.rtl.config import SEMAPHORE_MAX, SEMAPHORES, SatConfig
 from sat.rtl.fetch import FETCH_INSTRUCTIONS
 from sat.rtl.isa import Buffer, Dataflow, Format, Instruction, Opcode, Source, Start
-from sat.rtl.load import COMMANDS_AHEAD, SEGMENTS_AHEAD
+from sat.rtl.load import COMMANDS_AHEAD, segments_ahead
 from sat.rtl.segments import SETTINGS_CYCLES, SETUP_CYCLES
 from sat.rtl.store import READ_CYCLES as STORE_READ_CYCLES
-from sat.rtl.store import STORES_IN_FLIGHT
+from sat.rtl.store import STORES_IN_FLIGHT, overlaps
 from sat.rtl.update import column_drain, row_drain
 from sat.sim.golden.check import store_element
 from sat.sim.memory import MemoryTiming
@@ -51,7 +51,6 @@ class Verdict(enum.Enum):
 FORMAT_BITS = Shape.cast(Format).width
 
 CONSTANTS = {
-    "BOUNDARY_BYTES": BOUNDARY_BYTES,
     "CHECK_CYCLES": CHECK_CYCLES,
     "COMMANDS_AHEAD": COMMANDS_AHEAD,
     "ENGINES": len(isa.ENGINES),
@@ -59,7 +58,6 @@ CONSTANTS = {
     "FORMAT_BITS": FORMAT_BITS,
     "INSTRUCTION_BYTES": isa.INSTRUCTION_BYTES,
     "PREPARE_CYCLES": PREPARE_CYCLES,
-    "SEGMENTS_AHEAD": SEGMENTS_AHEAD,
     "SEMAPHORES": SEMAPHORES,
     "SEMAPHORE_MAX": SEMAPHORE_MAX,
     "SETTINGS_CYCLES": SETTINGS_CYCLES,
@@ -80,12 +78,18 @@ def parameters(config: SatConfig, memory: MemoryTiming) -> dict[str, int | list[
         "queue_depth": config.queue_depth,
         "instruction_queue": config.instruction_queue,
         "beat_bytes": config.axi.beat_bytes,
+        "boundary_beats": BOUNDARY_BYTES // config.axi.port_bytes,
+        "fetch_beat_bytes": config.axi.instructions.beat_bytes,
+        "granule_bytes": config.granule_bytes,
+        "beat_words": config.beat_words,
+        "segments_ahead": segments_ahead(config),
         "burst_beats": config.axi.burst_beats,
         "outstanding": config.axi.outstanding,
         "mask_bytes": config.mask_bytes,
         "feed_delay": feed_delay(config),
         "row_drain": row_drain(config),
         "column_drain": column_drain(config),
+        "store_overlaps": int(overlaps(config)),
         "store_word_bytes": _store_word_bytes(config),
         "read_latency": memory.read_latency,
         "write_latency": memory.write_latency,
@@ -94,13 +98,14 @@ def parameters(config: SatConfig, memory: MemoryTiming) -> dict[str, int | list[
 
 
 def _store_word_bytes(config: SatConfig) -> list[int]:
-    """Return the bytes of a word that a STORE reads, by source and format; 0: no such source."""
+    """Return the bytes that a STORE reads at once, by source and format; 0: no such source."""
     made = [0] * (1 << Shape.cast(Source).width + FORMAT_BITS)
     for source in Source:
         for format in Format:
             store = Instruction(Opcode.STORE, {"source": source, "format": format})
             _, word = store_element(store, config)
-            made[source.value << FORMAT_BITS | format.value] = word
+            together = 1 if source is Source.OUTPUT else config.beat_words
+            made[source.value << FORMAT_BITS | format.value] = together * word
     return made
 
 

@@ -10,7 +10,7 @@ class Fetch {
         : p(p),
           first(address / INSTRUCTION_BYTES),
           length(length),
-          beats_each(INSTRUCTION_BYTES / p.beat_bytes),
+          beats_each(INSTRUCTION_BYTES / p.fetch_beat_bytes),
           left_the_queue(p.instruction_queue - FETCH_INSTRUCTIONS + 1) {}
 
     // The first cycle in which instruction `pc` is offered; called with 0, 1, 2, …

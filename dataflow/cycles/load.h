@@ -8,7 +8,7 @@
 class Load {
   public:
     explicit Load(const Parameters& p)
-        : p(p), last_beats(p.outstanding), popped(SEGMENTS_AHEAD), begun(COMMANDS_AHEAD) {}
+        : p(p), last_beats(p.outstanding), popped(p.segments_ahead), begun(COMMANDS_AHEAD) {}
 
     Cycle idle = 0;     // first cycle in which `busy` is low after all accepted so far
     int64_t beats = 0;  // read so far
@@ -34,6 +34,9 @@ class Load {
                 finish = mask(i);
             } else if (gather && i[GATHER::transpose]) {
                 finish = transposed(i, destination == int64_t(Buffer::A) ? p.rows : p.cols);
+            } else if (p.beat_words > 1 && i[gather ? GATHER::by_word : LOAD::by_word]) {
+                finish = gather ? by_word(i, i[GATHER::copies], i[GATHER::words_per_pass])
+                                : by_word(i, i[LOAD::copies], i[LOAD::words_per_pass]);
             } else {
                 finish = operand(i);
             }
@@ -88,25 +91,27 @@ class Load {
         return free - 1;
     }
 
-    // Channel after channel goes to bank after bank: a beat takes a write for each part of it
-    // that no last bank cuts.
-    Cycle transposed(const Instruction& i, int64_t banks) {
-        const int64_t elements = p.beat_bytes / 2;
+    // Call `writes(bytes)`, which returns the cycles that it takes, for the part that each beat of
+    // each segment holds of it; zeros lie from the first byte of a beat on.
+    template <typename Begin, typename Writes>
+    Cycle written(const Instruction& i, Begin begin, Writes writes) {
         Cycle free = side_free;
         each_segment(i, [&](const Segment& segment) {
-            int64_t bank = 0;  // of the beat's first element
-            const auto writes = [&] {
-                const int64_t end = bank + elements;
-                bank = end % banks;
-                return ceil_div(end, banks);
+            begin();
+            int64_t left = ceil_div(segment.size, p.granule_bytes) * p.granule_bytes;
+            int64_t room = p.beat_bytes - (segment.zero ? 0 : segment.address % p.beat_bytes);
+            const auto next = [&] {
+                const int64_t bytes = std::min(room, left);
+                left -= bytes, room = p.beat_bytes;
+                return writes(bytes);
             };
             if (segment.zero) {
                 free = std::max(free, taken + 1);
-                for (int64_t n = zero_beats(segment); n > 0; --n) free += writes();
+                while (left > 0) free += next();
             } else {
                 each_burst(segment, [&](int64_t count, Cycle offered) {
                     for (; count > 0; --count) {
-                        const Cycle last = std::max({offered, free, memory_free}) + writes() - 1;
+                        const Cycle last = std::max({offered, free, memory_free}) + next() - 1;
                         free = last + 1, memory_free = last + p.cycles_per_beat;
                     }
                     last_beats.push(free - 1);
@@ -115,6 +120,32 @@ class Load {
             popped.push(free - 1);
         });
         return free - 1;
+    }
+
+    // Channel after channel goes to bank after bank: a beat takes a write for each part of it
+    // that no last bank cuts.
+    Cycle transposed(const Instruction& i, int64_t banks) {
+        int64_t bank = 0;  // of the beat's first element
+        return written(i, [&] { bank = 0; }, [&](int64_t bytes) {
+            const int64_t end = bank + bytes / 2;
+            bank = end % banks;
+            return ceil_div(end, banks);
+        });
+    }
+
+    // Word after word goes to the banks of a pass, a row's segments after one another; what is
+    // copied takes a write a word.
+    Cycle by_word(const Instruction& i, int64_t copies, int64_t words_per_pass) {
+        const bool gather = i.opcode() == Opcode::GATHER;
+        const int64_t taps = gather ? i[GATHER::taps_y] * i[GATHER::taps_x] : 1;
+        int64_t place = 0, tap = 0;
+        return written(i, [&] { if (tap++ % taps == 0) place = 0; }, [&](int64_t bytes) {
+            const int64_t words = bytes / p.granule_bytes;
+            if (copies != 1) return words;
+            const int64_t end = place + words;
+            place = end % words_per_pass;
+            return ceil_div(end, words_per_pass);
+        });
     }
 
     // Each beat takes a cycle for each of its words.

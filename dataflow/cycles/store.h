@@ -53,7 +53,7 @@ class Store {
                 answers.push(answer);
                 beats += length;
             });
-            word_ready = cycle + 1;
+            word_ready = cycle + (p.store_overlaps ? 0 : 1);
         }
         next_accept = std::max(cycle + 1, address);
         retired.push(answer);

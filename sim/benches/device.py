@@ -60,9 +60,11 @@ async def bus_errors_stop_the_program_and_spare_the_next(dut, port, chance):
         "reads": Status.AXI_READ,
         "writes": Status.AXI_WRITE,
     }[port]
-    faulty = getattr(bench, port)
-    for name, image, expected, address, length in scenarios():
+    ports = [bench.instructions] if port == "instructions" else getattr(bench, port)
+    for number, (name, image, expected, address, length) in enumerate(scenarios()):
         bench.load(image)
+        # A port whose stripe of a beat holds nothing to write does not count it.
+        faulty = ports[number % len(ports)]
         before = faulty.accesses
         status, _ = await bench.run(address, length)
         assert status is Status.DONE, f"{name}: {status.name}"

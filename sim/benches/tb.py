@@ -67,7 +67,10 @@ def pauses(rng: random.Random, chance: float) -> Iterator[bool]:
 
 
 class DeviceBench:
-    """The device, its clock, a memory behind both AXI ports and a host at the registers.
+    """The device, its clock, memories behind its AXI ports and a host at the registers.
+
+    Data ports share a memory with instructions if there is one, else each has its own, which
+    holds its stripe of every beat (`sat.rtl.stripes`).
 
     Parameters
     ----------
@@ -84,10 +87,16 @@ class DeviceBench:
         self.instructions = FaultyRead(
             AxiReadBus.from_prefix(dut, "imem_"), dut.clk, dut.rst, size=size
         )
-        memory = self.instructions.mem
-        data = AxiBus.from_prefix(dut, "dmem_")
-        self.reads = FaultyRead(data.read, dut.clk, dut.rst, size=size, mem=memory)
-        self.writes = FaultyWrite(data.write, dut.clk, dut.rst, size=size, mem=memory)
+        names = [f"dmem{n}" for n in ("", 0, 1, 2, 3) if hasattr(dut, f"dmem{n}__araddr")]
+        self.reads, self.writes = [], []
+        for name in names:
+            data = AxiBus.from_prefix(dut, f"{name}_")
+            own = {"mem": self.instructions.mem} if len(names) == 1 else {}
+            read = FaultyRead(data.read, dut.clk, dut.rst, size=size // len(names), **own)
+            self.reads.append(read)
+            self.writes.append(
+                FaultyWrite(data.write, dut.clk, dut.rst, size=read.size, mem=read.mem)
+            )
         self.host = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "csr_"), dut.clk, dut.rst)
         self.size = size
 
@@ -102,19 +111,33 @@ class DeviceBench:
         """Make every channel of every port pause in this share of the cycles."""
         if chance == 0:
             return
-        for port in (self.instructions, self.reads):
+        for port in (self.instructions, *self.reads):
             port.ar_channel.set_pause_generator(pauses(self.rng, chance))
             port.r_channel.set_pause_generator(pauses(self.rng, chance))
-        for channel in (self.writes.aw_channel, self.writes.w_channel, self.writes.b_channel):
-            channel.set_pause_generator(pauses(self.rng, chance))
+        for port in self.writes:
+            for channel in (port.aw_channel, port.w_channel, port.b_channel):
+                channel.set_pause_generator(pauses(self.rng, chance))
 
     def load(self, image: np.ndarray) -> None:
         """Put ``image`` into memory from address 0."""
-        self.reads.write(0, image.tobytes())
+        self.instructions.write(0, image.tobytes())
+        stripe = self.reads[0].byte_lanes
+        whole = np.zeros(-(-len(image) // (stripe * len(self.reads))) * stripe * len(self.reads))
+        whole = whole.astype(np.uint8)
+        whole[: len(image)] = image
+        stripes = whole.reshape(-1, len(self.reads), stripe)
+        for number, port in enumerate(self.reads):
+            port.write(0, stripes[:, number].tobytes())
 
     def image(self, size: int) -> np.ndarray:
         """Return the first ``size`` bytes of memory."""
-        return np.frombuffer(self.reads.read(0, size), np.uint8)
+        stripe = self.reads[0].byte_lanes
+        beats = -(-size // (stripe * len(self.reads)))
+        stripes = [
+            np.frombuffer(port.read(0, beats * stripe), np.uint8).reshape(beats, stripe)
+            for port in self.reads
+        ]
+        return np.stack(stripes, axis=1).reshape(-1)[:size]
 
     async def write(self, name: str, value: int) -> None:
         """Write a register, which must accept it."""

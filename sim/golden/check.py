@@ -154,7 +154,7 @@ def _load(i: Instruction, config: SatConfig) -> None:
         )
         _fits(i, buffer.name, i.base + i.rows * i.stride, config.sum_words)
         return
-    word_bytes = config.axi.beat_bytes if buffer in UPDATED else config.word_bytes
+    word_bytes = config.granule_bytes if buffer in UPDATED else config.word_bytes
     _banks(i, config, buffer, i.rows, _up(i.row_bytes, word_bytes))
 
 
@@ -198,7 +198,7 @@ def _banks(i: Instruction, config: SatConfig, buffer: Buffer, rows: int, words: 
 
 
 def _load_address(i: Instruction, config: SatConfig, window: tuple[int, int]) -> None:
-    buffer, beat = Buffer(i.destination), config.axi.beat_bytes
+    buffer, beat = Buffer(i.destination), config.granule_bytes
     whole_beats = buffer not in (Buffer.START, Buffer.MASK)
     unit = beat if whole_beats else _column_unit(i, config)
     _whole(i, unit, "address", "pitch", status=Status.BAD_ADDRESS)
@@ -209,7 +209,7 @@ def _tensor(i: Instruction, config: SatConfig, window: tuple[int, int]) -> None:
     _at_least_1(i, "images", "lines", "pixels", "pixel_pitch")
     _whole(
         i,
-        config.axi.beat_bytes,
+        config.granule_bytes,
         "address",
         "pixel_pitch",
         "line_pitch",
@@ -233,7 +233,7 @@ def _gather(i: Instruction, config: SatConfig, state: GatherState) -> None:
         f"GATHER.offset={i.offset}, segment_bytes={i.segment_bytes}: a pixel of the TENSOR has "
         f"{state.pixel_pitch} bytes",
     )
-    _whole(i, config.axi.beat_bytes, "offset")
+    _whole(i, config.granule_bytes, "offset")
     if not i.transpose:
         _need(
             buffer is Buffer.A,
@@ -252,13 +252,13 @@ def _gather(i: Instruction, config: SatConfig, state: GatherState) -> None:
         i.taps_y == i.taps_x == 1,
         f"GATHER.taps_y={i.taps_y}, taps_x={i.taps_x}: transposed, there is one tap",
     )
-    _whole(i, config.axi.beat_bytes, "segment_bytes")
+    _whole(i, config.granule_bytes, "segment_bytes")
     _banks(i, config, buffer, i.segment_bytes // 2, _up(i.rows, config.max_m))
 
 
 def store_element(i: Instruction, config: SatConfig) -> tuple[int, int]:
     """Return the bytes of an element that a STORE writes, and of a word of its source."""
-    beat = config.axi.beat_bytes
+    beat = config.granule_bytes
     source, format = Source(i.source), Format(i.format)
     if source is Source.OUTPUT:
         if format is Format.MASK:
@@ -331,7 +331,7 @@ def _pattern(i: Instruction, config: SatConfig, prefix: str = "") -> int:
 def _update(i: Instruction, config: SatConfig) -> None:
     _at_least_1(i, "rows", "columns")
     ff_m, bp_m = _pattern(i, config, "ff_"), _pattern(i, config, "bp_")
-    lanes, per_beat = config.update_lanes, config.beat_weights
+    lanes, per_beat = config.update_lanes, config.granule_weights
     for name, unit in (("columns", max(ff_m, per_beat)), ("rows", bp_m)):
         value = getattr(i, name)
         _need(value % unit == 0, f"UPDATE.{name}={value}: must be a multiple of {unit}")
@@ -341,7 +341,7 @@ def _update(i: Instruction, config: SatConfig) -> None:
         f"{config.tile_weights} weights of a tile",
     )
     row_groups, column_groups = _up(i.rows, lanes) - 1, _up(i.columns, lanes) - 1
-    halves = config.beat_halves
+    halves = config.granule_halves
     for name, end, depth in (
         ("WEIGHT", i.in_base + row_groups * i.stride + i.columns // per_beat, config.update_words),
         ("WEIGHT", i.out_base + row_groups * i.stride + i.columns // per_beat, config.update_words),

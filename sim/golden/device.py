@@ -88,7 +88,7 @@ class GoldenDevice:
         self._output = np.zeros((c.cols, c.sum_words), np.float32)
         self._ring = np.zeros((0, 0), np.float32)
         self._mask = np.zeros((c.sum_words, c.cols), bool)
-        lanes, beat = c.update_lanes, c.axi.beat_bytes
+        lanes, beat = c.update_lanes, c.granule_bytes
         for buffer in UPDATED:
             self._banks[buffer] = np.zeros((lanes, c.update_words, beat // 2), np.uint16)
         # What UPDATE leaves, as bytes: bank, word, byte of the word.
@@ -187,7 +187,7 @@ class GoldenDevice:
                 bits = np.unpackbits(words, axis=1, bitorder="little")[:, : config.cols]
                 self._mask[i.base + row * i.stride :][: len(bits)] = bits
         else:
-            beat = config.axi.beat_bytes
+            beat = config.granule_bytes
             row_bytes = -(-i.row_bytes // beat) * beat
             rows = [memory[at : at + row_bytes].view(np.uint16) for at in starts]
             self._spread(i, buffer, rows)
@@ -367,7 +367,7 @@ class GoldenDevice:
 
     def _update(self, i: Instruction) -> None:
         lanes = self.config.update_lanes
-        words = i.columns * 4 // self.config.axi.beat_bytes
+        words = i.columns * 4 // self.config.granule_bytes
 
         def where(base: int, stride: int, count: int) -> tuple[np.ndarray, np.ndarray]:
             lines = np.arange(count)

@@ -1,7 +1,7 @@
 // (Verilator writes the second of two underscores as _05F: csr__awaddr is csr___05Fawaddr.)
 //
-// The Verilated device with its memory: registers over AXI4-Lite, two AXI4 ports into one array
-// of bytes that answers with the timing of sat.sim.memory.MemoryTiming. One call runs a program.
+// The Verilated device with its memory: registers over AXI4-Lite, AXI4 ports into one array of
+// bytes that answers with the timing of sat.sim.memory.MemoryTiming. One call runs a program.
 
 #include <chrono>
 #include <cstdint>
@@ -96,6 +96,20 @@ class WritePort {
     uint64_t free = 0;
 };
 
+// The model's signals of a data port, and something done for each of the ports.
+#if AXI_PORTS == 1
+#define DATA_SIGNAL(port, name) top->dmem___05F##name
+#else
+#define DATA_SIGNAL(port, name) top->dmem##port##___05F##name
+#endif
+#if AXI_PORTS == 1
+#define EACH_PORT(DO) DO(0)
+#elif AXI_PORTS == 2
+#define EACH_PORT(DO) DO(0) DO(1)
+#else
+#define EACH_PORT(DO) DO(0) DO(1) DO(2) DO(3)
+#endif
+
 }  // namespace
 
 class Device {
@@ -103,8 +117,8 @@ class Device {
     // The caller's; it may be exchanged for another between two calls.
     uint8_t* memory;
     uint64_t memory_bytes;
-    ReadPort instructions, reads;
-    WritePort writes;
+    ReadPort instructions, reads[AXI_PORTS];
+    WritePort writes[AXI_PORTS];
     uint64_t now = 0;
     std::vector<uint32_t> crossed;  // what crossed the array's edge, cycle by cycle
 
@@ -202,10 +216,14 @@ class Device {
 #if VM_TRACE
     std::unique_ptr<waves::Waves> trace;  // destroyed before the model that it looks at
 #endif
-    static constexpr uint64_t BEAT = AXI_DATA_BITS / 8;
+    static constexpr uint64_t BEAT = AXI_DATA_BITS / 8, FETCH_BEAT = AXI_FETCH_BITS / 8;
 
-    bool inside(uint64_t address) const {
-        return address < memory_bytes && BEAT <= memory_bytes - address;
+    bool inside(uint64_t address, uint64_t beat) const {
+        return address < memory_bytes && beat <= memory_bytes - address;
+    }
+    // Where in memory a port's beat lies: every port has its stripe of each beat of all together.
+    static uint64_t placed(uint64_t address, int port) {
+        return address / BEAT * BEAT * AXI_PORTS + port * BEAT;
     }
 
     // Offer what the memory has in this cycle and let the device's outputs settle.
@@ -216,26 +234,31 @@ class Device {
         if (fetch) {
             top->imem___05Frid = fetch->id;
             top->imem___05Frlast = fetch->beats == 1;
-            top->imem___05Frresp = answer(*fetch);
-            copy(&top->imem___05Frdata, fetch->address);
+            const uint64_t at = fetch->address & ~(FETCH_BEAT - 1);
+            top->imem___05Frresp = answer(*fetch, at, FETCH_BEAT);
+            copy(&top->imem___05Frdata, at, FETCH_BEAT);
         }
-        const Burst* load = reads.offered(now);
-        top->dmem___05Farready = 1;
-        top->dmem___05Frvalid = load != nullptr;
-        if (load) {
-            top->dmem___05Frid = load->id;
-            top->dmem___05Frlast = load->beats == 1;
-            top->dmem___05Frresp = answer(*load);
-            copy(&top->dmem___05Frdata, load->address);
-        }
-        top->dmem___05Fawready = 1;
-        top->dmem___05Fwready = writes.open(now) != nullptr;
-        const Burst* done = writes.answer(now);
-        top->dmem___05Fbvalid = done != nullptr;
-        if (done) {
-            top->dmem___05Fbid = done->id;
-            top->dmem___05Fbresp = done->response;
-        }
+#define OFFER(n)                                                              \
+    DATA_SIGNAL(n, arready) = 1;                                              \
+    const Burst* load##n = reads[n].offered(now);                             \
+    DATA_SIGNAL(n, rvalid) = load##n != nullptr;                              \
+    if (load##n) {                                                            \
+        const uint64_t at = placed(load##n->address, n);                      \
+        DATA_SIGNAL(n, rid) = load##n->id;                                    \
+        DATA_SIGNAL(n, rlast) = load##n->beats == 1;                          \
+        DATA_SIGNAL(n, rresp) = answer(*load##n, at, BEAT);                   \
+        copy(&DATA_SIGNAL(n, rdata), at, BEAT);                               \
+    }                                                                         \
+    DATA_SIGNAL(n, awready) = 1;                                              \
+    DATA_SIGNAL(n, wready) = writes[n].open(now) != nullptr;                  \
+    const Burst* done##n = writes[n].answer(now);                             \
+    DATA_SIGNAL(n, bvalid) = done##n != nullptr;                              \
+    if (done##n) {                                                            \
+        DATA_SIGNAL(n, bid) = done##n->id;                                    \
+        DATA_SIGNAL(n, bresp) = done##n->response;                            \
+    }
+        EACH_PORT(OFFER)
+#undef OFFER
         top->clk = 0;
         top->eval();
 #if SAT_ARRAY
@@ -248,17 +271,24 @@ class Device {
     }
     // Take what was handed over in this cycle, then give the clock edge.
     void clock() {
-        if (top->imem___05Frvalid && top->imem___05Frready) instructions.taken(now, BEAT, timing);
+        if (top->imem___05Frvalid && top->imem___05Frready)
+            instructions.taken(now, FETCH_BEAT, timing);
         if (top->imem___05Farvalid)
             instructions.take(now, top->imem___05Faraddr, top->imem___05Farlen + 1, top->imem___05Farid,
                               timing);
-        if (top->dmem___05Frvalid && top->dmem___05Frready) reads.taken(now, BEAT, timing);
-        if (top->dmem___05Farvalid)
-            reads.take(now, top->dmem___05Faraddr, top->dmem___05Farlen + 1, top->dmem___05Farid, timing);
-        if (top->dmem___05Fwvalid && top->dmem___05Fwready) store();
-        if (top->dmem___05Fbvalid && top->dmem___05Fbready) writes.answered();
-        if (top->dmem___05Fawvalid)
-            writes.take(now, top->dmem___05Fawaddr, top->dmem___05Fawlen + 1, top->dmem___05Fawid);
+#define TAKE(n)                                                                                \
+    if (DATA_SIGNAL(n, rvalid) && DATA_SIGNAL(n, rready)) reads[n].taken(now, BEAT, timing);   \
+    if (DATA_SIGNAL(n, arvalid))                                                               \
+        reads[n].take(now, DATA_SIGNAL(n, araddr), DATA_SIGNAL(n, arlen) + 1,                  \
+                      DATA_SIGNAL(n, arid), timing);                                           \
+    if (DATA_SIGNAL(n, wvalid) && DATA_SIGNAL(n, wready))                                      \
+        store(n, DATA_SIGNAL(n, wstrb), &DATA_SIGNAL(n, wdata));                               \
+    if (DATA_SIGNAL(n, bvalid) && DATA_SIGNAL(n, bready)) writes[n].answered();                \
+    if (DATA_SIGNAL(n, awvalid))                                                               \
+        writes[n].take(now, DATA_SIGNAL(n, awaddr), DATA_SIGNAL(n, awlen) + 1,                 \
+                       DATA_SIGNAL(n, awid));
+        EACH_PORT(TAKE)
+#undef TAKE
 #if SAT_BOUNDARY
         boundary(*top, crossed);
 #endif
@@ -272,30 +302,27 @@ class Device {
 #endif
         ++now;
     }
-    uint8_t answer(const Burst& burst) const {
-        return burst.response != OKAY ? burst.response : inside(burst.address) ? OKAY : DECERR;
+    uint8_t answer(const Burst& burst, uint64_t at, uint64_t beat) const {
+        return burst.response != OKAY ? burst.response : inside(at, beat) ? OKAY : DECERR;
     }
-    // A beat starts at its address rounded down to the port's width.
-    void copy(void* port, uint64_t address) const {
-        const uint64_t at = address & ~(BEAT - 1);
-        if (inside(at))
-            std::memcpy(port, &memory[at], BEAT);
+    void copy(void* port, uint64_t at, uint64_t beat) const {
+        if (inside(at, beat))
+            std::memcpy(port, &memory[at], beat);
         else
-            std::memset(port, 0, BEAT);
+            std::memset(port, 0, beat);
     }
-    void store() {
-        Burst& burst = *writes.open(now);
-        const uint64_t at = burst.address & ~(BEAT - 1);
-        const uint32_t strobes = top->dmem___05Fwstrb;
-        const auto* data = reinterpret_cast<const uint8_t*>(&top->dmem___05Fwdata);
-        if (!inside(at)) {
+    void store(int port, uint64_t strobes, const void* given) {
+        Burst& burst = *writes[port].open(now);
+        const uint64_t at = placed(burst.address, port);
+        const auto* data = static_cast<const uint8_t*>(given);
+        if (!inside(at, BEAT)) {
             burst.response = DECERR;
         } else if (burst.response == OKAY) {
             for (uint64_t i = 0; i < BEAT; ++i)
                 if (strobes >> i & 1) memory[at + i] = data[i];
         }
-        burst.address = at;
-        writes.taken(now, BEAT, timing);
+        burst.address &= ~(BEAT - 1);
+        writes[port].taken(now, BEAT, timing);
     }
 };
 
@@ -336,7 +363,10 @@ uint64_t device_now(Device* device) { return device->now; }
 // Fail the nth burst from now (0 is the next); kind 0 fetch, 1 read, 2 write.
 void device_fail(Device* device, int kind, uint64_t nth) {
     if (kind == 0) device->instructions.fail_at = device->instructions.bursts + nth;
-    if (kind == 1) device->reads.fail_at = device->reads.bursts + nth;
-    if (kind == 2) device->writes.fail_at = device->writes.bursts + nth;
+    // Of several data ports one fails, another with every burst.
+    ReadPort& read = device->reads[nth % AXI_PORTS];
+    WritePort& write = device->writes[nth % AXI_PORTS];
+    if (kind == 1) read.fail_at = read.bursts + nth;
+    if (kind == 2) write.fail_at = write.bursts + nth;
 }
 }

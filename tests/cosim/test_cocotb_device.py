@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from sat.dataflow.compile import compile_product
 from sat.dataflow.compile.step import STAGES, Sgd, compile_step
@@ -26,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from layers import random_tensors
 from products import CANARY, make_case
 
-CONFIG = SatConfig(rows=4, cols=4, a_words=64, b_words=64, sum_words=128)
+CONFIGS = {
+    "one port": SatConfig(rows=4, cols=4, a_words=64, b_words=64, sum_words=128),
+}  # fmt: skip
 PRODUCTS = [
     (Product(11, 9, 24), "os"),
     (Product(13, 10, 30, 2, 8, StartShape.MATRIX), "os"),
@@ -43,37 +46,39 @@ LAYERS = [
 SGD = Sgd(learning_rate=0.05, momentum=0.9, weight_decay=5e-4, loss_scale=8)
 
 
-def product_image(number: int) -> tuple[np.ndarray, int, int]:
+def product_image(number: int, config: SatConfig) -> tuple[np.ndarray, int, int]:
     """Return memory with a product in it, the program's address and its length."""
     product, dataflow = PRODUCTS[number]
     case = make_case(product, number, 0.05)
-    compiled = compile_product(product, CONFIG, legal_mappings(product, CONFIG, dataflow)[0])
+    compiled = compile_product(product, config, legal_mappings(product, config, dataflow)[0])
     where = compiled.memory
     image = np.full(where.end + 256, CANARY, np.uint8)
     write_product(image, where, compiled.program, case.a, case.values, case.indices, case.start)
     return image, where.program.address, len(compiled.program)
 
 
-def layer_image(number: int) -> tuple[np.ndarray, int, int]:
+def layer_image(number: int, config: SatConfig) -> tuple[np.ndarray, int, int]:
     """Return memory with a whole training step in it, the program's address and its length."""
-    step = compile_step(LAYERS[number], CONFIG, MemoryTiming(), STAGES, SGD)
+    step = compile_step(LAYERS[number], config, MemoryTiming(), STAGES, SGD)
     image = np.full(step.end + 256, CANARY, np.uint8)
     write_step(image, step, random_tensors(number, LAYERS[number]))
     return image, step.address, len(step.program)
 
 
-def test_device_on_axi_ports(tmp_path):
-    made = {f"product {n}": product_image(n) for n in range(len(PRODUCTS))}
-    made |= {f"layer {n}": layer_image(n) for n in range(len(LAYERS))}
+@pytest.mark.parametrize("name", CONFIGS)
+def test_device_on_axi_ports(name, tmp_path):
+    config = CONFIGS[name]
+    made = {f"product {n}": product_image(n, config) for n in range(len(PRODUCTS))}
+    made |= {f"layer {n}": layer_image(n, config) for n in range(len(LAYERS))}
     scenarios = {}
     for name, (image, address, length) in made.items():
         expected = image.copy()
-        assert GoldenDevice(CONFIG, expected).run(address, length).status is Status.DONE
+        assert GoldenDevice(config, expected).run(address, length).status is Status.DONE
         scenarios[f"{name}_image"], scenarios[f"{name}_expected"] = image, expected
         scenarios[f"{name}_program"] = np.array([address, length])
     file = tmp_path / "scenarios.npz"
     np.savez(file, names=np.array(list(made)), **scenarios)
     tests, failures = run_bench(
-        emit(Device(CONFIG)), "sat.sim.benches.device", tmp_path, {"SAT_SCENARIOS": str(file)}
+        emit(Device(config)), "sat.sim.benches.device", tmp_path, {"SAT_SCENARIOS": str(file)}
     )
     assert (tests, failures) == (9, 0)

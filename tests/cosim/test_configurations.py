@@ -234,6 +234,31 @@ def test_a_device_as_rtl():
     simulate(config, 0, products=15, steps=12)
 
 
+SMALL = {
+    "interleave": 1, "fp": FpTiming(adder_stages=1), "sum_words": 16, "a_words": 32,
+    "update_words": 32, "copy_words": 64, "tile_weights": 256, "queue_depth": 2,
+}  # fmt: skip
+WIDE = {
+    "two ports, 4 words": SatConfig(
+        rows=2, cols=1, max_m=4, max_n=2, b_words=64, update_lanes=2,
+        axi=AxiConfig(data_bits=128, ports=2, outstanding=4), **SMALL,
+    ),
+    "one port, 4 words": SatConfig(
+        rows=3, cols=2, max_n=3, b_words=32, update_lanes=4, axi=AxiConfig(data_bits=512), **SMALL
+    ),
+    "four ports, 16 words": SatConfig(
+        rows=1, cols=3, max_m=4, max_n=4, b_words=128, update_lanes=8,
+        axi=AxiConfig(data_bits=256, ports=4, outstanding=64), **SMALL,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_a_wide_device_as_rtl(name):
+    """Beats of several words, on one port and on more: rows, gathers, updates, bit for bit."""
+    simulate(WIDE[name], 0, products=10, steps=8)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(24))
 def test_random_devices_as_rtl(seed):

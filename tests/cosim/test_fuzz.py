@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -20,7 +21,7 @@ from sat.dataflow.host import read_result, write_product
 from sat.dataflow.mapping import legal_mappings
 from sat.dataflow.products import Product
 from sat.dataflow.program import Program, ProgramError, validate
-from sat.rtl.config import SatConfig
+from sat.rtl.config import AxiConfig, SatConfig
 from sat.rtl.isa import ENGINES, HEADER_BITS, INSTRUCTION_BYTES, Instruction, Opcode, Status
 from sat.sim.device_rtl import DeviceRtl
 from sat.sim.golden.device import GoldenDevice, Outcome
@@ -29,6 +30,7 @@ from sat.sim.memory import MemoryTiming
 pytestmark = pytest.mark.xdist_group("errors")
 
 CONFIG = SatConfig(rows=3, cols=5, a_words=64, b_words=64, sum_words=128, watchdog_cycles=1024)
+WIDE = replace(CONFIG, update_lanes=8, axi=AxiConfig(data_bits=256, ports=2))
 MEMORY = 1 << 16
 CODE = MEMORY - (1 << 12)
 """Programs lie here; legal stores do not reach it, or the verdict on them would be a race."""
@@ -38,18 +40,18 @@ OWN = {name: range(4 * n, 4 * n + 4) for n, name in enumerate(ENGINES)}
 
 
 @lru_cache
-def device() -> DeviceRtl:
-    return DeviceRtl(CONFIG, memory_bytes=MEMORY)
+def device(config: SatConfig) -> DeviceRtl:
+    return DeviceRtl(config, memory_bytes=MEMORY)
 
 
 @lru_cache
-def legal_bodies() -> list[Instruction]:
+def legal_bodies(config: SatConfig) -> list[Instruction]:
     """Return legal instructions of every kind."""
     made = []
     for product in (Product(30, 33, 50), Product(9, 14, 40, 2, 8)):
         for dataflow in ("os", "ws"):
-            mapping = legal_mappings(product, CONFIG, dataflow)[-1]
-            made += compile_product(product, CONFIG, mapping).program
+            mapping = legal_mappings(product, config, dataflow)[-1]
+            made += compile_product(product, config, mapping).program
     made = [i for i in made if i.body]
     tensor = {"images": 2, "lines": 4, "pixels": 4, "pixel_pitch": 16}
     made.append(Instruction(Opcode.TENSOR, {**tensor, "line_pitch": 64, "image_pitch": 256}))
@@ -71,12 +73,12 @@ def masks(rng: random.Random, opcode: int) -> list[int]:
     return [wait, *(rng.choice([0, 0, rng.getrandbits(16), 0xFFFF]) for _ in range(2))]
 
 
-def random_program(rng: random.Random) -> bytes:
+def random_program(rng: random.Random, config: SatConfig) -> bytes:
     """Return up to 12 instructions of more or less random bytes, mostly with END at the end."""
     made = b""
     for _ in range(rng.randint(1, 12)):
         if rng.random() < 0.6:
-            old = rng.choice(legal_bodies())
+            old = rng.choice(legal_bodies(config))
             raw = bytearray(Instruction(old.opcode, old.body).encode())
             if rng.random() < 0.15:
                 raw[rng.randrange(7, INSTRUCTION_BYTES)] = rng.randrange(256)
@@ -93,40 +95,40 @@ def random_program(rng: random.Random) -> bytes:
     return made + (Instruction(Opcode.END, {}).encode() if rng.random() < 0.9 else b"")
 
 
-def judge(raw: bytes, memory: np.ndarray) -> Outcome | None:
+def judge(raw: bytes, memory: np.ndarray, config: SatConfig) -> Outcome | None:
     """Return the golden device's verdict, None if the program wrote over itself."""
-    golden = GoldenDevice(CONFIG, memory)
+    golden = GoldenDevice(config, memory)
     golden.memory[CODE : CODE + len(raw)] = np.frombuffer(raw, np.uint8)
     verdict = golden.run(CODE, len(raw) // INSTRUCTION_BYTES)
     return verdict if golden.memory[CODE : CODE + len(raw)].tobytes() == raw else None
 
 
-def check_validator(raw: bytes, verdict: Outcome) -> None:
+def check_validator(raw: bytes, verdict: Outcome, config: SatConfig) -> None:
     """Assert that the host finds the same fault at the same instruction."""
     try:
-        validate(raw, CONFIG, CODE, (0, MEMORY))
+        validate(raw, config, CODE, (0, MEMORY))
     except ProgramError as error:
         assert (error.status, error.pc) == (verdict.status, verdict.pc)
     else:
         assert verdict.status is Status.DONE
 
 
-def fuzz(count: int, seed: int) -> Counter[Status]:
+def fuzz(count: int, seed: int, config: SatConfig = CONFIG) -> Counter[Status]:
     rng = random.Random(seed)
     memory = np.random.default_rng(seed).integers(0, 256, MEMORY, dtype=np.uint8)
     seen: Counter[Status] = Counter()
     for _ in range(count):
-        raw = random_program(rng)
-        verdict = judge(raw, memory)
+        raw = random_program(rng, config)
+        verdict = judge(raw, memory, config)
         if verdict is not None:
-            check_validator(raw, verdict)
+            check_validator(raw, verdict, config)
             seen[verdict.status] += 1
     return seen
 
 
-@pytest.mark.parametrize("part", range(2))
-def test_golden_device_and_validator_agree(part):
-    seen = fuzz(5_000, part)
+@pytest.mark.parametrize("part, config", list(enumerate([CONFIG, WIDE])))
+def test_golden_device_and_validator_agree(part, config):
+    seen = fuzz(5_000, part, config)
     expected = {Status.DONE, Status.BAD_OPCODE, Status.BAD_FIELD, Status.BAD_ADDRESS}
     assert set(seen) >= expected | {Status.NO_END, Status.WATCHDOG}
     assert min(seen[status] for status in expected) > 50
@@ -137,10 +139,10 @@ def test_a_hundred_thousand_programs():
     assert sum(fuzz(100_000, 99).values()) > 90_000
 
 
-def as_predicted(raw: bytes, timing: MemoryTiming, cycles: int) -> bool:
+def as_predicted(raw: bytes, config: SatConfig, timing: MemoryTiming, cycles: int) -> bool:
     """Return whether the cycle model has an answer; it must be these cycles."""
     try:
-        found = predict(raw, CONFIG, timing, CODE)
+        found = predict(raw, config, timing, CODE)
     except ValueError as refused:
         # Masks are random: semaphores that several engines raise have no one order.
         assert "semaphore" in str(refused)
@@ -149,13 +151,13 @@ def as_predicted(raw: bytes, timing: MemoryTiming, cycles: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_rtl_gives_the_same_verdict_and_goes_on(part):
+@pytest.mark.parametrize("part, config", list(enumerate([CONFIG, CONFIG, WIDE, WIDE])))
+def test_rtl_gives_the_same_verdict_and_goes_on(part, config):
     """250 programs on the RTL, each followed by a product that must be right."""
     rng = random.Random(1000 + part)
-    dev = device()
+    dev = device(config)
     product = Product(4, 6, 24, 2, 4)
-    compiled = compile_product(product, CONFIG, legal_mappings(product, CONFIG)[0])
+    compiled = compile_product(product, config, legal_mappings(product, config)[0])
     numbers = np.random.default_rng(part)
     a = numbers.standard_normal((4, 24)).astype(np.float16)
     values = numbers.standard_normal((12, 6)).astype(np.float16)
@@ -164,9 +166,9 @@ def test_rtl_gives_the_same_verdict_and_goes_on(part):
     predicted = 0
     seen: Counter[Status] = Counter()
     for _ in range(250):
-        raw = random_program(rng)
+        raw = random_program(rng, config)
         dev.memory[:] = numbers.integers(0, 256, MEMORY, dtype=np.uint8)
-        verdict = judge(raw, dev.memory.copy())
+        verdict = judge(raw, dev.memory.copy(), config)
         if verdict is None:
             continue
         dev.memory[CODE : CODE + len(raw)] = np.frombuffer(raw, np.uint8)
@@ -178,7 +180,7 @@ def test_rtl_gives_the_same_verdict_and_goes_on(part):
             if verdict.status is not Status.DONE:
                 assert outcome.error_pc == verdict.pc
         if outcome.status is Status.DONE:
-            predicted += as_predicted(raw, dev.timing, outcome.cycles)
+            predicted += as_predicted(raw, config, dev.timing, outcome.cycles)
         seen[outcome.status] += 1
         write_product(dev.memory, compiled.memory, compiled.program, a, values, indices, None)
         good = dev.run(compiled.memory.program.address, len(compiled.program))

@@ -68,10 +68,11 @@ def devices(draw) -> tuple[SatConfig, MemoryTiming]:
                 prune_stages=draw(st.integers(1, 3)),
             ),
             a_words=draw(words), b_words=draw(words), sum_words=draw(st.sampled_from([256, 512])),
-            update_lanes=draw(st.sampled_from([1, 2, 4, 8])),
+            update_lanes=draw(st.sampled_from([1, 2, 8, 32])),
             queue_depth=draw(st.sampled_from([2, 4, 16])),
             axi=AxiConfig(
-                data_bits=draw(st.sampled_from([32, 64, 128, 256])),
+                data_bits=draw(st.sampled_from([32, 64, 128, 256, 512])),
+                ports=draw(st.sampled_from([1, 1, 2, 4])),
                 burst_beats=draw(st.sampled_from([1, 4, 64, 256])),
                 outstanding=draw(st.sampled_from([2, 16, 64])),
             ),

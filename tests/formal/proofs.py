@@ -32,6 +32,7 @@ from sat.rtl.semaphores import Semaphores
 from sat.rtl.sequencer import ENGINES, Sequencer
 from sat.rtl.sore import SoreLane
 from sat.rtl.streams import Queue
+from sat.rtl.stripes import Stripes
 
 sys.path.insert(0, str(Path(__file__).parent))
 import link_harness
@@ -153,13 +154,13 @@ def semaphores() -> Harness:
     return h
 
 
-def cutter() -> Harness:
-    """Bursts cover a segment exactly, in order, none too long, none across 4 KiB."""
+def cutter(ports: int) -> Harness:
+    """Bursts cover a segment exactly, in order, none too long, none across 4 KiB of a port."""
     h = Harness()
     m = h.m
-    config = SatConfig(axi=AxiConfig(address_bits=16, burst_beats=16))
-    beat = config.axi.beat_bytes
-    shift = (beat - 1).bit_length()
+    config = SatConfig(axi=AxiConfig(address_bits=16, burst_beats=16, ports=ports))
+    shift = (config.axi.beat_bytes - 1).bit_length()
+    port_shift = (config.axi.port_bytes - 1).bit_length()
     c = BurstCutter(segment_layout(config), config.axi)
     h.add("cutter", c)
     active, at, left = c.state
@@ -185,14 +186,71 @@ def cutter() -> Harness:
     h.check(active == busy)
     h.check((at == place) & (left == due) & (due >= 1) & (place + due <= 1 << (16 - shift)), busy)
     h.check(c.o.valid == busy)
-    h.check(c.o.p.address == (place << shift)[:16], c.o.valid)
+    h.check(c.o.p.address == (place << port_shift)[:16], c.o.valid)
     h.check((c.o.p.beats >= 1) & (c.o.p.beats <= 16) & (c.o.p.beats <= due), c.o.valid)
     h.check(c.o.p.last == (c.o.p.beats == due), c.o.valid)
-    h.check((c.o.p.address[:12] + (c.o.p.beats << shift)) <= 4096, c.o.valid)
+    h.check((c.o.p.address[:12] + (c.o.p.beats << port_shift)) <= 4096, c.o.valid)
     h.check(~(c.i.ready & busy & ~(sent & c.o.p.last)))
     waiting = h.last(c.o.valid & ~c.o.ready, "waiting")
     steady = h.last(Cat(c.o.p.address, c.o.p.beats, c.o.p.last), "offered")
     h.check(Cat(c.o.p.address, c.o.p.beats, c.o.p.last) == steady, waiting)
+    return h
+
+
+def stripes(ports: int) -> Harness:
+    """Each port gets every address and beat once, in step; nothing that is offered is withdrawn."""
+    h = Harness()
+    m = h.m
+    axi = AxiConfig(data_bits=128, ports=ports, address_bits=16)
+    s = Stripes(axi)
+    h.add("stripes", s)
+    for side, channel, names in (
+        (s.read, "ar", ("addr", "len")),
+        (s.write, "aw", ("addr", "len")),
+        (s.write, "w", ("data", "strb", "last")),
+    ):
+        valid, ready = getattr(side, f"{channel}valid"), getattr(side, f"{channel}ready")
+        payload = Cat(getattr(side, f"{channel}{name}") for name in names)
+        m.d.comb += [valid.eq(h.free(1, f"{channel}_valid"))]
+        for name in names:
+            signal = getattr(side, f"{channel}{name}")
+            m.d.comb += signal.eq(h.free(len(signal), f"{channel}_{name}"))
+        held = h.last(valid & ~ready, f"{channel}_held")
+        steady = payload == h.last(payload, f"{channel}_before")
+        m.d.comb += Assume(~held | (valid & steady))
+        given = valid & ready
+        for number, port in enumerate(s.ports):
+            taker = getattr(port, f"{channel}ready")
+            offer = getattr(port, f"{channel}valid")
+            m.d.comb += taker.eq(h.free(1, f"{channel}_ready_{number}"))
+            ahead = Signal(name=f"{channel}_ahead_{number}")
+            got = offer & taker
+            h.check(~(got & ahead))
+            h.check(got | ahead, given)
+            m.d.sync += ahead.eq((ahead | got) & ~given)
+            h.check(ahead == s.state[channel][number])
+            h.check(offer, h.last(offer & ~taker, f"{channel}_waits_{number}"))
+            for name in names:
+                whole, part = getattr(side, f"{channel}{name}"), getattr(port, f"{channel}{name}")
+                own = whole.word_select(number, len(part)) if name in ("data", "strb") else whole
+                h.check(part == own, offer)
+    for side, channel in ((s.read, "r"), (s.write, "b")):
+        valid, ready = getattr(side, f"{channel}valid"), getattr(side, f"{channel}ready")
+        m.d.comb += ready.eq(h.free(1, f"{channel}_ready"))
+        answers = []
+        for number, port in enumerate(s.ports):
+            offer = getattr(port, f"{channel}valid")
+            m.d.comb += offer.eq(h.free(1, f"{channel}_valid_{number}"))
+            response = getattr(port, f"{channel}resp")
+            m.d.comb += response.eq(h.free(2, f"{channel}_resp_{number}"))
+            answers.append(response != 0)
+            h.check((offer & getattr(port, f"{channel}ready")) == (valid & ready))
+            h.check(offer, valid)
+        wrong = getattr(side, f"{channel}resp") != 0
+        h.check(wrong == Cat(answers).any(), valid)
+    for number, port in enumerate(s.ports):
+        m.d.comb += port.rdata.eq(h.free(len(port.rdata), f"data_{number}"))
+        h.check(s.read.rdata.word_select(number, len(port.rdata)) == port.rdata)
     return h
 
 
@@ -363,7 +421,10 @@ PROOFS = {
     "queue of 3": Proof(lambda: queue(3), "prove", 3, ("cell $ne", "cell $eq", 0)),
     "queue of 4": Proof(lambda: queue(4), "prove", 3, ("cell $ne", "cell $eq", 0)),
     "semaphores": Proof(semaphores, "prove", 2, ("cell $sub", "cell $add", 0)),
-    "burst cutter": Proof(cutter, "prove", 2, ("cell $sub", "cell $add", 0)),
+    "burst cutter": Proof(lambda: cutter(1), "prove", 2, ("cell $sub", "cell $add", 0)),
+    "burst cutter, 4 ports": Proof(lambda: cutter(4), "prove", 2, ("cell $sub", "cell $add", 0)),
+    "stripes, 2 ports": Proof(lambda: stripes(2), "prove", 2, ("cell $and", "cell $or", 0)),
+    "stripes, 4 ports": Proof(lambda: stripes(4), "prove", 2, ("cell $and", "cell $or", 0)),
     "FP32 to FP16": Proof(narrow, "prove", 1, ("cell $shr", "cell $shl", 0)),
     "sequencer": Proof(sequencer, "prove", 2, ("cell $add", "cell $sub", 0)),
     "UART out": Proof(
@@ -445,14 +506,14 @@ def solve(name: str, proof: Proof, broken: bool = False, timeout: int = 600) -> 
 
 def main() -> int:
     """Prove everything, and that every planted fault is found; print a table."""
-    print(f"{'proof':<20} {'holds for':<22} {'seconds':>7}  result  planted fault")
+    print(f"{'proof':<21} {'holds for':<22} {'seconds':>7}  result  planted fault")
     good = True
     for name, proof in PROOFS.items():
         verdict = solve(name, proof)
         fault = solve(name, proof, broken=True)
         reach = "all runs" if proof.mode == "prove" else f"runs of {proof.depth} cycles"
         found = "found" if fault.found else f"MISSED ({fault.status})"
-        print(f"{name:<20} {reach:<22} {verdict.seconds:>7.1f}  {verdict.status:<7} {found}")
+        print(f"{name:<21} {reach:<22} {verdict.seconds:>7.1f}  {verdict.status:<7} {found}")
         if verdict.status != "PASS":
             print("\n".join(verdict.log.splitlines()[-12:]))
         good &= verdict.status == "PASS" and fault.found

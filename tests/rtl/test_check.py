@@ -33,6 +33,10 @@ CONFIGS = {
         rows=2, cols=3, max_m=4, max_n=2, a_words=32, b_words=16, sum_words=32,
         axi=AxiConfig(data_bits=32),
     ),
+    "4x3, wide": SatConfig(
+        rows=4, cols=3, a_words=64, b_words=64, update_lanes=32,
+        axi=AxiConfig(data_bits=256, ports=2),
+    ),
     "5x2, no interleave": SatConfig(
         rows=5, cols=2, interleave=1, a_words=32768, b_words=32768, sum_words=32768,
         fp=FpTiming(adder_stages=1), axi=AxiConfig(address_bits=48),
@@ -87,7 +91,7 @@ def state_after(config: SatConfig) -> GatherState:
 
 def other_instructions(config: SatConfig, end: int) -> list[Instruction]:
     """Return a legal instruction of each kind that compiled products do not use."""
-    c, word, beat = config, config.word_bytes, config.axi.beat_bytes
+    c, word, beat = config, config.word_bytes, config.granule_bytes
     gather = {"line": 2, "pixel": 1, "y": -1, "x": -2, "rows": 5, "offset": beat, "stride": 4}
     made = tensor_and_window(config)
     made.append(
@@ -124,7 +128,7 @@ def other_instructions(config: SatConfig, end: int) -> list[Instruction]:
         made.append(Instruction(Opcode.STORE, {**rows, **body}))
     made.append(Instruction(Opcode.RATES, {"momentum": 0x3F666666}))
     m = c.max_m
-    size = {"rows": m, "columns": max(m, c.beat_weights), "stride": 4}
+    size = {"rows": m, "columns": max(m, c.granule_weights), "stride": 4}
     copies = {"ff_n": 1, "ff_log2_m": 1, "bp_n": m, "bp_log2_m": m.bit_length() - 1}
     made.append(Instruction(Opcode.UPDATE, {**size, **copies, "ff_stride": 3, "bp_stride": 1}))
     state = state_after(config)

@@ -27,7 +27,23 @@ from sat.sim.memory import MemoryTiming
         ({"interleave": 3}, "interleave=3: must be 1, 2, 4 or 8"),
         ({"a_words": 100}, "a_words=100: must be a power of two"),
         ({"rows": 64, "sum_words": 256}, "sum_words=256: must hold two tiles"),
-        ({"max_m": 4, "max_n": 4}, "data_bits=128: must not exceed a word"),
+        (
+            {"rows": 4, "cols": 33, "max_m": 2, "max_n": 2, "axi": AxiConfig(data_bits=32)},
+            "cols=33: a mask bit for each must fit a beat \\(32 bits\\)",
+        ),
+        (
+            {"axi": AxiConfig(data_bits=512, ports=4), "max_m": 4, "max_n": 4},
+            "ports=4 x data_bits=512: a beat must not hold more than 16 words of max_m=4",
+        ),
+        (
+            {"axi": AxiConfig(data_bits=512, ports=4), "a_words": 16},
+            "a_words=16: must be at least 32 for beats of 16 words",
+        ),
+        (
+            {"axi": AxiConfig(data_bits=512, ports=2), "b_words": 32},
+            "b_words=32: must be at least 64 for beats of 8 words",
+        ),
+        ({"update_lanes": 64}, "update_lanes=64: must be 1, 2, 4, 8, 16 or 32"),
         ({"queue_depth": 3}, "queue_depth=3"),
         ({"watchdog_cycles": 1000}, "watchdog_cycles=1000"),
     ],
@@ -46,6 +62,10 @@ def test_parts_of_the_config_refuse():
         FpTiming(prune_stages=0)
     with pytest.raises(ValueError, match="data_bits=48"):
         AxiConfig(data_bits=48)
+    with pytest.raises(ValueError, match="ports=3: must be 1, 2 or 4"):
+        AxiConfig(ports=3)
+    with pytest.raises(ValueError, match="ports=2 of data_bits=64: several ports have 128 to 512"):
+        AxiConfig(ports=2, data_bits=64)
     with pytest.raises(ValueError, match="outstanding=3"):
         AxiConfig(outstanding=3)
 

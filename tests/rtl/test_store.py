@@ -21,6 +21,7 @@ from engine_bench import TIMINGS, Port, compare_times, run
 
 MEMORY = 1 << 14
 SMALL = {"a_words": 32, "b_words": 32, "sum_words": 64, "update_words": 32, "copy_words": 32}
+WIDE = {**SMALL, "b_words": 128}
 CONFIGS = [
     SatConfig(rows=3, cols=5, **SMALL, axi=AxiConfig(outstanding=2)),
     SatConfig(rows=1, cols=1, **SMALL, update_lanes=1, axi=AxiConfig(data_bits=64)),
@@ -29,6 +30,11 @@ CONFIGS = [
         axi=AxiConfig(data_bits=32, burst_beats=4),
     ),
     SatConfig(rows=2, cols=8, **SMALL),
+    SatConfig(rows=2, cols=5, **SMALL, axi=AxiConfig(data_bits=256, burst_beats=4)),
+    SatConfig(rows=2, cols=20, **WIDE, axi=AxiConfig(data_bits=128, ports=4, outstanding=2)),
+    SatConfig(
+        rows=2, cols=3, max_m=16, **WIDE, update_lanes=8, axi=AxiConfig(data_bits=512, ports=2)
+    ),
 ]  # fmt: skip
 
 
@@ -102,8 +108,11 @@ def test_stores(case):
             ctx.set(engine.mask, sum(int(bit) << n for n, bit in enumerate(masks[address])))
         else:
             banks = golden._made[Source(ctx.get(engine.source))]
+            # Words from the address on, each at the place of its sub-bank.
+            together, depth = config.beat_words, banks.shape[1]
+            at = [address + (n - address) % together for n in range(together)]
             words = [
-                int.from_bytes(bank[address % bank.shape[0]].tobytes(), "little") for bank in banks
+                int.from_bytes(bank[np.array(at) % depth].tobytes(), "little") for bank in banks
             ]
             for number, word in enumerate(words):
                 ctx.set(engine.made[number], word)
@@ -122,7 +131,8 @@ def test_stores(case):
                 if strobes >> n & 1:
                     memory[at + n] = data[n]
         if ctx.get(bus.awvalid):
-            port.pending.append([ctx.get(bus.awaddr), ctx.get(bus.awlen) + 1, now + 1])
+            at = ctx.get(bus.awaddr) * config.axi.ports
+            port.pending.append([at, ctx.get(bus.awlen) + 1, now + 1])
         address = ctx.get(engine.address)
         found = ctx.get(engine.non_finite)
 

@@ -34,6 +34,7 @@ CONFIGS = [
         **SMALL,
         fp=FpTiming(adder_stages=8, update_multiplier_stages=5, prune_stages=3),
     ),
+    SatConfig(update_lanes=16, axi=AxiConfig(data_bits=256), **SMALL),
 ]
 
 
@@ -58,7 +59,7 @@ def updates(draw):
             made.append(Instruction(Opcode.RATES, {name: bits(draw(number)) for name in names}))
             continue
         (ff_log2_m, ff_n), (bp_log2_m, bp_n) = (draw(st.sampled_from(patterns)) for _ in range(2))
-        unit = max(1 << ff_log2_m, config.beat_weights)
+        unit = max(1 << ff_log2_m, config.granule_weights)
         columns = unit * draw(st.integers(1, max(1, 24 // unit)))
         rows = (1 << bp_log2_m) * draw(st.integers(1, max(1, 9 >> bp_log2_m)))
         body = {
@@ -66,15 +67,15 @@ def updates(draw):
             "columns": columns,
             "in_base": draw(st.integers(0, 3)),
             "out_base": draw(st.integers(0, 3)),
-            "stride": columns // config.beat_weights + draw(st.integers(0, 1)),
+            "stride": columns // config.granule_weights + draw(st.integers(0, 1)),
             "ff_n": ff_n,
             "ff_log2_m": ff_log2_m,
             "ff_base": draw(st.integers(0, 3)),
-            "ff_stride": -(-columns // config.beat_halves),
+            "ff_stride": -(-columns // config.granule_halves),
             "bp_n": bp_n,
             "bp_log2_m": bp_log2_m,
             "bp_base": draw(st.integers(0, 3)),
-            "bp_stride": -(-rows // config.beat_halves),
+            "bp_stride": -(-rows // config.granule_halves),
         }
         instruction = Instruction(Opcode.UPDATE, body)
         if check(instruction.encode(), config, (0, 1), GatherState()) is None:
@@ -108,7 +109,7 @@ def test_updates(case):
     inputs = []
     for buffer in UPDATED:
         banks = golden._banks[buffer]
-        numbers = random_numbers(rng, (lanes, c.update_words, c.beat_weights))
+        numbers = random_numbers(rng, (lanes, c.update_words, c.granule_weights))
         banks[:] = numbers.view(np.uint16).reshape(banks.shape)
         inputs.append(numbers.view(np.uint32))
     golden._non_finite = int(skip)
@@ -130,7 +131,7 @@ def test_updates(case):
                     (Source.WEIGHT, engine.w_out),
                     (Source.MOMENTUM, engine.v_out),
                 ):
-                    word = ctx.get(Value.cast(port[lane])).to_bytes(c.axi.beat_bytes, "little")
+                    word = ctx.get(Value.cast(port[lane])).to_bytes(c.granule_bytes, "little")
                     got[source][lane, ctx.get(engine.out_address)] = list(word)
             for name in ("ff", "bp"):
                 if ctx.get(getattr(engine, f"{name}_write")[lane]):

@@ -63,7 +63,7 @@ class Bench(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self.config
-        lanes, per_beat, halves = config.update_lanes, config.beat_weights, config.beat_halves
+        lanes, per_beat, halves = config.update_lanes, config.granule_weights, config.granule_halves
         m.submodules.engine = engine = UpdateEngine(config)
         operation, address = self.a[28:], self.a[:28]
 
@@ -173,8 +173,8 @@ def bench(name: str) -> str:
 def word_shape(config: SatConfig, name: str) -> tuple[int, int, int]:
     """Return words of a bank, elements of a word, bits of an element."""
     if name in ("w_out", "v_out"):
-        return config.update_words, config.beat_weights, 32
-    return config.copy_words, config.beat_halves, 16 if "value" in name else 4
+        return config.update_words, config.granule_weights, 32
+    return config.copy_words, config.granule_halves, 16 if "value" in name else 4
 
 
 @dataclass
@@ -184,7 +184,7 @@ class Case:
     instructions: list[Instruction]
     skips: list[bool]
     gaps: list[int]
-    inputs: np.ndarray  # (3, lanes, update_words, beat_weights) uint32
+    inputs: np.ndarray  # (3, lanes, update_words, granule_weights) uint32
 
 
 def random_numbers(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -199,7 +199,7 @@ def random_numbers(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarr
 
 def random_update(rng: np.random.Generator, config: SatConfig) -> Instruction:
     """Return a legal UPDATE; small tiles and tiles of every shape up to the largest."""
-    lanes, per_beat, halves = config.update_lanes, config.beat_weights, config.beat_halves
+    lanes, per_beat, halves = config.update_lanes, config.granule_weights, config.granule_halves
     logs = rng.integers(0, config.max_m.bit_length(), 2)
     ff_m, bp_m = (1 << int(x) for x in logs)
     ff_n, bp_n = (int(rng.integers(1, m + 1)) for m in (ff_m, bp_m))
@@ -262,7 +262,7 @@ def random_case(rng: np.random.Generator, config: SatConfig) -> Case:
     ]
     gaps = [int(rng.choice([0, 0, 0, 1, 40, 300, 2000])) for _ in made]
     skips = [bool(x) for x in rng.random(count) < 0.3]
-    shape = (3, config.update_lanes, config.update_words, config.beat_weights)
+    shape = (3, config.update_lanes, config.update_words, config.granule_weights)
     return Case(made, skips, gaps, random_numbers(rng, shape))
 
 
@@ -280,8 +280,8 @@ def expected_banks(config: SatConfig, case: Case) -> dict[str, np.ndarray]:
             rates = Rates.of(i)
             continue
         row, column = np.mgrid[: i.rows, : i.columns]
-        word = row // lanes * i.stride + column // config.beat_weights
-        place = column % config.beat_weights
+        word = row // lanes * i.stride + column // config.granule_weights
+        place = column % config.granule_weights
         w, v, g = (x[row % lanes, i.in_base + word, place].view(np.float32) for x in case.inputs)
         ff, bp = ((i.ff_n, 1 << i.ff_log2_m), (i.bp_n, 1 << i.bp_log2_m))
         made = update_tile(w, v, g, ff, bp, rates, skip)
@@ -294,8 +294,8 @@ def expected_banks(config: SatConfig, case: Case) -> dict[str, np.ndarray]:
             line, k = np.mgrid[: copy.values.shape[0], : copy.values.shape[1]]
             at = (
                 line % lanes,
-                base + line // lanes * stride + k // config.beat_halves,
-                k % config.beat_halves,
+                base + line // lanes * stride + k // config.granule_halves,
+                k % config.granule_halves,
             )
             banks[f"{name}_value"][at] = copy.values.view(np.uint16)
             banks[f"{name}_index"][at] = copy.indices
@@ -306,7 +306,7 @@ def run_case(name: str, case: Case) -> tuple[dict[str, np.ndarray], np.ndarray, 
     """Return the banks, what ``total`` shows in each cycle while it runs, and the pushes."""
     config = CONFIGS[name]
     a, b = [], []
-    bits = [(n - 1).bit_length() for n in (config.beat_weights, config.update_words)]
+    bits = [(n - 1).bit_length() for n in (config.granule_weights, config.update_words)]
     lane_bits = (config.update_lanes - 1).bit_length()
     buffer, lane, word, number = np.indices(case.inputs.shape).reshape(4, -1)
     address = number | word << bits[0] | lane << sum(bits) | buffer << sum(bits) + lane_bits

@@ -181,14 +181,6 @@ def test_simulate_hands_the_engine_on(capsys, rtl_is_fake, args, engine):
         (["simulate", "--pattern", "9:8"], "sat simulate: error: pattern 9:8: N must be from 1"),
         (["simulate", "--pattern", "two"], "sat simulate: error: pattern 'two': must be N:M or d"),
         (["simulate", "--array", "8"], "sat simulate: error: array='8': must be ROWSxCOLS"),
-        (
-            ["simulate", "--memory", "ddr4"],
-            "sat simulate: error: memory ddr4 (one DDR4-2400 channel at 200 MHz), 64 bytes a cycle",
-        ),
-        (
-            ["simulate", "--memory", "ddr4x4", "--predict", "--layer", "conv"],
-            "sat simulate: error: memory ddr4x4 (four DDR4-2400 channels at 200 MHz), 256 bytes a ",
-        ),
         (["simulate", "--memory", "sram"], "sat simulate: error: argument --memory: invalid ch"),
         (
             ["simulate", "--predict", "--waves", "x.fst"],
@@ -240,18 +232,14 @@ def test_bad_usage_is_one_line_and_code_2(capsys, rtl_is_fake, args, message):
     assert err.startswith(message) and err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "memory, rule",
-    [
-        ("ddr4", "by 1 x 512 bits: data_bits=512: must be 32, 64, 128 or 256; name a memory"),
-        ("ddr4x4", "by 4 x 512 bits: data ports=4: a device has 1; name a memory"),
-    ],
-)
-def test_a_memory_that_no_device_has_names_the_rule(memory, rule):
-    with pytest.raises(ValueError, match=rule):
-        MEMORIES[memory].device(SatConfig())
+def test_a_memory_gives_a_device_its_ports():
     assert MEMORIES["narrow"].device(SatConfig()) == SatConfig()
     assert [m.bytes_per_cycle for m in MEMORIES.values()] == [16, 64, 256]
+    for memory in MEMORIES.values():
+        assert memory.device(SatConfig()).axi.beat_bytes == memory.bytes_per_cycle
+    rule = "256 bytes a cycle by 4 x 512 bits: .*a beat must not hold more than 16 words of max_m=4"
+    with pytest.raises(ValueError, match=f"{rule}.*; name a memory with a narrower port"):
+        MEMORIES["ddr4x4"].device(SatConfig(max_m=4, max_n=4))
 
 
 def test_a_failing_device_is_one_line_and_code_1(capsys, monkeypatch):

@@ -66,7 +66,7 @@ def multiply(name: str, *, left: Operand, right: Operand, bias: bool = False) ->
         for operand, product in ((left, to_left), (right, to_right))
         if operand.needs_gradient
     ]
-    products = {"ff": (Product(rows, cols, depth, count=count),)}
+    products: dict[str, tuple[Product, ...]] = {"ff": (Product(rows, cols, depth, count=count),)}
     for stage in ("bp", "wu"):
         of_stage = tuple(product for kind, product in needed if kind == stage)
         if of_stage:
@@ -125,7 +125,7 @@ def convolve(
         ]
         rows, cols, depth = batch * prod(made), out_channels, taps * channels
     ff = Product(rows, cols // groups, depth // groups, count=groups)
-    products = {"ff": (ff,)}
+    products: dict[str, tuple[Product, ...]] = {"ff": (ff,)}
     if x.needs_gradient:
         products["bp"] = (Product(ff.rows, ff.depth, ff.cols, count=groups),)
     if weight.needs_gradient:

@@ -117,7 +117,7 @@ def _transformers(name: str, batch: int, shape: tuple[int, ...] | None, tokens: 
         example = _example(batch, shape or (getattr(config, "num_channels", 3), *size))
     else:
         example = torch.zeros(batch, tokens, dtype=torch.long, device="meta")
-    extra = {"decoder_input_ids": example} if config.is_encoder_decoder else {}
+    extra: dict[str, Any] = {"decoder_input_ids": example} if config.is_encoder_decoder else {}
     return capture(model.train(), example, name=name, **extra)
 
 

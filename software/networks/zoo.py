@@ -125,7 +125,7 @@ def resnet18(width: int = 64, classes: int = 200) -> nn.Sequential:
         Channels of the first stage.
     classes : int
     """
-    stages = [_conv(3, width)]
+    stages: list[nn.Module] = [_conv(3, width)]
     channels = width
     for stage, blocks in enumerate((2, 2, 2, 2)):
         for block in range(blocks):

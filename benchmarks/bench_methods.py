@@ -2,14 +2,16 @@
 
 For those that train or prune a small GPT a step is that of `sat.methods.problems.gpt` (width 64, 2
 blocks, 16 x 64 characters): the model's products forward and backward, and the optimiser's. For
-the others it is that of their demos. Nothing is simulated: the cycle model, which the RTL agrees
-with, is asked for each product, with the default memory.
+the others it is that of their demos; of 64 digits for MC-SMoE's transformer, full, merged and
+compressed, and for HESSO's CNN, whole and with channels cut. Nothing is simulated: the cycle model,
+which the RTL agrees with, is asked for each product, with the default memory.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -18,8 +20,13 @@ import sat
 from sat.methods import get_method
 from sat.methods.auon import AuON, HybridAuON
 from sat.methods.dct_lowrank import DCTAdamW, Trion
-from sat.methods.problems.gpt import BATCH, CONTEXT, LOSS_SCALE, cross_entropy, make_gpt
+from sat.methods.hesso import HESSO, extract, prunable_groups
+from sat.methods.hesso.networks import make_cnn
+from sat.methods.mc_smoe import compact_model, compress_model, merge_model
+from sat.methods.mc_smoe.demo import DigitsMoE
+from sat.methods.problems.gpt import BATCH, CONTEXT, cross_entropy, make_gpt
 from sat.methods.problems.parameters import split_parameters
+from sat.methods.problems.scaling import scaled_backward
 from sat.methods.problems.text import load_text
 from sat.methods.s4_ptd import S4PTDModel, S5Model
 from sat.methods.ssvi.demo import build
@@ -43,7 +50,7 @@ def step_cycles(array: str, scheme: str, pattern: str, train: bool) -> tuple[nn.
     x, y = load_text().batch(BATCH, CONTEXT, torch.Generator().manual_seed(0))
     with sat.device("golden", array=array) as device, sat.offload(device) as report:
         if train:
-            (cross_entropy(model(x), y) * LOSS_SCALE).backward()
+            scaled_backward(cross_entropy(model(x), y), model)
         else:
             with torch.no_grad():
                 model(x)
@@ -93,6 +100,48 @@ def optimiser_cycles(array: str, model: nn.Module, make: Make) -> int:
     return report.cycles or 0 if report.calls else 0
 
 
+def digits_networks() -> Iterator[tuple[str, nn.Module]]:
+    """Yield names and networks for digits, their experts merged, or their channels cut."""
+    torch.manual_seed(0)
+    x = torch.randn(256, 1, 8, 8)
+    full = DigitsMoE()
+    yield "MC-SMoE: 16 experts", full
+    merged = copy.deepcopy(full)
+    merge_model(merged, [x], 4, global_=False)
+    yield "MC-SMoE: merged to 4", merged
+    for pattern in PATTERNS[1:]:
+        sparse = copy.deepcopy(merged)
+        for layer in sparse.mixtures:
+            sat.sparsify_(layer.experts, "bdwp", pattern)
+        yield f"MC-SMoE: merged to 4, {pattern} experts", sparse
+    for split in compress_model(merged, 8):
+        with torch.no_grad():
+            split.s[len(split.s) // 10 :] = 0
+    yield "MC-SMoE: merged to 4, rank 8 and a tenth of rows", compact_model(merged)
+    for pattern in PATTERNS:
+        cnn = make_cnn()
+        sat.sparsify_(cnn, "bdwp", pattern)
+        yield f"HESSO's CNN: {pattern}", cnn
+    cnn = make_cnn()
+    optimizer = HESSO(prunable_groups(cnn, x[:1]), cnn, 0.1, steps=1)
+    # What is left of each layer: 16 of 16, 8 of 32, 16 of 64 channels.
+    for layer, left in enumerate((16, 8, 16)):
+        optimizer.pruned[(optimizer.table.layer_of == layer).nonzero()[left:, 0]] = True
+    optimizer.table.scale(optimizer.pruned, 0)
+    for pattern in PATTERNS:
+        small = extract(cnn, optimizer, force=True)
+        sat.sparsify_(small, "bdwp", pattern)
+        yield f"HESSO's CNN: 16, 8, 16 channels, {pattern}", small
+
+
+def digits_cycles(array: str, model: nn.Module) -> int:
+    """Return what the products of a training step of 64 digits take."""
+    x = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with sat.device("golden", array=array) as device, sat.offload(device) as report:
+        scaled_backward(model(x).square().mean(), model)
+    return report.cycles or 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arrays", nargs="+", default=["8x8", "32x32"])
@@ -120,6 +169,9 @@ def main() -> None:
                 cycles = method_cycles(array, slug, *make_step(pattern))
                 dense = dense or cycles
                 print(f"{array:<7} {pattern:<8} {text:<28} {cycles:>11,} {dense / cycles:>8.2f}")
+    for array in args.arrays:
+        for text, model in digits_networks():
+            print(f"{array:<7} {text:<50} {digits_cycles(array, model):>11,}")
 
 
 if __name__ == "__main__":

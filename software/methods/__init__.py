@@ -177,6 +177,20 @@ _METHODS = (
         "layers against integrals; a CNN trained at 16 x 16 asked at 32 x 32 and 64 x 64",
         "fp32",
     ),
+    Method(
+        "mc_smoe",
+        "MC-SMoE: merge experts, then compress them",
+        "Li et al. 2024, arXiv 2310.01334",
+        "planted experts, digits by 16 experts merged to 4, low rank plus rows, N:M",
+        "fp16",
+    ),
+    Method(
+        "hesso",
+        "HESSO and HESSO-CRIC: structured pruning while training",
+        "Chen et al. 2024, arXiv 2409.09085",
+        "exact extraction, digits at 70 % and 90 % fewer channels beside N:M, a trap",
+        "fp16",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

@@ -12,14 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sat.methods.problems.parameters import split_parameters
+from sat.methods.problems.scaling import scaled_backward
 from sat.methods.problems.text import Text, load_text
 
 STEPS, BATCH, CONTEXT = 300, 16, 64
 REST_LR, BETAS = 3e-3, (0.9, 0.95)
-
-LOSS_SCALE = 2.0**10
-"""Gradients are taken of the loss times this, and divided by it: float16 keeps them then, and
-float32 keeps their bits."""
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -216,10 +213,7 @@ def train_gpt(
         x, y = text.batch(batch, context, order)
         model.zero_grad()
         loss = cross_entropy(model(x), y)
-        (loss * LOSS_SCALE).backward()  # type: ignore[no-untyped-call]
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter.grad.div_(LOSS_SCALE)
+        scaled_backward(loss, model)
         before = time.process_time()
         optimizer.step()
         training.optimizer_seconds += time.process_time() - before

@@ -17,7 +17,9 @@ from sat.methods import METHODS, Check, Method, Result, get_method
 from sat.methods.auon import HybridAuON
 from sat.methods.dct_lowrank import DCTAdamW
 from sat.methods.dsnot import bake, prune_model
+from sat.methods.hesso import HESSO, extract, prunable_groups
 from sat.methods.lightsb.demo import train_swiss_roll
+from sat.methods.mc_smoe import MoELayer, merge_experts
 from sat.methods.nn_to_no import to_operator
 from sat.methods.problems.gpt import cross_entropy, make_gpt
 from sat.methods.problems.parameters import split_parameters
@@ -150,6 +152,21 @@ def step_of(slug):
         layer = SparseBayesLinear(32, 16, pattern="2:8")
         sat.sparsify_(layer, "srste", "2:8")
         layer(torch.randn(4, 32, requires_grad=True)).sum().backward()
+    elif slug == "mc_smoe":
+        mixture = MoELayer(8, 16, 4)
+        merge_experts(mixture, torch.tensor([0, 1, 0, 1]), torch.ones(4))
+        sat.sparsify_(mixture.experts, "bdwp", "2:8")
+        mixture(torch.randn(20, 8)).sum().backward()
+    elif slug == "hesso":
+        cnn = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 2)
+        )
+        x = torch.randn(3, 1, 4, 4)
+        optimizer = HESSO(prunable_groups(cnn, x), cnn, 0.1, steps=1)
+        loss = cnn(x).square().mean()
+        loss.backward()
+        optimizer.step(loss)
+        extract(cnn, optimizer)(x)
     else:
         model, x = gpt_step()
         matrices, _ = split_parameters(model)

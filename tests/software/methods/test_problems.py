@@ -14,7 +14,6 @@ from torch import nn
 import sat
 from sat.methods.problems.gpt import (
     GPT,
-    LOSS_SCALE,
     cross_entropy,
     held_out_loss,
     make_gpt,
@@ -24,6 +23,7 @@ from sat.methods.problems.gpt import (
 from sat.methods.problems.orthogonal import newton_schulz
 from sat.methods.problems.parameters import split_parameters
 from sat.methods.problems.rounding import FLOAT64_PRODUCTS, product_bound, product_error
+from sat.methods.problems.scaling import LOSS_SCALE, scaled_backward
 from sat.methods.problems.text import TEST_SHARE, Text, load_text
 
 # ------------------------------------------------------------------------------------ text
@@ -169,8 +169,8 @@ def test_loss_scale_keeps_float16_products_of_gradients():
 
     def gradients():
         model.zero_grad()
-        (cross_entropy(model(x), y) * LOSS_SCALE).backward()
-        return [p.grad.clone() / LOSS_SCALE for p in split_parameters(model)[0]]
+        scaled_backward(cross_entropy(model(x), y), model)
+        return [p.grad.clone() for p in split_parameters(model)[0]]
 
     exact = gradients()
     with sat.offload("golden") as report:

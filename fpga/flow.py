@@ -11,18 +11,18 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path as FilePath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from sat.fpga import timing
 from sat.fpga.area import area_of
-from sat.fpga.timing import Path, slow_paths
+from sat.fpga.timing import TimingPath, slow_paths
 from sat.fpga.wheels import ECPPACK, NEXTPNR, follow, ready, run_wheel, run_yosys
 from sat.sim.build import cached, digest
 
 _NETLIST, _CONFIG, _BITSTREAM = "top.json", "top.config", "top.bit"
-_TIMING, _DELAYS, _PATHS = "timing.json", "top.sdf", "paths.json"
+_TIMING, _DELAYS = "timing.json", "top.sdf"
+_KEPT = (_BITSTREAM, _TIMING, _DELAYS)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Implementation:
         Yosys' JSON of the module ``top``, flat.
     timing : dict
         nextpnr's report: utilisation, frequencies.
-    paths : tuple of Path
+    paths : tuple of TimingPath
         The slowest ones, slowest first.
     seconds : dict of Seconds
         By step: synthesis, place and route.
@@ -53,7 +53,7 @@ class Implementation:
     bitstream: bytes
     netlist: dict[str, Any]
     timing: dict[str, Any]
-    paths: tuple[Path, ...]
+    paths: tuple[TimingPath, ...]
     seconds: dict[str, Seconds]
 
     @property
@@ -109,10 +109,9 @@ def implement(
     module = json.loads(text)["modules"]["top"]
     area_of(Counter(cell["type"] for cell in module["cells"].values())).require(capacity)
     options = [*nextpnr_options, "--freq", f"{clock_hz / 1e6:g}", "--seed", str(seed)]
-    analysis = FilePath(timing.__file__).read_bytes()
-    key = digest([ready(NEXTPNR), text, files["top.lpf"], *options, analysis])
+    key = digest([ready(NEXTPNR), text, files["top.lpf"], *options, *_KEPT])
 
-    def place(folder: FilePath) -> FilePath:
+    def place(folder: Path) -> Path:
         (folder / _NETLIST).write_bytes(text)
         (folder / "top.lpf").write_text(files["top.lpf"])
         log = folder / "nextpnr.log"
@@ -123,12 +122,9 @@ def implement(
         with follow(log, _of_nextpnr(heard)):
             run_wheel(NEXTPNR, [*options, *inout, *more], folder)
         run_wheel(ECPPACK, ["--compress", "--input", _CONFIG, "--bit", _BITSTREAM], folder)
-        with (folder / _DELAYS).open() as delays:
-            found = [asdict(path) for path in slow_paths(delays)]
-        (folder / _PATHS).write_text(json.dumps(found))
         made = folder / "made.zip"
         with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name in (_BITSTREAM, _TIMING, _PATHS):
+            for name in _KEPT:
                 archive.write(folder / name, name)
         return made
 
@@ -139,10 +135,7 @@ def implement(
             bitstream=archive.read(_BITSTREAM),
             netlist=module,
             timing=json.loads(archive.read(_TIMING)),
-            paths=tuple(
-                Path(**{**path, "through": tuple(path["through"])})
-                for path in json.loads(archive.read(_PATHS))
-            ),
+            paths=tuple(slow_paths(archive.read(_DELAYS).decode())),
             seconds=seconds,
         )
 

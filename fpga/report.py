@@ -9,7 +9,7 @@ from typing import Any
 
 from sat.fpga.area import Area, area_of
 from sat.fpga.flow import Implementation, Seconds
-from sat.fpga.timing import Path, signal_name
+from sat.fpga.timing import TimingPath, signal_name
 
 _RESOURCES = {
     "LUT4": "TRELLIS_COMB",
@@ -50,7 +50,7 @@ class Report:
         By resource.
     blocks : dict of Area
         What was mapped, by block: names of the design's hierarchy.
-    paths : tuple of Path
+    paths : tuple of TimingPath
         The slowest ones between different signals, slowest first.
     seconds : dict of Seconds
         By step.
@@ -64,7 +64,7 @@ class Report:
     bitstream_bytes: int
     used: dict[str, Use]
     blocks: dict[str, Area]
-    paths: tuple[Path, ...]
+    paths: tuple[TimingPath, ...]
     seconds: dict[str, Seconds]
 
     @classmethod
@@ -103,10 +103,11 @@ class Report:
         speed = f"{self.fmax_mhz:.2f} MHz routed, {self.clock_mhz:g} asked for: {verdict}"
         lines = [
             f"{self.board}, array {self.array}: {speed}",
-            f"bitstream: {self.bitstream_bytes:,} bytes, SHA-256 {self.sha256}",
+            "",
+            f"- bitstream: {self.bitstream_bytes:,} bytes, SHA-256 {self.sha256}",
         ]
         lines += [
-            f"{step}: {took.cpu:,.0f} s of processor, {took.wall:,.0f} s"
+            f"- {step}: {took.cpu:,.0f} s of processor, {took.wall:,.0f} s"
             for step, took in self.seconds.items()
         ]
         uses = [

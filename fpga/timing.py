@@ -21,11 +21,15 @@ _MADE = re.compile(
 )
 """What Yosys adds to a signal's name for the cells around it."""
 
+_PORT = re.compile(r"_(?:D[IO]|AD|R|P)[ABX]?\d*(?:_\d+)?$")
+"""A pin of a memory or multiplier, where it names what is behind it."""
+_NUMBER = re.compile(r"(?:\[\d+\]|\.\d+|\$\d+|_\d+)+$")
+
 Pin = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Path:
+class TimingPath:
     """The slowest path between two signals.
 
     Parameters
@@ -51,13 +55,18 @@ class Path:
 
 
 def signal_name(cell: str) -> str:
-    """Return the project's name for a cell of the netlist: that of the signal that it serves."""
+    """Return the project's name for a cell of the netlist: that of the signal that it serves.
+
+    Elements of an array, bits and copies have one name; what nextpnr adds has none.
+    """
     name = cell.replace("\\", "").split("$CCU2", 1)[0]
+    if name.startswith("$"):
+        return ""
     name = _MADE.sub("", name)
-    return re.sub(r"(?:\[\d+\]|\.\d+)+$", "", name)
+    return _NUMBER.sub("", _PORT.sub("", name))
 
 
-def slow_paths(sdf: str | Iterable[str], count: int = 20) -> list[Path]:
+def slow_paths(sdf: str | Iterable[str], count: int = 20) -> list[TimingPath]:
     """Return the slowest paths between different pairs of signals, slowest first.
 
     Parameters
@@ -143,7 +152,7 @@ class _Graph:
         setup: int,
         arrival: dict[Pin, int],
         before: dict[Pin, Pin],
-    ) -> Path:
+    ) -> TimingPath:
         """Return the path that ends at a pin."""
         pins = [end]
         while pins[-1] in before:
@@ -155,9 +164,9 @@ class _Graph:
             if here[0] != there[0]
         )
         total = arrival[end] + setup
-        names = [signal_name(cell) for cell, _ in pins]
+        names = [name for cell, _ in pins if (name := signal_name(cell))]
         through = [name for k, name in enumerate(names) if k == 0 or name != names[k - 1]]
-        return Path(
+        return TimingPath(
             start=pair[0],
             end=pair[1],
             ns=total / 1000,

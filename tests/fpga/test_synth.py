@@ -132,6 +132,10 @@ def test_a_frequency_between_is_refused_with_its_neighbours():
         ("board.link.step_TRELLIS_FF_Q_3_DI_LUT4_Z_C_CCU2C_S1$CCU2_COMB0", "board.link.step"),
         ("board.memory.ram.0.15", "board.memory.ram"),
         ("board.device.store.word[7]", "board.device.store.word"),
+        ("board.device.update.skip$46_TRELLIS_FF_Q", "board.device.update.skip"),
+        ("board.device.output.bank_1.0.0_DOB12_LUT4_Z", "board.device.output.bank"),
+        ("board.device.sequencer.queue.items.0.1_DO_2", "board.device.sequencer.queue.items"),
+        ("$nextpnr_CCU2C_3$CCU2_COMB1", ""),
         ("board.device.csr.LUT4", "board.device.csr.LUT4"),
     ],
 )

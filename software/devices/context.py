@@ -20,7 +20,7 @@ _log: ContextVar[ProductLog | None] = ContextVar("sat_product_log", default=None
 
 @dataclass(frozen=True)
 class ProductRecord:
-    """One product that a layer had computed.
+    """One product that a layer had computed, or a stack of them, one for each group.
 
     Parameters
     ----------
@@ -36,6 +36,8 @@ class ProductRecord:
         Name of the device.
     run : Run
         The device's account.
+    count : int
+        Products of the stack.
     """
 
     layer: str
@@ -46,6 +48,7 @@ class ProductRecord:
     pattern: Pattern
     device: str
     run: Run
+    count: int = 1
 
 
 @dataclass

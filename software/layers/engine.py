@@ -31,8 +31,9 @@ from sat.sparsity.pattern import Pattern
 class Operand:
     """An operand of a product by lanes, rows of A or columns of B: (lanes, kept) each.
 
-    ``indices`` is None for a dense one; ``depth`` is the length of a lane before pruning. One that
-    is used again is ``resident``: devices keep it, where it is the right one.
+    Of a stack of products (groups, lanes, kept). ``indices`` is None for a dense one; ``depth`` is
+    the length of a lane before pruning. One that is used again is ``resident``: devices keep it,
+    where it is the right one.
     """
 
     values: Tensor
@@ -44,10 +45,10 @@ class Operand:
     @functools.cached_property
     def right(self) -> RightOperand:
         """The operand as columns of B."""
-        values = np.ascontiguousarray(array_of(self.values).T)
+        values = np.ascontiguousarray(array_of(self.values).swapaxes(-1, -2))
         if self.indices is None:
             return RightOperand.dense(values, resident=self.resident)
-        indices = np.ascontiguousarray(array_of(self.indices).T)
+        indices = np.ascontiguousarray(array_of(self.indices).swapaxes(-1, -2))
         return RightOperand(values, indices, self.pattern, self.depth, self.resident)
 
 
@@ -72,7 +73,7 @@ class Copy:
         part : hashable
             Names the part.
         lanes : callable
-            Takes values, and indices, to (lanes, kept).
+            Takes values, and indices, to (…, lanes, kept).
         depth : int
             Length of a lane before pruning.
         """
@@ -84,8 +85,8 @@ class Copy:
         return self.operands[part]
 
 
-Copies = dict[tuple[str, int], Copy]
-"""By stage and group."""
+Copies = dict[str, Copy]
+"""By stage."""
 
 # Apart from the modules, so that copying, pickling and saving one does not take them along.
 COPIES: WeakKeyDictionary[nn.Module, Copies] = WeakKeyDictionary()
@@ -124,19 +125,19 @@ class Engine:
         """Return numbers rounded to float16; an offload's report counts what that lost."""
         return torch.from_numpy(halves(x.detach().resolve_neg(), self.lost))
 
-    def weight(self, stage: str, group: int, w: Tensor, axes: dict[str, int]) -> Copy:
-        """Return a group's weight, pruned and rounded as by `operand`.
+    def weight(self, stage: str, w: Tensor, axes: dict[str, int]) -> Copy:
+        """Return the layer's weight, pruned and rounded as by `operand`.
 
         It is the same copy as long as the weight is the same. So a weight is pruned once after
         each update and sent to a device once, however often it is used. Bits are compared, not
         version counters, which ``weight.data`` gets around.
         """
-        held = self.copies.get((stage, group))
+        held = self.copies.get(stage)
         now = w.detach()
         if held is not None and held.plan == self.plan and _same_bits(held.source, now):
             return held
         made = Copy(self.plan, now.clone(), *self.operand(stage, "weight", w, axes))
-        self.copies[stage, group] = made
+        self.copies[stage] = made
         return made
 
     def compact(self, stage: str) -> bool:
@@ -182,12 +183,16 @@ class Engine:
     def product(
         self, stage: str, left: Operand, right: Operand, start: Tensor | None = None
     ) -> Tensor:
-        """Return (left lanes, right lanes) float32; ``start`` has one value per right lane."""
+        """Return (…, left lanes, right lanes) float32.
+
+        ``start`` has one value per right lane: (lanes,), or (groups, 1, lanes) for a stack.
+        """
         if left.indices is not None:
             # The device takes a compact operand on its right: compute the transpose.
             if start is not None:
-                start = start[:, None].expand(-1, len(left.values))
-            return self._matmul(stage, right, left, start).t()
+                column = start[..., None] if start.ndim == 1 else start.mT
+                start = column.expand(*column.shape[:-1], left.values.shape[-2])
+            return self._matmul(stage, right, left, start).mT
         return self._matmul(stage, left, right, start)
 
     def stages(
@@ -226,12 +231,13 @@ class Engine:
                 ProductRecord(
                     self.plan.name,
                     stage,
-                    len(a),
-                    len(right.values),
+                    left.values.shape[-2],
+                    right.values.shape[-2],
                     right.depth,
                     right.right.pattern,
                     self.device.name,
                     run,
+                    len(a) if a.ndim == 3 else 1,
                 )
             )
         return torch.from_numpy(result)

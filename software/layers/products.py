@@ -20,6 +20,7 @@ from sat.layers.engine import Engine, Operand
 from sat.offload.lowering import (
     Geometry,
     Phase,
+    Taps,
     at_positions,
     backward_phases,
     every_phase,
@@ -27,9 +28,16 @@ from sat.offload.lowering import (
     front,
     pad,
     place,
+    stacked_windows,
     windows,
 )
 from sat.sparsity.pattern import DENSE
+
+
+def _grouped(x: Tensor, groups: int, channels: int) -> Tensor:
+    """Return a picture as (…, groups, channels of one), filled up with zeros to ``channels``."""
+    x = x.unflatten(-1, (groups, -1))
+    return _widen(x, channels)
 
 
 def _widen(x: Tensor, channels: int) -> Tensor:
@@ -38,36 +46,68 @@ def _widen(x: Tensor, channels: int) -> Tensor:
     return functional.pad(x, (0, extra)) if extra else x
 
 
+def _lanes(x: Tensor, taps: Sequence[Taps], low: Sequence[int]) -> Tensor:
+    """Return what taps read of (batch, *sizes, groups, channels): (rows, taps * channels).
+
+    Or, of several groups, as many of them.
+    """
+    groups = x.shape[-2]
+    x = x.flatten(-2)
+    return windows(x, taps, low) if groups == 1 else stacked_windows(x, taps, low, groups)
+
+
+def _operand(
+    engine: Engine,
+    stage: str,
+    name: str,
+    x: Tensor,
+    reads: Sequence[Sequence[Taps]],
+    axes: dict[str, int],
+    groups: int,
+    channels: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Return a picture padded, rounded and pruned: (batch, *sizes, groups, kept channels)."""
+    padded = pad(_grouped(x, groups, channels).flatten(-2), reads)
+    return engine.operand(stage, name, padded.unflatten(-1, (groups, channels)), axes)
+
+
+def _weights(weight: Tensor, groups: int) -> Tensor:
+    """Return a weight as (groups, out of one, …), or as it is for a single group."""
+    return weight if groups == 1 else weight.unflatten(0, (groups, -1))
+
+
+def _picture(made: Tensor, batch: int, sizes: Sequence[int]) -> Tensor:
+    """Return the rows of a product, or of one for each group, as (batch, *sizes, channels)."""
+    if made.ndim == 2:
+        return made.reshape(batch, *sizes, made.shape[1])
+    return made.transpose(0, 1).reshape(batch, *sizes, -1)
+
+
 def output(engine: Engine, g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return FF: (batch, height, width, out) float32."""
+    """Return FF: (batch, height, width, out) float32. Groups are a stack of products."""
     taps = forward_taps(g, x.shape[1:-1])
     reads = [[t] for t in taps]
-    outs, ins = len(weight) // g.groups, weight.shape[-1]
-    channels = _lane_channels(engine, "FF", g, ins)
-    low = front(reads)
-    parts = []
-    for group in range(g.groups):
-        x_part = _widen(x[..., group * ins : (group + 1) * ins], channels)
-        w_part = _widen(weight[group * outs : (group + 1) * outs], channels)
-        values, indices = engine.operand("FF", "input", pad(x_part, reads), {"in": -1})
-        depth = g.taps * channels
-        left = Operand(
-            windows(values, taps, low),
-            None if indices is None else windows(indices, taps, low),
-            depth,
-            engine.plan.pattern,
-        )
-        copy = engine.weight("FF", group, w_part, {"out": 0, "in": -1})
-        right = copy.operand("all", lambda x: x.flatten(1), depth)
-        start = None if bias is None else bias[group * outs : (group + 1) * outs]
-        parts.append(engine.product("FF", left, right, start))
-    y = parts[0] if g.groups == 1 else torch.cat(parts, 1)
-    return y.reshape(len(x), *(t.outputs for t in taps), len(weight))
+    channels = _lane_channels(engine, "FF", g, weight.shape[-1])
+    low, depth = front(reads), g.taps * channels
+    values, indices = _operand(engine, "FF", "input", x, reads, {"in": -1}, g.groups, channels)
+    left = Operand(
+        _lanes(values, taps, low),
+        None if indices is None else _lanes(indices, taps, low),
+        depth,
+        engine.plan.pattern,
+    )
+    lanes = _widen(_weights(weight, g.groups), channels)
+    copy = engine.weight("FF", lanes, {"out": -4, "in": -1})
+    right = copy.operand("all", lambda x: x.flatten(-3), depth)
+    start = bias if bias is None or g.groups == 1 else bias.view(g.groups, 1, -1)
+    made = engine.product("FF", left, right, start)
+    return _picture(made, len(x), [t.outputs for t in taps])
 
 
 def _lanes_at(phases: Sequence[Phase], w: Tensor) -> Tensor:
-    """Return what phases take of (lanes, *kernel, channels) as (lanes, kept)."""
-    return at_positions(w, phases).flatten(1)
+    """Return what phases take of (…, lanes, *kernel, channels) as (…, lanes, kept)."""
+    axes = len(phases) + 1
+    return at_positions(w, phases, w.ndim - axes).flatten(-axes)
 
 
 def _lane_channels(engine: Engine, stage: str, g: Geometry, channels: int) -> int:
@@ -79,55 +119,48 @@ def _lane_channels(engine: Engine, stage: str, g: Geometry, channels: int) -> in
 def input_gradient(
     engine: Engine, g: Geometry, grad: Tensor, weight: Tensor, shape: torch.Size
 ) -> Tensor:
-    """Return BP: (batch, height, width, in) float32."""
+    """Return BP: (batch, height, width, in) float32. Groups are a stack of products."""
     phases = backward_phases(g, shape[1:-1])
     reads = [[phase.taps for phase in axis] for axis in phases]
-    outs, ins = len(weight) // g.groups, weight.shape[-1]
-    channels = _lane_channels(engine, "BP", g, outs)
+    channels = _lane_channels(engine, "BP", g, len(weight) // g.groups)
     low = front(reads)
+    values, indices = _operand(
+        engine, "BP", "output_gradient", grad, reads, {"out": -1}, g.groups, channels
+    )
+    # (…, in, *kernel, out)
+    lanes = _widen(_weights(weight, g.groups).transpose(-1, -4), channels)
+    copy = engine.weight("BP", lanes, {"in": -4, "out": -1})
     dx = torch.zeros(shape)
-    for group in range(g.groups):
-        grad_part = _widen(grad[..., group * outs : (group + 1) * outs], channels)
-        w_part = weight[group * outs : (group + 1) * outs].permute(3, 1, 2, 0)
-        grad_values, grad_indices = engine.operand(
-            "BP", "output_gradient", pad(grad_part, reads), {"out": -1}
+    # Inputs that no phase reaches feed no output: their gradient is zero.
+    for chosen in every_phase(phases):
+        taps = [phase.taps for phase in chosen]
+        depth = prod(t.count for t in taps) * channels
+        left = Operand(
+            _lanes(values, taps, low),
+            None if indices is None else _lanes(indices, taps, low),
+            depth,
+            engine.plan.pattern,
         )
-        copy = engine.weight("BP", group, _widen(w_part, channels), {"in": 0, "out": -1})
-        dx_part = dx[..., group * ins : (group + 1) * ins]
-        # Inputs that no phase reaches feed no output: their gradient is zero.
-        for chosen in every_phase(phases):
-            taps = [phase.taps for phase in chosen]
-            depth = prod(t.count for t in taps) * channels
-            left = Operand(
-                windows(grad_values, taps, low),
-                None if grad_indices is None else windows(grad_indices, taps, low),
-                depth,
-                engine.plan.pattern,
-            )
-            positions = tuple(tuple(phase.positions) for phase in chosen)
-            right = copy.operand(positions, functools.partial(_lanes_at, chosen), depth)
-            target = place(dx_part, chosen, g.stride)
-            target.copy_(engine.product("BP", left, right).reshape(target.shape))
+        positions = tuple(tuple(phase.positions) for phase in chosen)
+        right = copy.operand(positions, functools.partial(_lanes_at, chosen), depth)
+        made = engine.product("BP", left, right)
+        place(dx, chosen, g.stride).copy_(_picture(made, len(grad), [t.outputs for t in taps]))
     return dx
 
 
 def weight_gradient(engine: Engine, g: Geometry, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Return WU: (out, kernel rows, kernel columns, in) float32."""
+    """Return WU: (out, kernel rows, kernel columns, in) float32. Groups are a stack of products."""
     taps = forward_taps(g, x.shape[1:-1])
     reads = [[t] for t in taps]
-    outs, ins = len(weight) // g.groups, weight.shape[-1]
     samples = prod(grad.shape[:-1])
-    parts = []
-    for group in range(g.groups):
-        grad_part = grad[..., group * outs : (group + 1) * outs].reshape(samples, outs)
-        values, _ = engine.operand("WU", "output_gradient", grad_part, {"out": -1})
-        left = Operand(values.t(), None, samples, DENSE)
-        x_part = x[..., group * ins : (group + 1) * ins]
-        values, _ = engine.operand("WU", "input", x_part, {"in": -1})
-        right = Operand(windows(pad(values, reads), taps, front(reads)).t(), None, samples, DENSE)
-        parts.append(engine.product("WU", left, right).reshape(outs, *g.kernel, ins))
-    dw = parts[0] if g.groups == 1 else torch.cat(parts)
-    return dw
+    outs, ins = len(weight) // g.groups, weight.shape[-1]
+    dy, _ = engine.operand("WU", "output_gradient", _grouped(grad, g.groups, outs), {"out": -1})
+    values, _ = engine.operand("WU", "input", _grouped(x, g.groups, ins), {"in": -1})
+    padded = pad(values.flatten(-2), reads).unflatten(-1, (g.groups, ins))
+    lanes = dy.reshape(samples, g.groups, outs).permute(1, 2, 0)
+    left = Operand(lanes[0] if g.groups == 1 else lanes, None, samples, DENSE)
+    right = Operand(_lanes(padded, taps, front(reads)).mT, None, samples, DENSE)
+    return engine.product("WU", left, right).reshape(len(weight), *g.kernel, ins)
 
 
 def to_ohwi(weight: Tensor) -> Tensor:

@@ -190,3 +190,19 @@ def test_operands_that_cannot_be_wrong_are_not_copied():
     operand = RightOperand.dense(values.numpy())
     assert operand.addresses == (values.data_ptr(), None)
     assert operand.layout == ((8, 8), (8, 1))
+
+
+@pytest.mark.parametrize("scheme", ["bdwp", "sdgp", "srste"])
+@pytest.mark.parametrize("groups", [2, 8])
+def test_groups_of_a_sat_layer_are_one_stack(scheme, groups):
+    torch.manual_seed(0)
+    plain = torch.nn.Conv2d(8, 16, 3, padding=1, groups=groups)
+    layer = torch.nn.Sequential(plain)
+    sat.sparsify_(layer, scheme=scheme, pattern="2:4", filter_fn=lambda *_: True)
+    x = torch.randn(2, 8, 5, 5, requires_grad=True)
+    with sat.offload("golden") as report, sat.record_products() as log:
+        layer(x).square().sum().backward()
+    assert [record.stage for record in log] == ["FF", "BP", "WU"]
+    assert [record.count for record in log] == [groups] * 3
+    assert all(record.rows * record.cols * record.depth > 0 for record in log)
+    assert report.devices["golden"].products == 3 * groups

@@ -40,6 +40,14 @@ DEVICES = {
         rows=16, cols=16, max_m=16, a_words=512, b_words=512, sum_words=1024,
         axi=AxiConfig(data_bits=256, outstanding=64),
     ),
+    "32x32/64B": SatConfig(
+        rows=32, cols=32, a_words=1024, b_words=1024, sum_words=2048,
+        axi=AxiConfig(data_bits=512, outstanding=64),
+    ),
+    "32x32/256B": SatConfig(
+        rows=32, cols=32, a_words=1024, b_words=1024, sum_words=2048,
+        axi=AxiConfig(data_bits=512, ports=4, outstanding=64),
+    ),
 }  # fmt: skip
 """By name: array / bytes that memory brings in a cycle."""
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from sat.dataflow.fit import DoesNotFit
 from sat.dataflow.products import Product
 from sat.rtl.config import SEMAPHORE_MAX, SatConfig
-from sat.sim.memory import MemoryTiming
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -47,17 +46,26 @@ class OsMapping:
     chunk_words : int
         Words of the depth that one MULTIPLY takes.
     rows_outer : bool
-        Blocks of tile rows outside, tile columns inside; or the other way.
-    block : int
-        Tile rows (or tile columns) in a block.
+        Blocks of tile rows outside, of tile columns inside; or the other way.
+    row_block, col_block : int
+        Tile rows and tile columns of a block.
+    depth_outer : bool
+        The chunks of the depth pass a block one after the other, and the sums of all its tiles
+        wait in the output buffer; or all chunks pass one tile, whose sums stay in the array.
     """
 
     split: int
     chunk_words: int
     rows_outer: bool
-    block: int
+    row_block: int = 1
+    col_block: int = 1
+    depth_outer: bool = False
 
     dataflow = "os"
+
+    @property
+    def sort(self) -> str:
+        return "blocks" if self.depth_outer else "tiles"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +84,9 @@ class WsMapping:
         Passes whose operands are loaded together.
     rows_outer : bool
         Row blocks outside, tile columns inside; or the other way.
+    col_block : int
+        Tile columns that a chunk of A meets while it is there; their sums wait in the output
+        buffer.
     """
 
     hold: int
@@ -83,11 +94,42 @@ class WsMapping:
     tile_rows: int
     chunk_passes: int
     rows_outer: bool
+    col_block: int = 1
 
-    dataflow = "ws"
+    dataflow = sort = "ws"
 
 
-Mapping = OsMapping | WsMapping
+@dataclass(frozen=True, kw_only=True)
+class BandMapping:
+    """Output stationary, for patches that overlap: a bank holds all pixels of a band of positions.
+
+    Each row of the array has a band of its own, a rectangle of positions of an image. The pixels
+    that any of them meets are loaded once; MULTIPLYs read windows of them, and the interleaved
+    sums of a bank are neighbours.
+
+    Parameters
+    ----------
+    split : int
+        As in `OsMapping`.
+    lines, pixels : int
+        Positions of a band.
+    rows_outer : bool
+        Sets of bands outside, tile columns inside; or the other way.
+    block : int
+        Sets of bands (or tile columns) that stay while the others pass.
+    """
+
+    split: int
+    lines: int
+    pixels: int
+    rows_outer: bool
+    block: int
+
+    dataflow = "os"
+    sort = "bands"
+
+
+Mapping = OsMapping | WsMapping | BandMapping
 
 
 def _halvings(value: int) -> Iterator[int]:
@@ -125,7 +167,7 @@ def legal_mappings(product: Product, config: SatConfig, dataflow: str = "auto") 
     if dataflow != "ws":
         found += os_mappings(product, config)
     if dataflow != "os":
-        found += _ws_mappings(product, config)
+        found += ws_mappings(product, config)
     if not found:
         # Output stationary, a word at a time always fits; weights have to fit the USPEs.
         per_word = values_per_word(product, config)
@@ -155,35 +197,111 @@ def os_mappings(
     chunk_words : int, optional
         Words of every chunk of the depth; if not given, what the buffers hold.
     """
-    s = config.interleave
-    per_word = values_per_word(product, config)
-    words = ceil_div(product.depth, config.max_m)
     found: list[OsMapping] = []
-    for split in range(s.bit_length()):
-        tile_rows, tile_cols = config.rows * (s >> split), config.cols << split
-        row_tiles = ceil_div(product.rows, tile_rows)
-        col_tiles = ceil_div(product.cols, tile_cols)
-        # The longest chunk of which both operand buffers hold two (or all there is).
-        for chunk in _halvings(words) if chunk_words is None else (chunk_words,):
-            a_slot, b_slot, i_slot = os_slots(
-                config, split, chunk, per_word, product.dense, offsets
-            )
-            a_fit = slot_count(config.a_words, a_slot)
-            b_fit = slot_count(config.b_words, b_slot)
-            i_fit = slot_count(config.i_words, i_slot)
-            if chunk == 1 or (min(a_fit, b_fit, i_fit) >= 2):
-                break
-        if min(a_fit, b_fit, i_fit) < 1:
-            continue
-        b_fit = min(b_fit, i_fit)
-        for rows_outer, outer, fit in ((True, row_tiles, a_fit), (False, col_tiles, b_fit)):
-            # The block stays while the other operand streams past it: all its chunks must fit.
-            most = max(1, min(outer, (fit - 1) // ceil_div(words, chunk)))
-            for block in {most, ceil_div(most, 2), ceil_div(most, 4)}:
-                found.append(
-                    OsMapping(split=split, chunk_words=chunk, rows_outer=rows_outer, block=block)
-                )
+    for split in range(config.interleave.bit_length()):
+        found += _depth_inside(product, config, split, offsets, chunk_words)
+        found += _depth_outside(product, config, split, offsets, chunk_words)
     return found
+
+
+def os_tiles(product: Product, config: SatConfig, split: int) -> tuple[int, int]:
+    """Return the tiles along the rows and the columns of an output stationary product."""
+    return (
+        ceil_div(product.rows, config.rows * (config.interleave >> split)),
+        ceil_div(product.cols, config.cols << split),
+    )
+
+
+def os_fits(
+    product: Product,
+    config: SatConfig,
+    split: int,
+    chunk_words: int,
+    offsets: tuple[int, ...] = (0,),
+) -> tuple[int, int]:
+    """Return how many chunks of tiles the banks of A, and of B and its indices, hold."""
+    per_word = values_per_word(product, config)
+    slots = os_slots(config, split, chunk_words, per_word, product.dense, offsets)
+    depths = (config.a_words, config.b_words, config.i_words)
+    a_fit, b_fit, i_fit = map(slot_count, depths, slots)
+    return a_fit, min(b_fit, i_fit)
+
+
+def _depth_inside(
+    product: Product,
+    config: SatConfig,
+    split: int,
+    offsets: tuple[int, ...],
+    chunk_words: int | None,
+) -> Iterator[OsMapping]:
+    """Yield mappings whose tiles take all their depth at once."""
+    words = ceil_div(product.depth, config.max_m)
+    # The longest chunk of which both operand buffers hold two (or all there is).
+    for chunk in _halvings(words) if chunk_words is None else (chunk_words,):
+        fits = os_fits(product, config, split, chunk, offsets)
+        if chunk == 1 or min(fits) >= 2:
+            break
+    if min(fits) < 1:
+        return
+    tiles = os_tiles(product, config, split)
+    for rows_outer in (True, False):
+        # The block stays while the other operand streams past it: all its chunks must fit.
+        room = (fits[not rows_outer] - 1) // ceil_div(words, chunk)
+        most = max(1, min(tiles[not rows_outer], room))
+        for block in dict.fromkeys((most, ceil_div(most, 2), ceil_div(most, 4))):
+            yield OsMapping(
+                split=split,
+                chunk_words=chunk,
+                rows_outer=rows_outer,
+                row_block=block if rows_outer else 1,
+                col_block=1 if rows_outer else block,
+            )
+
+
+def _depth_outside(
+    product: Product,
+    config: SatConfig,
+    split: int,
+    offsets: tuple[int, ...],
+    chunk_words: int | None,
+) -> Iterator[OsMapping]:
+    """Yield mappings whose blocks of tiles keep their sums in the output buffer."""
+    words = ceil_div(product.depth, config.max_m)
+    chunks = dict.fromkeys(ceil_div(words, n) for n in range(2, words + 1))
+    if chunk_words is not None:
+        chunks = dict.fromkeys([chunk_words] if chunk_words < words else [])
+    fits = {chunk: os_fits(product, config, split, chunk, offsets) for chunk in chunks}
+    tiles = os_tiles(product, config, split)
+    places = slot_count(config.sum_words, config.rows * config.interleave)
+    for rows_outer in (True, False):
+        outer, inner = tiles if rows_outer else tiles[::-1]
+        found = set()
+        for at_most in range(1, min(outer, places) + 1):
+            # No block smaller than it must be for as many blocks.
+            block = ceil_div(outer, ceil_div(outer, at_most))
+            other = min(inner, places // block)
+            other = ceil_div(inner, ceil_div(inner, other))
+            if block * other == 1 or (block, other) in found:
+                continue
+            found.add((block, other))
+            # One operand's block stays while the other's streams past: the longest chunk of which
+            # the next is loaded in time, and the longest that fits.
+            longest = []
+            for room in (2 * block, block + 1):
+                for chunk in chunks:
+                    resident, passing = fits[chunk] if rows_outer else fits[chunk][::-1]
+                    if resident >= room and passing >= 2:
+                        longest.append(chunk)
+                        break
+            for chunk in dict.fromkeys(longest):
+                yield OsMapping(
+                    split=split,
+                    chunk_words=chunk,
+                    rows_outer=rows_outer,
+                    row_block=block if rows_outer else other,
+                    col_block=other if rows_outer else block,
+                    depth_outer=True,
+                )
 
 
 def os_slots(
@@ -219,30 +337,35 @@ def _holds(config: SatConfig, per_word: int, hold: int) -> bool:
     return per_word % hold == 0 and per_word // hold <= config.rows
 
 
-def _pass_words(config: SatConfig, per_word: int, hold: int, dense: bool) -> int:
+def _pass_words(
+    config: SatConfig, per_word: int, hold: int, dense: bool, offsets: tuple[int, ...]
+) -> int:
     """Return the words of a pass: all that the rows hold, or half, … of it if banks are shallow."""
     for words in _halvings(config.rows // (per_word // hold)):
-        _, b_slot, i_slot = ws_slots(config, 1, 1, words * per_word, dense)
+        _, b_slot, i_slot = ws_slots(config, 1, 1, words * per_word, dense, offsets)
         if b_slot <= config.b_words and i_slot <= config.i_words:
             break
     return words
 
 
-def _ws_mappings(product: Product, config: SatConfig) -> list[Mapping]:
+def ws_mappings(
+    product: Product, config: SatConfig, offsets: tuple[int, ...] = (0,)
+) -> list[WsMapping]:
+    """Return the weight stationary mappings worth trying; ``offsets`` as in `os_mappings`."""
     s = config.interleave
     per_word = values_per_word(product, config)
     words = ceil_div(product.depth, config.max_m)
-    found: list[Mapping] = []
+    found: list[WsMapping] = []
     for hold in range(1, config.max_n + 1):
         if not _holds(config, per_word, hold):
             continue
-        pass_words = _pass_words(config, per_word, hold, product.dense)
+        pass_words = _pass_words(config, per_word, hold, product.dense, offsets)
         passes = ceil_div(words, pass_words)
         most = min(round_up(product.rows, s), config.sum_words // 2 // s * s, config.a_words)
         for tile_rows in {round_up(t, s) for t in _halvings(most) if t >= min(most, 16)}:
             for chunk in _halvings(passes):
                 a_slot, b_slot, i_slot = ws_slots(
-                    config, tile_rows, chunk, pass_words * per_word, product.dense
+                    config, tile_rows, chunk, pass_words * per_word, product.dense, offsets
                 )
                 fit = min(
                     slot_count(config.a_words, a_slot),
@@ -252,69 +375,40 @@ def _ws_mappings(product: Product, config: SatConfig) -> list[Mapping]:
                 # One pass at a time gives the finest overlap; longer chunks, fewer loads.
                 if fit < (1 if chunk == 1 else 2):
                     continue
+                cols = ceil_div(product.cols, config.cols)
+                places = slot_count(config.sum_words, tile_rows)
+                shared = ceil_div(cols, ceil_div(cols, places))
                 for rows_outer in (True, False):
-                    found.append(
-                        WsMapping(
-                            hold=hold,
-                            pass_words=pass_words,
-                            tile_rows=tile_rows,
-                            chunk_passes=chunk,
-                            rows_outer=rows_outer,
+                    for col_block in {1, shared} if chunk < passes else {1}:
+                        found.append(
+                            WsMapping(
+                                hold=hold,
+                                pass_words=pass_words,
+                                tile_rows=tile_rows,
+                                chunk_passes=chunk,
+                                rows_outer=rows_outer,
+                                col_block=col_block,
+                            )
                         )
-                    )
     return found
 
 
 def ws_slots(
-    config: SatConfig, tile_rows: int, chunk_passes: int, pass_values: int, dense: bool
+    config: SatConfig,
+    tile_rows: int,
+    chunk_passes: int,
+    pass_values: int,
+    dense: bool,
+    offsets: tuple[int, ...] = (0,),
 ) -> tuple[int, int, int]:
     """Return the words of A, B and index banks that a chunk of passes takes."""
     values = chunk_passes * pass_values
     return (
         chunk_passes * tile_rows,
-        ceil_div(values + _skip(config.granule_bytes // 2, values), config.max_m),
+        ceil_div(values + _skip(config.granule_bytes // 2, values, offsets), config.max_m),
         1
         if dense
-        else ceil_div(values + _skip(config.granule_bytes * 2, values), config.indices_per_word),
+        else ceil_div(
+            values + _skip(config.granule_bytes * 2, values, offsets), config.indices_per_word
+        ),
     )
-
-
-def estimate(product: Product, config: SatConfig, memory: MemoryTiming, mapping: Mapping) -> float:
-    """Return roughly how many cycles a mapping takes: array or memory, whichever is slower."""
-    beat = config.axi.beat_bytes
-    words = ceil_div(product.depth, config.max_m)
-    a_row = 2 * product.depth / beat
-    b_row = (2 if product.dense else 2.5) * product.kept / beat
-    s = config.interleave
-    if isinstance(mapping, OsMapping):
-        tile_rows = config.rows * (s >> mapping.split)
-        tile_cols = config.cols << mapping.split
-        row_tiles = ceil_div(product.rows, tile_rows)
-        col_tiles = ceil_div(product.cols, tile_cols)
-        tile = max(s * product.kept, s * config.rows)
-        compute = row_tiles * col_tiles * tile
-        chunks = ceil_div(words, mapping.chunk_words)
-        outer, inner = (row_tiles, col_tiles) if mapping.rows_outer else (col_tiles, row_tiles)
-        inner_loads = ceil_div(outer, mapping.block)
-        outer_loads = 1 if chunks == 1 else inner
-    else:
-        tile_cols = config.cols
-        tile_rows = mapping.tile_rows
-        row_tiles = ceil_div(product.rows, tile_rows)
-        col_tiles = ceil_div(product.cols, tile_cols)
-        passes = ceil_div(words, mapping.pass_words)
-        skew = config.rows * (s * mapping.hold + 1) + 3
-        compute = row_tiles * col_tiles * passes * max(tile_rows * mapping.hold, skew)
-        fit = slot_count(config.a_words, mapping.chunk_passes * tile_rows)
-        chunks = ceil_div(passes, mapping.chunk_passes)
-        outer, inner = (row_tiles, col_tiles) if mapping.rows_outer else (col_tiles, row_tiles)
-        inner_loads = outer
-        outer_loads = 1 if not mapping.rows_outer or chunks <= fit else inner
-    rows_loaded = outer_loads if mapping.rows_outer else inner_loads
-    cols_loaded = inner_loads if mapping.rows_outer else outer_loads
-    # A row's burst costs at least a cycle of address; START and results are the same for all.
-    read = (
-        product.rows * max(1.0, a_row) * rows_loaded + product.cols * max(1.0, b_row) * cols_loaded
-    )
-    first = min(tile_rows, product.rows) * a_row + min(tile_cols, product.cols) * b_row
-    return max(compute, read * memory.cycles_per_beat) + first * memory.cycles_per_beat

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sat.dataflow.compile.product import CompiledProduct, compile_product
+from sat.dataflow.compile.choose import fewest_cycles, is_long, sampled_cycles
+from sat.dataflow.compile.memory import memory_map
+from sat.dataflow.compile.planner import Planner
+from sat.dataflow.compile.product import CompiledProduct, compile_product, planner_of
 from sat.dataflow.cycles import predict
-from sat.dataflow.mapping import estimate, legal_mappings
+from sat.dataflow.estimate import estimate
+from sat.dataflow.mapping import Mapping, ceil_div, legal_mappings
 from sat.dataflow.products import Product
 from sat.dataflow.recent import PROGRAM_INSTRUCTIONS, Recent
 from sat.rtl.config import SatConfig
 from sat.sim.memory import MemoryTiming
 
-EXACT = 4
-"""Mappings that are compiled and costed exactly, the most promising first."""
+ENOUGH = 256
+"""A mapping is good enough when others could save at most 1/256 of its cycles."""
 
 SAMPLE = 2
 """Products of a stack that mappings are compared by."""
@@ -55,13 +59,24 @@ def _search(
         few, _ = best_mapping(replace(product, count=SAMPLE), config, memory, dataflow)
         compiled = compile_product(product, config, few.mapping)
         return compiled, predict(compiled.program, config, memory).cycles
-    mappings = legal_mappings(product, config, dataflow)
-    mappings.sort(key=lambda mapping: estimate(product, config, memory, mapping))
-    best: tuple[int, CompiledProduct] | None = None
-    for mapping in mappings[:EXACT]:
-        compiled = compile_product(product, config, mapping)
-        cycles = predict(compiled.program, config, memory).cycles
-        if best is None or cycles < best[0]:
-            best = cycles, compiled
-    assert best is not None
-    return best[1], best[0]
+    one = replace(product, count=1)
+    where = memory_map(one, config, 0)
+
+    def cost(mapping: Mapping) -> float:
+        def plan() -> Planner:
+            return planner_of(one, config, mapping, where)
+
+        if is_long(plan()):
+            return product.count * sampled_cycles(plan, config, memory)
+        program = compile_product(product, config, mapping).program
+        return predict(program, config, memory).cycles
+
+    chosen = fewest_cycles(
+        legal_mappings(product, config, dataflow),
+        lambda mapping: estimate(product, config, memory, mapping),
+        cost,
+        ceil_div(product.macs, config.rows * config.cols),
+        ENOUGH,
+    )
+    compiled = compile_product(product, config, chosen)
+    return compiled, predict(compiled.program, config, memory).cycles

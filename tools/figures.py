@@ -187,7 +187,7 @@ def timeline() -> None:
     """Draw the engines' work on a small product, from the exact cycle model."""
     config = SatConfig()
     product = Product(32, 64, 96, 2, 8)
-    mapping = OsMapping(split=1, chunk_words=12, rows_outer=True, block=2)
+    mapping = OsMapping(split=1, chunk_words=12, rows_outer=True, row_block=2)
     program = compile_product(product, config, mapping).program
     prediction = predict(program, config, MemoryTiming())
     figure, axes = plt.subplots(figsize=(10, 2.6), dpi=110)

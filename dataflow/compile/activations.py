@@ -4,235 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
-from sat.dataflow.compile.choose import fewest_cycles
-from sat.dataflow.compile.memory import MemoryMap
-from sat.dataflow.compile.output_stationary import OsPlanner
-from sat.dataflow.compile.patches import Grid, Patches, groups_of, one_after_another
-from sat.dataflow.compile.slots import Key, Load
-from sat.dataflow.layers import Layer, LayerMemory, Packing, Region
-from sat.dataflow.mapping import OsMapping, ceil_div, os_mappings
-from sat.dataflow.products import Product, StartShape
+from sat.dataflow.compile.convolution import PatchProduct, Weights, fastest_program
+from sat.dataflow.compile.epilogue import Epilogue
+from sat.dataflow.compile.patches import Grid, Patches, groups_of
+from sat.dataflow.layers import Layer, LayerMemory
+from sat.dataflow.mapping import ceil_div
 from sat.rtl.config import SatConfig
-from sat.rtl.isa import Buffer, Format, Instruction, Opcode
+from sat.rtl.isa import Format, Instruction, Opcode
 from sat.sim.memory import MemoryTiming
-
-
-@dataclass(frozen=True)
-class Epilogue:
-    """What becomes of the sums: rows of pixels in ``result``, from byte ``offset`` on.
-
-    Parameters
-    ----------
-    result : Region
-        FP16 pixels.
-    column : int
-        Channel of the product's first column.
-    grid : Grid
-        Where the product's rows lie.
-    relu : bool
-    out_mask, in_mask : Region or None
-        The mask that is written; that is applied.
-    """
-
-    result: Region
-    column: int
-    grid: Grid
-    relu: bool = False
-    out_mask: Region | None = None
-    in_mask: Region | None = None
-
-
-class _PatchPlanner(OsPlanner):
-    """A product whose A is gathered from pixels and whose sums become pixels."""
-
-    def __init__(
-        self,
-        product: Product,
-        config: SatConfig,
-        mapping: OsMapping,
-        memory: MemoryMap,
-        patches: Patches,
-        offsets: tuple[int, ...],
-        epilogue: Epilogue,
-    ):
-        super().__init__(product, config, mapping, memory, offsets)
-        self.patches, self.epilogue = patches, epilogue
-
-    def a_loads(self, key: Key) -> list[Load]:
-        tile, chunk = key
-        row, row_end = self.row_tile(tile)
-        first = chunk * self.mapping.chunk_words
-        end = min(first + self.mapping.chunk_words, self.words)
-        loads = self.patches.setup()
-        for word, fields in self.patches.words(first, end, self.config.word_bytes):
-            body = {
-                **self.patches.position(row),
-                **fields,
-                "rows": row_end - row,
-                "destination": Buffer.A,
-                "base": word - first,
-                "stride": self.mapping.chunk_words,
-                "groups": ceil_div(row_end - row, self.config.rows),
-            }
-            loads.append((Opcode.GATHER, body))
-        return loads
-
-    def chunk_values(self, chunk: int) -> tuple[int, int]:
-        first, end = super().chunk_values(chunk)
-        if len(self.offsets) == 1:
-            return self.offsets[0] + first, self.offsets[0] + end
-        # Taps lie apart, each a whole number of chunks.
-        tap, part = divmod(chunk, self.chunks // len(self.offsets))
-        begin = self.offsets[tap] + part * (end - first)
-        return begin, begin + end - first
-
-    def _mask_place(self, col_tile: int) -> tuple[int, int]:
-        """Return a tile's first byte in a pixel's mask, and its bytes."""
-        col, col_end = self.column_tile(col_tile)
-        cols, size = self.config.cols, self.config.mask_bytes
-        word, column = divmod(self.epilogue.column + col, cols)
-        count = col_end - col
-        # Depthwise channels come a word of A at a time, which may be a part of a mask word.
-        size_wanted = 1 if count <= min(8, cols) else ceil_div(count, cols) * size
-        return word * size + column // 8, size_wanted
-
-    def masks(self, row_tile: int, col_tile: int) -> list[Load]:
-        region = self.epilogue.in_mask
-        if region is None:
-            return []
-        row, row_end = self.row_tile(row_tile)
-        byte, size = self._mask_place(col_tile)
-        loads: list[Load] = []
-        for begin, count, pixel, step in self.epilogue.grid.runs(row, row_end):
-            body = {
-                "address": region.address + pixel * region.pitch + byte,
-                "pitch": step * region.pitch,
-                "rows": count,
-                "row_bytes": size,
-                "destination": Buffer.MASK,
-                "base": (begin - row) * self.sum_width(),
-                "stride": self.sum_width(),
-                "groups": count,
-            }
-            loads.append((Opcode.LOAD, body))
-        return loads
-
-    def stores(self, row_tile: int, col_tile: int) -> list[dict[str, Any]]:
-        epilogue = self.epilogue
-        row, row_end = self.row_tile(row_tile)
-        col, col_end = self.column_tile(col_tile)
-        byte, size = self._mask_place(col_tile)
-        made = []
-        for begin, count, pixel, step in epilogue.grid.runs(row, row_end):
-            place = {
-                "rows": count,
-                "base": (begin - row) * self.sum_width(),
-                "stride": self.sum_width(),
-            }
-            result, mask = epilogue.result, epilogue.out_mask
-            at = result.address + pixel * result.pitch + 2 * (epilogue.column + col)
-            made.append(
-                {
-                    **place,
-                    "address": at,
-                    "pitch": step * result.pitch,
-                    "row_bytes": 2 * (col_end - col),
-                    "format": Format.FP16,
-                    "relu": int(epilogue.relu),
-                    "masked": int(epilogue.in_mask is not None),
-                }
-            )
-            if mask is not None:
-                made.append(
-                    {
-                        **place,
-                        "address": mask.address + pixel * mask.pitch + byte,
-                        "pitch": step * mask.pitch,
-                        "row_bytes": size,
-                        "format": Format.MASK,
-                    }
-                )
-        return made
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """A pruned copy as B: its rows are the product's columns.
-
-    ``taps`` are the taps that the product uses, in the order of the copy; ``segment`` is the
-    values from one tap to the next, ``kept`` those that a tap stores.
-    """
-
-    values: Region
-    indices: Region | None
-    first_row: int
-    packing: Packing
-    taps: tuple[int, ...]
-    segment: int
-
-    def offsets(self) -> tuple[int, ...]:
-        """Return where values start: one number if the taps follow each other, else one a tap."""
-        first = self.taps[0]
-        together = self.taps == tuple(range(first, first + len(self.taps)))
-        if together and (self.segment == self.packing.kept or len(self.taps) == 1):
-            return (first * self.segment,)
-        return tuple(tap * self.segment for tap in self.taps)
-
-    def rows(self, region: Region | None) -> Region | None:
-        if region is None:
-            return None
-        return replace(region, address=region.address + self.first_row * region.pitch)
-
-
-def _patch_product(
-    config: SatConfig,
-    memory: MemoryTiming,
-    patches: Patches,
-    weights: _Weights,
-    columns: int,
-    epilogue: Epilogue,
-    bias: Region | None,
-) -> list[Instruction]:
-    """Return the product of patches and weights under the mapping that is fastest."""
-    packing = weights.packing
-    per_tap = patches.segment // config.word_bytes
-    product = Product(
-        patches.images * patches.size[0] * patches.size[1],
-        columns,
-        len(weights.taps) * packing.channels,
-        packing.n,
-        packing.m,
-        StartShape.ZERO if bias is None else StartShape.ROW,
-    )
-    offsets = weights.offsets()
-    if len(offsets) == 1:
-        mappings = os_mappings(product, config, offsets)
-    else:
-        # A chunk lies within a tap, and all are of one size; a word fits every device's buffers.
-        sizes = (size for size in range(per_tap, 0, -1) if per_tap % size == 0)
-        mappings = next(
-            found for size in sizes if (found := os_mappings(product, config, offsets, size))
-        )
-    values = weights.rows(weights.values)
-    assert values is not None
-    nowhere = Region(0, 0, 1, 1)
-    where = MemoryMap(
-        nowhere, nowhere, values, weights.rows(weights.indices), bias, epilogue.result
-    )
-
-    def emit(product: Product, mapping: OsMapping) -> list[Instruction]:
-        planner = _PatchPlanner(product, config, mapping, where, patches, offsets, epilogue)
-        return planner.emit()
-
-    return fewest_cycles(product, config, memory, mappings, emit)
 
 
 def forward(layer: Layer, where: LayerMemory, memory: MemoryTiming) -> list[Instruction]:
     """Return FF: y = [ReLU](bias + x * w), and ReLU's mask."""
     packing = where.ff
-    made: list[list[Instruction]] = []
+    made = []
     for first_in, first_out, columns in groups_of(layer, where):
         patches = Patches(
             where["x"],
@@ -246,7 +32,7 @@ def forward(layer: Layer, where: LayerMemory, memory: MemoryTiming) -> list[Inst
             2 * first_in,
             2 * packing.channels,
         )
-        weights = _Weights(
+        weights = Weights(
             where["ff"],
             where.regions.get("ff_index"),
             first_out,
@@ -264,8 +50,8 @@ def forward(layer: Layer, where: LayerMemory, memory: MemoryTiming) -> list[Inst
             layer.relu,
             where.regions.get("out_mask"),
         )
-        made.append(_patch_product(where.config, memory, patches, weights, columns, epilogue, bias))
-    return one_after_another(made)
+        made.append(PatchProduct(where.config, patches, weights, columns, epilogue, bias))
+    return fastest_program(made, where.config, memory)
 
 
 @dataclass(frozen=True)
@@ -310,7 +96,8 @@ def backward(layer: Layer, where: LayerMemory, memory: MemoryTiming) -> list[Ins
         )
         for axis in range(2)
     )
-    made: list[list[Instruction]] = []
+    made: list[PatchProduct] = []
+    zeros: list[Instruction] = []
     for first_in, first_out, _ in groups_of(layer, where):
         columns = min(
             where.config.max_m if layer.depthwise else layer.in_per_group,
@@ -329,7 +116,7 @@ def backward(layer: Layer, where: LayerMemory, memory: MemoryTiming) -> list[Ins
                 )
                 taps = tuple(ty * layer.kernel[1] + tx for ty in y.taps for tx in x.taps)
                 if not taps:
-                    made.append(_zeros(layer, where.config, epilogue, columns))
+                    zeros += _zeros(layer, where.config, epilogue, columns)
                     continue
                 patches = Patches(
                     where["dy"],
@@ -344,7 +131,7 @@ def backward(layer: Layer, where: LayerMemory, memory: MemoryTiming) -> list[Ins
                     2 * packing.channels,
                 )
                 name = "ff" if layer.depthwise else "bp"
-                weights = _Weights(
+                weights = Weights(
                     where[name],
                     where.regions.get(f"{name}_index"),
                     first_in,
@@ -352,10 +139,8 @@ def backward(layer: Layer, where: LayerMemory, memory: MemoryTiming) -> list[Ins
                     taps,
                     1 if layer.depthwise else packing.segment,
                 )
-                made.append(
-                    _patch_product(where.config, memory, patches, weights, columns, epilogue, None)
-                )
-    return one_after_another(made)
+                made.append(PatchProduct(where.config, patches, weights, columns, epilogue))
+    return [*zeros, *fastest_program(made, where.config, memory)]
 
 
 def _zeros(layer: Layer, config: SatConfig, epilogue: Epilogue, columns: int) -> list[Instruction]:

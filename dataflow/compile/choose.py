@@ -2,83 +2,140 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
+from sat.dataflow.compile.planner import Planner
+from sat.dataflow.compile.schedule import ORDERS, schedule, schedules
 from sat.dataflow.cycles import predict
-from sat.dataflow.mapping import OsMapping, ceil_div, estimate
-from sat.dataflow.products import Product
-from sat.dataflow.program import Program
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Instruction, Opcode
 from sat.sim.memory import MemoryTiming
 
-ENOUGH = 256
-"""A mapping is good enough when others could save at most 1/256 of its cycles."""
+
+class Sorted(Protocol):
+    """What can be chosen among; shapes of one sort are alike to the estimate."""
+
+    @property
+    def sort(self) -> str: ...
 
 
-def fewest_cycles(
-    product: Product,
-    config: SatConfig,
-    memory: MemoryTiming,
-    mappings: Sequence[OsMapping],
-    emit: Callable[[Product, OsMapping], list[Instruction]],
-) -> list[Instruction]:
-    """Return the instructions, without END, of the mapping with the fewest cycles.
+Shape = TypeVar("Shape", bound=Sorted)
 
-    Of a product with many rows, mappings are compared by what their first rows cost, a block of
-    each, and what as many more rows add to that. The best then competes as a whole with the one
-    that `estimate` likes best.
+EACH = 3
+"""Mappings of each sort that are costed, the most promising first."""
+
+SAMPLE = 800
+"""MULTIPLYs from which on a mapping is costed by a part of its product, if it has blocks enough."""
+
+ENOUGH = 4096
+"""A layer's mapping is good enough when others could save at most 1/4096 of its cycles."""
+
+
+END = Instruction(Opcode.END, {}).encode()
+
+
+def cycles(planners: Sequence[Planner], config: SatConfig, memory: MemoryTiming) -> int:
+    """Return what products take, exactly."""
+    raw = b"".join(i.encode() for i in schedule(planners))
+    return predict(raw + END, config, memory).cycles
+
+
+def _steps(planner: Planner) -> int:
+    """Return how many MULTIPLYs a plan has, `SAMPLE` if more."""
+    return sum(1 for _ in itertools.islice(planner.steps(), SAMPLE))
+
+
+def is_long(planner: Planner) -> bool:
+    """Whether a plan is costed by a part of it."""
+    return planner.outer_blocks > 4 and _steps(planner) == SAMPLE
+
+
+def sampled_cycles(make: Callable[[], Planner], config: SatConfig, memory: MemoryTiming) -> float:
+    """Return what a product takes: exactly, or if it is long by its first blocks and as many more.
 
     Parameters
     ----------
-    emit : callable
-        Returns the instructions of a product, or of its first rows, under a mapping; when done
-        they leave every semaphore at 0.
+    make : callable
+        Returns the plan.
     """
-    ranked = sorted(mappings, key=lambda m: estimate(product, config, memory, m))
-    blocks = [_tile_rows(config, m) * (m.block if m.rows_outer else 1) for m in ranked]
-    step = max(blocks)
-    few, more = (replace(product, rows=n * step) for n in (1, 2))
 
-    def cost(part: Product, mapping: OsMapping) -> tuple[float, list[Instruction]]:
-        made = emit(part, mapping)
-        found = predict(Program([*made, Instruction(Opcode.END, {})]), config, memory)
-        return found.cycles, made
+    def plan(blocks: int) -> Planner:
+        made = make()
+        made.outer_blocks = blocks
+        return made
 
-    def extended(product: Product, mapping: OsMapping) -> tuple[float, list[Instruction]]:
-        first, second = (cost(part, mapping)[0] for part in (few, more))
-        return first + (second - first) * (product.rows - step) / step, []
-
-    def fewest(
-        mappings: Sequence[OsMapping],
-        cost: Callable[[Product, OsMapping], tuple[float, list[Instruction]]],
-    ) -> tuple[OsMapping, list[Instruction]]:
-        best: tuple[float, OsMapping, list[Instruction]] | None = None
-        for mapping in mappings:
-            # No mapping takes less than its operands take to enter the array.
-            least = _operand_cycles(product, config, mapping)
-            if best is not None and best[0] - least <= best[0] / ENOUGH:
-                continue
-            cycles, made = cost(product, mapping)
-            if best is None or cycles < best[0]:
-                best = cycles, mapping, made
-        assert best is not None, "a product has a mapping"
-        return best[1:]
-
-    if more.rows < product.rows:
-        likely, _ = fewest(ranked, extended)
-        ranked = list(dict.fromkeys([ranked[0], likely]))
-    return fewest(ranked, cost)[1]
+    whole = make()
+    blocks = whole.outer_blocks
+    if is_long(whole):
+        part = max(2, SAMPLE // 2 // _steps(plan(1)))
+        if 2 * part < blocks:
+            first, second = (cycles([plan(count)], config, memory) for count in (part, 2 * part))
+            return first + (second - first) * (blocks - part) / part
+    return cycles([whole], config, memory)
 
 
-def _tile_rows(config: SatConfig, mapping: OsMapping) -> int:
-    return config.rows * (config.interleave >> mapping.split)
+def fewest_cycles(
+    shapes: Sequence[Shape],
+    estimate: Callable[[Shape], Any],
+    cost: Callable[[Shape], float],
+    least: float,
+    enough: int = ENOUGH,
+) -> Shape:
+    """Return the shape with the fewest cycles of those that are listed.
+
+    The most promising are listed, `EACH` of a sort, until one is good enough; the choice costs no
+    more than any of them.
+
+    Parameters
+    ----------
+    estimate : callable
+        Returns what shapes are ranked by: roughly how many cycles one takes.
+    cost : callable
+        Returns how many it takes, exactly.
+    least : float
+        Cycles that any shape takes.
+    enough : int
+        A shape is good enough when others could save at most 1/enough of its cycles.
+    """
+    best: tuple[float, Shape] | None = None
+    listed = Counter[str]()
+    for shape in sorted(shapes, key=estimate):
+        if best is not None and best[0] - least <= best[0] / enough:
+            break
+        listed[shape.sort] += 1
+        if listed[shape.sort] > EACH:
+            continue
+        found = cost(shape)
+        if best is None or found < best[0]:
+            best = found, shape
+    assert best is not None, "a product has a mapping"
+    return best[1]
 
 
-def _operand_cycles(product: Product, config: SatConfig, mapping: OsMapping) -> int:
-    """Return the cycles in which operands enter the array."""
-    tiles = ceil_div(product.rows, _tile_rows(config, mapping)) * ceil_div(
-        product.cols, config.cols << mapping.split
-    )
-    return tiles * config.interleave * product.kept
+def fastest(
+    planners: Sequence[Planner], config: SatConfig, memory: MemoryTiming, least: float = 0
+) -> list[Instruction]:
+    """Return the instructions of products, without END, in the order that takes fewest cycles.
+
+    Parameters
+    ----------
+    least : float
+        Cycles that any order takes: one that is good enough is not compared with others.
+    """
+    best: tuple[int, list[Instruction]] | None = None
+    encoded: dict[int, bytes] = {}
+    for made in schedules(planners, ORDERS):
+        for i in made:
+            if id(i) not in encoded:
+                encoded[id(i)] = i.encode()
+        raw = b"".join(encoded[id(i)] for i in made)
+        found = predict(raw + END, config, memory).cycles
+        if best is None or found < best[0]:
+            best = found, made
+        if best[0] - least <= best[0] / ENOUGH:
+            break
+    assert best is not None
+    return best[1]

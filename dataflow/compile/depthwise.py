@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from sat.dataflow.compile.gradient import GradientPlanner, GradientShape
-from sat.dataflow.compile.patches import groups_of, one_after_another
+from sat.dataflow.compile.patches import groups_of
+from sat.dataflow.compile.schedule import schedule
 from sat.dataflow.compile.slots import Key, Load, Step
 from sat.dataflow.layers import Layer, LayerMemory
 from sat.dataflow.mapping import ceil_div, round_up, slot_count
@@ -230,7 +231,6 @@ def _shape(layer: Layer, config: SatConfig) -> _Shape:
 def depthwise_gradient(layer: Layer, where: LayerMemory) -> list[Instruction]:
     """Return WU of a depthwise layer; infinite and NaN sums are counted."""
     shape = _shape(layer, where.config)
-    return one_after_another(
-        _DepthwisePlanner(layer, where, shape, first).emit()
-        for first, _, _ in groups_of(layer, where)
+    return schedule(
+        [_DepthwisePlanner(layer, where, shape, first) for first, _, _ in groups_of(layer, where)]
     )

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sat.dataflow.compile.choose import fastest, fewest_cycles, sampled_cycles
 from sat.dataflow.compile.memory import MemoryMap
-from sat.dataflow.compile.patches import Patches, groups_of, one_after_another
+from sat.dataflow.compile.patches import Patches, groups_of
 from sat.dataflow.compile.planner import Planner
 from sat.dataflow.compile.slots import Key, Load, Step
 from sat.dataflow.layers import Layer, LayerMemory, Pair, Region
@@ -17,6 +18,7 @@ from sat.dataflow.products import Product
 from sat.rtl import isa
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Buffer, Dataflow, Instruction, Opcode, Start
+from sat.sim.memory import MemoryTiming
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,17 @@ def _axes(layer: Layer, config: SatConfig, split: int, tiles: Pair) -> tuple[_Ax
 
 @dataclass(frozen=True)
 class GradientShape:
-    """How WU is laid out: tile split, tiles that share operands, positions of a chunk."""
+    """How WU is laid out: tile split, tiles that share operands, positions of a chunk, taps."""
 
     split: int
     row_tiles: int
     col_tiles: int
     positions: int
+    taps: int = 1
+
+    @property
+    def sort(self) -> str:
+        return "taps" if self.taps > 1 else "tap"
 
 
 class GradientPlanner(Planner):
@@ -144,6 +151,9 @@ class GradientPlanner(Planner):
         self.a_slot = self.row_axis.groups * self.chunk_words
         self.b_slot = self.col_axis.groups * self.chunk_words
         self.sum_slot = config.rows * s
+        self.outer_blocks = (
+            len(self.row_axis.blocks) * len(self.col_axis.blocks) * ceil_div(layer.taps, shape.taps)
+        )
 
     def sum_width(self) -> int:
         return 1 << self.shape.split
@@ -210,24 +220,33 @@ class GradientPlanner(Planner):
             "check": 1,
         }
 
+    def _blocks(self) -> Iterator[list[tuple[int, int, int, range, range]]]:
+        """Yield the tiles of each block: tap, first channels that are loaded, channels."""
+        taps = range(self.layer.taps)
+        every = itertools.product(
+            self.row_axis.blocks, self.col_axis.blocks, taps[:: self.shape.taps]
+        )
+        for row_block, col_block, first in itertools.islice(every, self.outer_blocks):
+            first_row, _ = self.row_axis.loaded(row_block[0])
+            first_col, _ = self.col_axis.loaded(col_block[0])
+            yield [
+                (tap, first_row, first_col, rows, cols)
+                for tap in taps[first : first + self.shape.taps]
+                for rows in _cut(row_block, self.tile_rows)
+                for cols in _cut(col_block, self.tile_cols)
+            ]
+
     def steps(self) -> Iterator[Step]:
         config, shape, depth = self.config, self.shape, self.product.depth
         chunks = ceil_div(depth, shape.positions)
         opened = 0
-        for tap, row_block, col_block in itertools.product(
-            range(self.layer.taps), self.row_axis.blocks, self.col_axis.blocks
-        ):
-            tiles = list(
-                itertools.product(_cut(row_block, self.tile_rows), _cut(col_block, self.tile_cols))
-            )
-            first_row, _ = self.row_axis.loaded(row_block[0])
-            first_col, _ = self.col_axis.loaded(col_block[0])
+        for tiles in self._blocks():
             alone = len(tiles) == 1
             for chunk in range(chunks):
                 first, last = chunk == 0, chunk == chunks - 1
                 positions = min(shape.positions, depth - chunk * shape.positions)
                 words = ceil_div(positions, config.max_m)
-                for number, (rows, cols) in enumerate(tiles):
+                for number, (tap, first_row, first_col, rows, cols) in enumerate(tiles):
                     row_group = (rows.start - first_row) // config.rows
                     col_group = (cols.start - first_col) // config.cols
                     # A tile alone keeps its sums in the array.
@@ -265,6 +284,11 @@ def _cut(block: tuple[int, int], size: int) -> Iterator[range]:
         yield range(at, min(at + size, end))
 
 
+def _pixel_cycles(axis: _Axis, config: SatConfig) -> int:
+    """Return the cycles in which a block's channels of a pixel come: as many as there are banks."""
+    return ceil_div(axis.most_loaded, min(axis.banks, config.axi.beat_bytes // 2))
+
+
 def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, GradientShape]]:
     """Yield shapes that fit the buffers, each with roughly the cycles it takes.
 
@@ -275,50 +299,68 @@ def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, G
     most_positions = isa.field_range(isa.GATHER, "rows").stop - 1
     # Each place may hold sums that nobody has waited for yet (SUMS).
     places = slot_count(config.sum_words, config.rows * s)
+    # Chunks of about the same size: a short one at the end would wait for the chain.
+    counts = (ceil_div(depth, word << n) for n in range(config.a_words.bit_length()))
+    sizes = {round_up(ceil_div(depth, count), word) for count in counts}
     for split in range(s.bit_length()):
         whole = (axis.passes for axis in _axes(layer, config, split, (1, 1)))
         most = tuple(min(places, passes) for passes in whole)
         all_rows = [_axes(layer, config, split, (n, 1))[0] for n in range(1, most[0] + 1)]
         all_cols = [_axes(layer, config, split, (1, n))[1] for n in range(1, most[1] + 1)]
         for rows, cols in itertools.product(all_rows, all_cols):
-            tiles = rows.tiles * cols.tiles
-            if tiles > places:
+            if rows.tiles * cols.tiles > places:
                 continue
+            # Taps of a block share dy.
+            most_taps = min(layer.taps, places // (rows.tiles * cols.tiles))
+            taps = ceil_div(layer.taps, ceil_div(layer.taps, most_taps))
             row_groups, col_groups = rows.groups, cols.groups
             blocks = len(rows.blocks) * len(cols.blocks)
             passes = rows.passes * cols.passes
-            beats = ceil_div(2 * (rows.most_loaded + cols.most_loaded), config.axi.beat_bytes)
-            for positions in {
-                min(round_up(depth, word), word << n) for n in range(config.a_words.bit_length())
-            }:
+            row_beats = _pixel_cycles(rows, config)
+            col_beats = _pixel_cycles(cols, config)
+            for positions in sizes:
                 if min(positions, depth) > most_positions:
                     continue
-                shape = GradientShape(split, rows.tiles, cols.tiles, positions)
                 a_slot, b_slot = row_groups * positions // word, col_groups * positions // word
                 if a_slot > config.a_words or b_slot > config.b_words:
                     continue
                 # Loads, stores and the array side by side need two places each.
                 alone = 2 * a_slot > config.a_words or 2 * b_slot > config.b_words
                 chunks = ceil_div(depth, positions)
-                # A tile's pass is no shorter than its sums' way through the chain.
-                compute = s * passes * max(depth, chunks * config.rows)
-                if tiles > 1:
-                    # A tile's sums must be back before its next chunk.
-                    wait = s * positions + 2 * config.rows * s + 2 * config.cols + 40
-                    compute = max(compute, blocks * chunks * wait)
-                loads = depth * blocks * beats
-                first = positions * beats + chunks * blocks * 8
-                cycles = compute + loads if alone else max(compute, loads)
-                if 2 * tiles > places > 1:
-                    cycles += blocks * tiles * config.rows * s * 4
-                yield cycles * layer.taps + first, shape
+                for together in {1, taps}:
+                    tiles = rows.tiles * cols.tiles * together
+                    shape = GradientShape(split, rows.tiles, cols.tiles, positions, together)
+                    # A tile's pass is no shorter than its sums' way through the chain.
+                    last = depth - (chunks - 1) * positions
+                    short = chunks * (positions < config.rows) + (last < config.rows)
+                    compute = s * passes * layer.taps * (depth + short * config.rows)
+                    turns = blocks * ceil_div(layer.taps, together)
+                    if tiles > 1:
+                        # A tile's sums must be back before its next chunk.
+                        wait = s * positions + 2 * config.rows * s + 2 * config.cols + 40
+                        compute = max(compute, turns * chunks * wait)
+                    loads = depth * (turns * row_beats + blocks * layer.taps * col_beats)
+                    first = positions * (row_beats + col_beats) + chunks * blocks * 8
+                    cycles = compute + loads if alone else max(compute, loads)
+                    if 2 * tiles > places > 1:
+                        cycles += turns * tiles * config.rows * s * 4
+                    yield cycles + first, shape
 
 
-def gradient(layer: Layer, where: LayerMemory) -> list[Instruction]:
+def gradient(layer: Layer, where: LayerMemory, memory: MemoryTiming) -> list[Instruction]:
     """Return WU: g = dy, transposed, * x; infinite and NaN sums are counted."""
-    cost = {shape: cycles for cycles, shape in _gradient_shapes(layer, where.config)}
-    shape = min(cost, key=lambda s: (cost[s], s.positions))
-    return one_after_another(
-        GradientPlanner(layer, where, shape, first_in, first_out).emit()
-        for first_in, first_out, _ in groups_of(layer, where)
+    config = where.config
+    groups = [(first_in, first_out) for first_in, first_out, _ in groups_of(layer, where)]
+    roughly = {shape: cycles for cycles, shape in _gradient_shapes(layer, config)}
+
+    def planner(shape: GradientShape, group: tuple[int, int]) -> GradientPlanner:
+        return GradientPlanner(layer, where, shape, *group)
+
+    least = ceil_div(layer.dense_macs, config.rows * config.cols)
+    shape = fewest_cycles(
+        list(roughly),
+        lambda shape: (roughly[shape], shape.positions),
+        lambda shape: sampled_cycles(lambda: planner(shape, groups[0]), config, memory),
+        least / len(groups),
     )
+    return fastest([planner(shape, group) for group in groups], config, memory, least)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sat.dataflow.compile.memory import MemoryMap
-from sat.dataflow.compile.planner import Planner, grid
+from sat.dataflow.compile.planner import Planner, blocks
 from sat.dataflow.compile.slots import Key, Load, Step
 from sat.dataflow.mapping import OsMapping, ceil_div, os_slots
 from sat.dataflow.products import Product, StartShape
@@ -36,6 +36,11 @@ class OsPlanner(Planner):
             config, mapping.split, mapping.chunk_words, self.per_word, product.dense, offsets
         )
         self.sum_slot = config.rows * config.interleave
+        self.outer_blocks = (
+            ceil_div(self.row_tiles, mapping.row_block)
+            if mapping.rows_outer
+            else ceil_div(self.col_tiles, mapping.col_block)
+        )
 
     @property
     def b_stride(self) -> int:
@@ -79,36 +84,56 @@ class OsPlanner(Planner):
         }
         return [(Opcode.LOAD, body)]
 
-    def steps(self) -> Iterator[Step]:
+    def _step(self, row: int, col: int, chunk: int, output: int) -> Step:
+        """Return the MULTIPLY of a tile's chunk whose sums take a place in the output buffer."""
         mapping, product = self.mapping, self.product
-        places = grid(mapping.rows_outer, self.row_tiles, self.col_tiles, mapping.block)
-        for output, (row, col) in enumerate(places):
-            for chunk in range(self.chunks):
-                first, last = chunk == 0, chunk == self.chunks - 1
-                words = self._chunk_words(chunk)
-                begin, end = self.chunk_values(chunk)
-                given = first and product.start is not StartShape.ZERO
-                yield Step(
-                    a=(row, chunk),
-                    b=(col, chunk),
-                    start=(row, col) if given else None,
-                    body={
-                        **self.common(),
-                        "dataflow": Dataflow.OS,
-                        "start": (Start.START if given else Start.ZERO) if first else Start.KEEP,
-                        "emit": int(last),
-                        "split": mapping.split,
-                        "words": words,
-                        "values": self.per_word,
-                        "last": end - begin - (words - 1) * self.per_word,
-                        "b_skip": self.aligned(chunk, 16)[2],
-                        "i_skip": 0 if product.dense else self.aligned(chunk, 4)[2],
-                        "a_stride": mapping.chunk_words,
-                        "b_stride": self.b_stride,
-                        "i_stride": 0 if product.dense else self.i_stride,
-                    },
-                    output=output,
-                    opens=first,
-                    stores=self.stores(row, col) if last else [],
-                    masks=self.masks(row, col) if last else [],
-                )
+        first, last = chunk == 0, chunk == self.chunks - 1
+        given = first and product.start is not StartShape.ZERO
+        again = Start.OUTPUT if mapping.depth_outer else Start.KEEP
+        words = self._chunk_words(chunk)
+        begin, end = self.chunk_values(chunk)
+        return Step(
+            a=(row, chunk),
+            b=(col, chunk),
+            start=self.start_key(row, col) if given else None,
+            body={
+                **self.common(),
+                "dataflow": Dataflow.OS,
+                "start": (Start.START if given else Start.ZERO) if first else again,
+                "emit": int(last or mapping.depth_outer),
+                "split": mapping.split,
+                "words": words,
+                "values": self.per_word,
+                "last": end - begin - (words - 1) * self.per_word,
+                "b_skip": self.aligned(chunk, 16)[2],
+                "i_skip": 0 if product.dense else self.aligned(chunk, 4)[2],
+                "a_stride": mapping.chunk_words,
+                "b_stride": self.b_stride,
+                "i_stride": 0 if product.dense else self.i_stride,
+            },
+            output=output,
+            opens=first,
+            stores=self.stores(row, col) if last else [],
+            masks=self.masks(row, col) if last else [],
+            adds=mapping.depth_outer and not first,
+            added=mapping.depth_outer and not last,
+        )
+
+    def steps(self) -> Iterator[Step]:
+        mapping = self.mapping
+        output = 0
+        for tiles in blocks(
+            mapping.rows_outer,
+            (self.row_tiles, self.col_tiles),
+            (mapping.row_block, mapping.col_block),
+            self.outer_blocks,
+        ):
+            places = list(enumerate(tiles, output))
+            output += len(tiles)
+            chunks = range(self.chunks)
+            if mapping.depth_outer:
+                order = ((place, chunk) for chunk in chunks for place in places)
+            else:
+                order = ((place, chunk) for place in places for chunk in chunks)
+            for (at, (row, col)), chunk in order:
+                yield self._step(row, col, chunk, at)

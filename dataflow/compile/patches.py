@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sat.dataflow.compile.slots import Load
 from sat.dataflow.layers import Layer, LayerMemory, Pair, Region
-from sat.rtl.isa import Instruction, Opcode
+from sat.rtl.isa import Opcode
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,21 @@ class Grid:
         image, line = divmod(rest, self.size[0])
         return image, line, pixel
 
+    def pixel(self, image: int, line: int, pixel: int) -> int:
+        """Return the pixel, counted through all images, of a position."""
+        y = self.first[0] + line * self.step[0]
+        x = self.first[1] + pixel * self.step[1]
+        return (image * self.image[0] + y) * self.image[1] + x
+
     def runs(self, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """Yield (position, count, pixel, pixels apart) for runs of evenly spaced pixels."""
-        lines, pixels = self.image
         if self == Grid.all(self.image):
             yield begin, end - begin, begin, 1
             return
         while begin < end:
             image, line, pixel = self.place(begin)
             count = min(end - begin, self.size[1] - pixel)
-            y, x = self.first[0] + line * self.step[0], self.first[1] + pixel * self.step[1]
-            yield begin, count, (image * lines + y) * pixels + x, self.step[1]
+            yield begin, count, self.pixel(image, line, pixel), self.step[1]
             begin += count
 
 
@@ -152,13 +156,3 @@ def groups_of(layer: Layer, memory: LayerMemory) -> Iterator[tuple[int, int, int
     else:
         for group in range(layer.groups):
             yield group * layer.in_per_group, group * layer.out_per_group, layer.out_per_group
-
-
-def one_after_another(products: Iterable[list[Instruction]]) -> list[Instruction]:
-    """Return products with a FENCE between them: each takes the buffers as if they were free."""
-    made: list[Instruction] = []
-    for product in products:
-        if made:
-            made.append(Instruction(Opcode.FENCE, {}))
-        made += product
-    return made

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from sat.dataflow.compile.memory import MemoryMap, memory_map
 from sat.dataflow.compile.output_stationary import OsPlanner
 from sat.dataflow.compile.planner import Planner
+from sat.dataflow.compile.schedule import schedule
 from sat.dataflow.compile.weight_stationary import WsPlanner
 from sat.dataflow.mapping import Mapping, OsMapping
 from sat.dataflow.products import Product
@@ -67,11 +68,18 @@ def compile_product(
     return CompiledProduct(product, mapping, program, memory)
 
 
+def planner_of(product: Product, config: SatConfig, mapping: Mapping, memory: MemoryMap) -> Planner:
+    """Return the plan of one product."""
+    if isinstance(mapping, OsMapping):
+        return OsPlanner(product, config, mapping, memory)
+    return WsPlanner(product, config, mapping, memory)
+
+
 def _emit(
     product: Product, config: SatConfig, mapping: Mapping, memory: MemoryMap
 ) -> list[Instruction]:
-    if isinstance(mapping, OsMapping):
-        planner: Planner = OsPlanner(product, config, mapping, memory)
-    else:
-        planner = WsPlanner(product, config, mapping, memory)
-    return [*planner.emit(), Instruction(Opcode.END, {})]
+    # What differs between the products of a stack is where they lie.
+    one = replace(product, count=1)
+    places = [memory] if product.count == 1 else map(memory.of, range(product.count))
+    made = schedule([planner_of(one, config, mapping, place) for place in places])
+    return [*made, Instruction(Opcode.END, {})]

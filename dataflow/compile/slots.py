@@ -67,7 +67,6 @@ class Step:
     masks: list[Load] = field(default_factory=list)  # what its stores need
     adds: bool = False  # to sums that an earlier MULTIPLY left in its place
     added: bool = False  # a later one adds to these
-    number: int = 0  # its product, in a stack
     fills: dict[str, int] = field(default_factory=dict)
 
 

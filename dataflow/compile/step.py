@@ -42,7 +42,9 @@ def stage(
     builders = {
         "ff": partial(forward, layer, where, memory),
         "bp": partial(backward, layer, where, memory),
-        "wu": partial(depthwise_gradient if layer.depthwise else gradient, layer, where),
+        "wu": partial(depthwise_gradient, layer, where)
+        if layer.depthwise
+        else partial(gradient, layer, where, memory),
         "update": partial(update, layer, where, rates),
     }
     if name not in builders:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -140,6 +143,27 @@ def random_sgd(rng: random.Random) -> Sgd:
         weight_decay=rng.choice(rates), sr_ste=rng.choice(rates),
         loss_scale=2.0 ** rng.randint(0, 12),
     )  # fmt: skip
+
+
+def any_mapping(rng: random.Random, seen: Counter[str]) -> Callable[..., Any]:
+    """Return what takes the place of `fewest_cycles`: any shape, first of what sort, then which.
+
+    Parameters
+    ----------
+    seen : Counter
+        Receives the sorts that were chosen.
+    """
+
+    def choose(shapes, estimate, cost, least):
+        sort = rng.choice(sorted({shape.sort for shape in shapes}))
+        seen[sort] += 1
+        return rng.choice([shape for shape in shapes if shape.sort == sort])
+
+    return choose
+
+
+SORTS = ("tiles", "blocks", "ws", "bands", "tap", "taps")
+"""Sorts of mappings that layers have."""
 
 
 def run_on_both(

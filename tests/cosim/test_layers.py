@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sat.dataflow.compile import convolution, gradient
 from sat.dataflow.compile.step import STAGES, Sgd, compile_step
 from sat.devices.stages import write_step
 from sat.rtl.config import SatConfig
@@ -27,7 +29,15 @@ from sat.sim.layer import Layer
 from sat.sim.memory import MemoryTiming
 
 sys.path.insert(0, str(Path(__file__).parent))
-from layers import compare, random_layer, random_sgd, random_tensors, run_on_both
+from layers import (
+    SORTS,
+    any_mapping,
+    compare,
+    random_layer,
+    random_sgd,
+    random_tensors,
+    run_on_both,
+)
 
 CONFIGS = {"4x4": SatConfig(rows=4, cols=4), "8x8": SatConfig()}
 TIMINGS = [
@@ -87,6 +97,18 @@ def test_random_steps(name, part):
         sgd = random_sgd(rng)
         seed, specials = rng.randrange(1 << 32), 0.05 * (number % 2)
         run_step(name, rng.choice(TIMINGS), layer, seed, specials, sgd)
+
+
+@pytest.mark.parametrize("name", arrays)
+def test_steps_under_any_mapping(monkeypatch, name):
+    """Random layers, their products under mappings of every sort, chosen by lot."""
+    rng, seen = random.Random(f"mappings {name}"), Counter()
+    for module in (convolution, gradient):
+        monkeypatch.setattr(module, "fewest_cycles", any_mapping(rng, seen))
+    for number in range(26):
+        layer = random_layer(rng, CONFIGS[name])
+        run_step(name, rng.choice(TIMINGS), layer, number, 0.05 * (number % 2), random_sgd(rng))
+    assert min(seen[sort] for sort in SORTS) >= 2, seen
 
 
 @pytest.mark.parametrize("name", arrays)

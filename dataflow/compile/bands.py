@@ -1,0 +1,496 @@
+"""Products of patches that overlap, their pixels loaded once: a bank holds a band of positions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sat.dataflow.compile.epilogue import Epilogue, PixelSums
+from sat.dataflow.compile.memory import MemoryMap
+from sat.dataflow.compile.patches import Patches
+from sat.dataflow.compile.planner import blocks
+from sat.dataflow.compile.slots import Key, Load, Step
+from sat.dataflow.estimate import INSTRUCTION, Traffic, segment_cycles, store_cycles
+from sat.dataflow.layers import Pair
+from sat.dataflow.mapping import BandMapping, ceil_div, os_slots, slot_count, values_per_word
+from sat.dataflow.products import Product, StartShape
+from sat.rtl import isa
+from sat.rtl.config import SatConfig
+from sat.rtl.isa import Buffer, Dataflow, Opcode, Start
+from sat.sim.memory import MemoryTiming
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A band along one axis: the pixels that its positions meet, from tap 0 on, in taps' order.
+
+    Parameters
+    ----------
+    count : int
+        Positions.
+    step, tap : int
+        Source pixels from position to position; from tap to tap.
+    taps : int
+    """
+
+    count: int
+    step: int
+    tap: int
+    taps: int
+
+    @property
+    def unit(self) -> int:
+        """Source pixels from one pixel of the band to the next."""
+        return self.tap if self.taps > 1 else self.step
+
+    @property
+    def apart(self) -> int:
+        """Pixels of the band from one place to the next."""
+        return abs(self.step // self.unit)
+
+    @property
+    def size(self) -> int:
+        """Pixels of the band."""
+        return (self.count - 1) * self.apart + self.taps
+
+    @property
+    def first(self) -> int:
+        """The position whose tap 0 is the band's first pixel."""
+        return 0 if self.step // self.unit > 0 else self.count - 1
+
+    def position(self, place: int) -> int:
+        """Return the position whose tap 0 is ``place * apart`` pixels on."""
+        return abs(self.first - place)
+
+
+def _sides(patches: Patches, size: Pair) -> tuple[_Side, _Side]:
+    """Return the bands' lines and pixels."""
+    y, x = (
+        _Side(size[axis], patches.step[axis], patches.tap[axis], patches.taps[axis])
+        for axis in range(2)
+    )
+    return y, x
+
+
+def _overlap(patches: Patches) -> bool:
+    """Whether patches overlap, and lie on one grid of pixels."""
+    axes = list(zip(patches.step, patches.tap, patches.taps, strict=True))
+    return max(patches.taps) > 1 and all(taps == 1 or step % tap == 0 for step, tap, taps in axes)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What a `BandMapping` makes of patches."""
+
+    config: SatConfig
+    mapping: BandMapping
+    patches: Patches
+    per_word: int
+    offsets: tuple[int, ...]
+    dense: bool
+
+    @property
+    def sides(self) -> tuple[_Side, _Side]:
+        return _sides(self.patches, (self.mapping.lines, self.mapping.pixels))
+
+    @property
+    def tap_words(self) -> int:
+        return self.patches.segment // self.config.word_bytes
+
+    @property
+    def line_words(self) -> int:
+        """Words from one line of a band to the next."""
+        return self.sides[1].size * self.tap_words
+
+    @property
+    def sums(self) -> int:
+        """Interleaved sums of a bank below each other."""
+        return self.config.interleave >> self.mapping.split
+
+    @property
+    def along_x(self) -> bool:
+        """Whether these are neighbours in a line; or in a column."""
+        return self.mapping.pixels % self.sums == 0
+
+    @property
+    def tiles(self) -> list[list[Pair]]:
+        """The places (line, pixel) of each tile's sums."""
+        lines, pixels = range(self.mapping.lines), range(self.mapping.pixels)
+        if self.along_x:
+            return [
+                [(line, first + n) for n in range(self.sums)]
+                for line in lines
+                for first in pixels[:: self.sums]
+            ]
+        return [
+            [(first + n, pixel) for n in range(self.sums)]
+            for first in lines[:: self.sums]
+            for pixel in pixels
+        ]
+
+    @property
+    def grid(self) -> Pair:
+        """Bands along the lines and the pixels of an image."""
+        size = self.patches.size
+        return ceil_div(size[0], self.mapping.lines), ceil_div(size[1], self.mapping.pixels)
+
+    @property
+    def bands(self) -> int:
+        return self.patches.images * self.grid[0] * self.grid[1]
+
+    @property
+    def sets(self) -> int:
+        """Sets of bands, one to a row of the array."""
+        return ceil_div(self.bands, self.config.rows)
+
+    @property
+    def pieces(self) -> list[tuple[int, int, int, int]]:
+        """Parts of a patch that lie together in A and in B.
+
+        (word of A from the patch's first, words, part of B, its value).
+        """
+        lines, pixels = self.patches.taps
+        words = self.tap_words
+        kept = words * self.per_word
+        if len(self.offsets) > 1:
+            return [
+                (y * self.line_words + x * words, words, y * pixels + x, 0)
+                for y, x in itertools.product(range(lines), range(pixels))
+            ]
+        if self.mapping.pixels == 1:
+            return [(0, lines * pixels * words, 0, 0)]
+        return [(y * self.line_words, pixels * words, 0, y * pixels * kept) for y in range(lines)]
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """Parts of a column of B: the first value, how many."""
+        kept = self.tap_words * self.per_word
+        if len(self.offsets) == 1:
+            return [(self.offsets[0], self.patches.taps[0] * self.patches.taps[1] * kept)]
+        return [(offset, kept) for offset in self.offsets]
+
+    @property
+    def part_words(self) -> tuple[int, int]:
+        """Words of B and index banks that a part takes."""
+        values = self.parts[0][1]
+        words = values // self.per_word
+        _, b, i = os_slots(self.config, 0, words, self.per_word, self.dense, self.offsets)
+        return b, i
+
+    @property
+    def slots(self) -> tuple[int, int, int]:
+        """Words of a slot of A, B and indices."""
+        b, i = self.part_words
+        parts = len(self.parts)
+        return (
+            self.sides[0].size * self.line_words,
+            parts * b << self.mapping.split,
+            1 if self.dense else parts * i << self.mapping.split,
+        )
+
+    @property
+    def fits(self) -> tuple[int, int]:
+        """Slots of A, and of B and its indices."""
+        config = self.config
+        depths = (config.a_words, config.b_words, config.i_words)
+        a, b, i = map(slot_count, depths, self.slots)
+        return a, min(b, i)
+
+
+class BandPlanner(PixelSums):
+    """A product of patches under a `BandMapping`."""
+
+    def __init__(
+        self,
+        product: Product,
+        config: SatConfig,
+        mapping: BandMapping,
+        memory: MemoryMap,
+        patches: Patches,
+        offsets: tuple[int, ...],
+        epilogue: Epilogue,
+    ):
+        super().__init__(product, config, memory)
+        self.mapping, self.patches, self.epilogue = mapping, patches, epilogue
+        self.shape = shape = _Shape(config, mapping, patches, self.per_word, offsets, product.dense)
+        self.tiles = shape.tiles
+        self.col_tiles = ceil_div(product.cols, config.cols << mapping.split)
+        units = shape.sets if mapping.rows_outer else self.col_tiles
+        self.outer_blocks = ceil_div(units, mapping.block)
+        self.a_slot, self.b_slot, self.i_slot = shape.slots
+        self.sum_slot = config.rows * config.interleave
+
+    def sum_width(self) -> int:
+        return 1 << self.mapping.split
+
+    def row_tile(self, tile: int) -> tuple[int, int]:
+        # Of a tile all rows of the array, bands and sums that there are not included.
+        size = self.config.rows * self.shape.sums
+        return tile * size, (tile + 1) * size
+
+    def column_tile(self, tile: int) -> tuple[int, int]:
+        size = self.config.cols << self.mapping.split
+        return tile * size, min((tile + 1) * size, self.product.cols)
+
+    @property
+    def b_stride(self) -> int:
+        return self.b_slot >> self.mapping.split
+
+    @property
+    def i_stride(self) -> int:
+        return self.i_slot >> self.mapping.split
+
+    def runs(self, row_tile: int) -> Iterator[tuple[int, int, int, int]]:
+        rows, shape, grid = self.config.rows, self.shape, self.epilogue.grid
+        number, tile = divmod(row_tile, len(self.tiles))
+        lines, pixels = shape.grid
+        y_side, x_side = shape.sides
+        for group, (y, x) in enumerate(self.tiles[tile]):
+            line, pixel = y_side.position(y), x_side.position(x)
+            places = []
+            for row in range(min(rows, shape.bands - number * rows)):
+                rest, band_x = divmod(number * rows + row, pixels)
+                image, band_y = divmod(rest, lines)
+                at_y = band_y * self.mapping.lines + line
+                at_x = band_x * self.mapping.pixels + pixel
+                if at_y < grid.size[0] and at_x < grid.size[1]:
+                    places.append((group * rows + row, grid.pixel(image, at_y, at_x)))
+            yield from _even_runs(places)
+
+    def a_loads(self, key: Key) -> list[Load]:
+        (number,) = key
+        config, patches, shape = self.config, self.patches, self.shape
+        sides, mapping = shape.sides, self.mapping
+        window = {
+            "lines": shape.grid[0],
+            "pixels": shape.grid[1],
+            "step_y": mapping.lines * patches.step[0],
+            "step_x": mapping.pixels * patches.step[1],
+            "tap_y": sides[0].unit,
+            "tap_x": sides[1].unit,
+        }
+        rest, pixel = divmod(number * config.rows, shape.grid[1])
+        image, line = divmod(rest, shape.grid[0])
+        body = {
+            "image": image,
+            "line": line,
+            "pixel": pixel,
+            "y": patches.start[0] + sides[0].first * patches.step[0],
+            "x": patches.start[1] + sides[1].first * patches.step[1],
+            "taps_y": sides[0].size,
+            "taps_x": sides[1].size,
+            "offset": patches.offset,
+            "segment_bytes": patches.segment,
+            "rows": min(config.rows, shape.bands - number * config.rows),
+            "destination": Buffer.A,
+            "stride": self.a_slot,
+            "groups": 1,
+        }
+        return [*patches.setup()[:1], (Opcode.WINDOW, window), (Opcode.GATHER, body)]
+
+    def chunk_values(self, chunk: int) -> tuple[int, int]:
+        first, count = self.shape.parts[chunk]
+        return first, first + count
+
+    def b_loads(self, key: Key) -> list[Load]:
+        (tile,) = key
+        b_words, i_words = self.shape.part_words
+        loads: list[Load] = []
+        for part in range(len(self.shape.parts)):
+            for opcode, body in super().b_loads((tile, part)):
+                words = b_words if body["destination"] is Buffer.B else i_words
+                loads.append((opcode, {**body, "base": part * words}))
+        return loads
+
+    def _pieces(self) -> list[dict[str, int]]:
+        """Return what differs between the MULTIPLYs of a tile."""
+        config = self.config
+        b_words, i_words = self.shape.part_words
+        made = []
+        for a_word, words, part, value in self.shape.pieces:
+            b_at = self.aligned(part, 16)[2] + value
+            fields = {
+                "words": words,
+                "a_base": a_word,
+                "b_base": part * b_words + b_at // config.max_m,
+                "b_skip": b_at % config.max_m,
+            }
+            if not self.product.dense:
+                i_at = self.aligned(part, 4)[2] + value
+                fields["i_base"] = part * i_words + i_at // config.indices_per_word
+                fields["i_skip"] = i_at % config.indices_per_word
+            made.append(fields)
+        return made
+
+    def steps(self) -> Iterator[Step]:
+        mapping, shape = self.mapping, self.shape
+        pieces = self._pieces()
+        # Words of A from a place to the next, along lines and pixels.
+        y_words, x_words = (
+            side.apart * words
+            for side, words in zip(shape.sides, (shape.line_words, shape.tap_words), strict=True)
+        )
+        common = {
+            **self.common(),
+            "dataflow": Dataflow.OS,
+            "split": mapping.split,
+            "values": self.per_word,
+            "last": self.per_word,
+            "a_stride": x_words if shape.along_x else y_words,
+            "b_stride": self.b_stride,
+            "i_stride": 0 if self.product.dense else self.i_stride,
+        }
+        given = self.product.start is not StartShape.ZERO
+        order = blocks(
+            mapping.rows_outer,
+            (shape.sets, self.col_tiles),
+            (mapping.block, 1) if mapping.rows_outer else (1, mapping.block),
+            self.outer_blocks,
+        )
+        output = 0
+        for number, col in itertools.chain.from_iterable(order):
+            for at, places in enumerate(self.tiles):
+                tile = number * len(self.tiles) + at
+                stores = self.stores(tile, col)
+                if not stores:
+                    continue  # beyond the image in all bands
+                y, x = places[0]
+                for piece, fields in enumerate(pieces):
+                    first, last = piece == 0, piece == len(pieces) - 1
+                    yield Step(
+                        a=(number,),
+                        b=(col,),
+                        start=self.start_key(tile, col) if given and first else None,
+                        body={
+                            **common,
+                            **fields,
+                            "start": (Start.START if given else Start.ZERO)
+                            if first
+                            else Start.KEEP,
+                            "emit": int(last),
+                            "a_base": y * y_words + x * x_words + fields["a_base"],
+                        },
+                        output=output,
+                        opens=first,
+                        stores=stores if last else [],
+                        masks=self.masks(tile, col) if last else [],
+                    )
+                output += 1
+
+
+def _even_runs(places: list[Pair]) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (row, rows, pixel, pixels apart) of following rows at evenly spaced pixels."""
+    at = 0
+    while at < len(places):
+        row, pixel = places[at]
+        count, apart = 1, 1
+        for n in range(at + 1, len(places)):
+            next_row, next_pixel = places[n]
+            step = next_pixel - places[n - 1][1]
+            if next_row != row + count or (count > 1 and step != apart):
+                break
+            count, apart = count + 1, step
+        yield row, count, pixel, apart
+        at += count
+
+
+def band_mappings(
+    product: Product, config: SatConfig, patches: Patches, offsets: tuple[int, ...]
+) -> Iterator[BandMapping]:
+    """Yield the band mappings worth trying: none if patches do not overlap."""
+    if not _overlap(patches):
+        return
+    per_word = values_per_word(product, config)
+    for lines, pixels in itertools.product(*(_band_sizes(size) for size in patches.size)):
+        if lines * pixels == 1 or not _encodes(patches, (lines, pixels)):
+            continue
+        for split in range(config.interleave.bit_length()):
+            sums = config.interleave >> split
+            if pixels % sums and lines % sums:
+                continue
+            mapping = BandMapping(split=split, lines=lines, pixels=pixels, rows_outer=True, block=1)
+            shape = _Shape(config, mapping, patches, per_word, offsets, product.dense)
+            if shape.slots[0] * 2 > config.a_words:
+                break
+            a_fit, b_fit = shape.fits
+            col_tiles = ceil_div(product.cols, config.cols << split)
+            if b_fit < min(2, col_tiles):
+                continue
+            most = max(1, min(a_fit - 1, shape.sets))
+            for block in {1, most}:
+                yield BandMapping(
+                    split=split, lines=lines, pixels=pixels, rows_outer=True, block=block
+                )
+            most = max(1, min(b_fit - 1, col_tiles))
+            if b_fit < col_tiles:
+                yield BandMapping(
+                    split=split, lines=lines, pixels=pixels, rows_outer=False, block=most
+                )
+
+
+def _encodes(patches: Patches, size: Pair) -> bool:
+    """Whether instructions can say how bands lie."""
+    names = ("step_y", "taps_y", "y"), ("step_x", "taps_x", "x")
+    return all(
+        count * step in isa.field_range(isa.WINDOW, of_window)
+        and side.size in isa.field_range(isa.GATHER, taps)
+        and start + side.first * step in isa.field_range(isa.GATHER, source)
+        for count, step, start, side, (of_window, taps, source) in zip(
+            size, patches.step, patches.start, _sides(patches, size), names, strict=True
+        )
+    )
+
+
+LONGEST = 16
+"""Positions of the longest side of a band: more share hardly more pixels."""
+
+
+def _band_sizes(size: int) -> list[int]:
+    """Return sides of bands that cut a side of so many positions about evenly."""
+    return sorted({ceil_div(size, n) for n in range(1, size + 1) if ceil_div(size, n) <= LONGEST})
+
+
+def band_cycles(
+    product: Product,
+    config: SatConfig,
+    memory: MemoryTiming,
+    mapping: BandMapping,
+    patches: Patches,
+    offsets: tuple[int, ...],
+    traffic: Traffic,
+) -> float:
+    """Return roughly how many cycles a band mapping takes."""
+    shape = _Shape(
+        config, mapping, patches, values_per_word(product, config), offsets, product.dense
+    )
+    chain = config.rows * config.interleave
+    cols = config.cols << mapping.split
+    col_tiles = ceil_div(product.cols, cols)
+    tile = sum(
+        max(chain, config.interleave * words * shape.per_word) for _, words, _, _ in shape.pieces
+    )
+    tiles = shape.sets * len(shape.tiles) * col_tiles
+    a_fit, b_fit = shape.fits
+    a_loads = b_loads = 1
+    if mapping.rows_outer and col_tiles > b_fit:
+        b_loads = ceil_div(shape.sets, mapping.block)
+    if not mapping.rows_outer and shape.sets > a_fit:
+        a_loads = ceil_div(col_tiles, mapping.block)
+    y, x = shape.sides
+    band = segment_cycles(y.size * x.size, patches.segment, config, memory)
+    column = 0.0
+    for _, values in shape.parts:
+        column += segment_cycles(1, 2 * values, config, memory)
+        if not product.dense:
+            column += segment_cycles(1, values / 2, config, memory)
+    loads = a_loads * shape.bands * band + b_loads * product.cols * column
+    width = min(cols, product.cols)
+    stores = store_cycles(product.rows * col_tiles, width, config, memory, traffic)
+    first = min(shape.bands, config.rows) * band + width * column
+    last = store_cycles(config.rows * shape.sums, width, config, memory, traffic)
+    lines, pixels = shape.grid
+    in_turn = pixels if pixels > 1 else lines
+    runs = ceil_div(min(config.rows, shape.bands), in_turn) + (in_turn % config.rows > 0)
+    instructions = tiles * (len(shape.pieces) + shape.sums * runs)
+    return max(tiles * tile, loads, stores) + first + last + INSTRUCTION * instructions

@@ -14,7 +14,7 @@ from sat.dataflow.host import write_product
 from sat.dataflow.mapping import legal_mappings
 from sat.dataflow.products import Product, StartShape
 from sat.devices.stages import write_step
-from sat.rtl.config import SatConfig
+from sat.rtl.config import AxiConfig, SatConfig
 from sat.rtl.device import Device
 from sat.rtl.isa import Status
 from sat.rtl.verilog import emit
@@ -29,6 +29,10 @@ from products import CANARY, make_case
 
 CONFIGS = {
     "one port": SatConfig(rows=4, cols=4, a_words=64, b_words=64, sum_words=128),
+    "two ports": SatConfig(
+        rows=2, cols=4, a_words=64, b_words=64, sum_words=128, update_lanes=4,
+        axi=AxiConfig(data_bits=128, ports=2, outstanding=4),
+    ),
 }  # fmt: skip
 PRODUCTS = [
     (Product(11, 9, 24), "os"),

@@ -129,7 +129,11 @@ class BandMapping:
     sort = "bands"
 
 
-Mapping = OsMapping | WsMapping | BandMapping
+Mapping = OsMapping | WsMapping
+"""Of a product."""
+
+LayerMapping = Mapping | BandMapping
+"""Of a product that is part of a convolution."""
 
 
 def _halvings(value: int) -> Iterator[int]:

@@ -19,7 +19,7 @@ from sat.dataflow.estimate import Traffic, estimate
 from sat.dataflow.layers import Packing, Region
 from sat.dataflow.mapping import (
     BandMapping,
-    Mapping,
+    LayerMapping,
     OsMapping,
     WsMapping,
     ceil_div,
@@ -183,7 +183,7 @@ class PatchProduct:
         """Cycles that the array needs at the least."""
         return ceil_div(self.product.macs, self.config.rows * self.config.cols)
 
-    def planner(self, mapping: Mapping) -> Planner:
+    def planner(self, mapping: LayerMapping) -> Planner:
         """Return the plan under a mapping."""
         product = self.product
         if isinstance(mapping, OsMapping):
@@ -204,11 +204,11 @@ class PatchProduct:
     def _tap_words(self) -> int:
         return self.patches.segment // self.config.word_bytes
 
-    def mappings(self) -> list[Mapping]:
+    def mappings(self) -> list[LayerMapping]:
         """Return the mappings worth trying; there is one."""
         product, config, offsets = self.product, self.config, self.offsets
         per_tap = self._tap_words
-        found: list[Mapping] = []
+        found: list[LayerMapping] = []
         if len(offsets) == 1:
             found += os_mappings(product, config, offsets)
         else:
@@ -233,20 +233,20 @@ class PatchProduct:
         )
         return per_tap % mapping.pass_words == 0 and all(len(list(c)) == 1 for c in chunks)
 
-    def choose(self, memory: MemoryTiming) -> Mapping:
+    def choose(self, memory: MemoryTiming) -> LayerMapping:
         """Return the mapping that takes the fewest cycles, of those that are listed."""
         config, product = self.config, self.product
         bits = 16 + (self.epilogue.out_mask is not None)
         traffic = Traffic(self._tap_words, bits / 8)
 
-        def estimated(mapping: Mapping) -> float:
+        def estimated(mapping: LayerMapping) -> float:
             if isinstance(mapping, BandMapping):
                 return band_cycles(
                     product, config, memory, mapping, self.patches, self.offsets, traffic
                 )
             return estimate(product, config, memory, mapping, traffic)
 
-        def cost(mapping: Mapping) -> float:
+        def cost(mapping: LayerMapping) -> float:
             return sampled_cycles(lambda: self.planner(mapping), config, memory)
 
         return fewest_cycles(self.mappings(), estimated, cost, self.least)
@@ -259,7 +259,7 @@ def fastest_program(
 
     Those that differ only in where they lie are mapped alike.
     """
-    known: dict[object, Mapping] = {}
+    known: dict[object, LayerMapping] = {}
     planners = []
     for product in products:
         patches = product.patches

@@ -5,6 +5,7 @@ Nothing here is shared with a method: what is compared was read off the papers a
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -15,6 +16,16 @@ from torch import nn
 from sat.methods.auon import AuON, HybridAuON, cosh_rms_bounds
 from sat.methods.dct_lowrank import DCTAdamW
 from sat.methods.dsnot import ColumnStatistics, dsnot, initial_mask
+from sat.methods.hesso import HESSO, prunable_groups
+from sat.methods.mc_smoe import (
+    MoELayer,
+    dominant_counts,
+    group_experts,
+    match_permutation,
+    merge_experts,
+    router_similarity,
+)
+from sat.methods.mc_smoe.compress import LowRankSparseLinear, RowPruner
 
 
 def stepped(start, gradients, make):
@@ -214,3 +225,158 @@ def test_dsnot_of_single_rows(pattern):
         assert found.mask[0].tolist() == again
         changed += again != expected.tolist()
     assert changed > 20
+
+
+# -------------------------------------------------------------------------------------- HESSO
+
+
+def test_hesso_of_sixteen_steps():
+    """A hidden layer of ten units, six to go in two periods of five steps, after two steps."""
+    rng = np.random.default_rng(3)
+    start, length, periods, lr, beta, decay = 2, 5, 2, 0.05, 0.9, 0.01
+    model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3)).double()
+    groups = prunable_groups(model, torch.zeros(1, 6, dtype=torch.float64))
+    optimizer = HESSO(
+        groups, model, lr, variant="sgd", momentum=beta, weight_decay=decay, target=0.6,
+        start=start, steps=length * periods, periods=periods,
+    )  # fmt: skip
+    values = [p.detach().numpy().copy() for p in model.parameters()]
+    buffers = [None] * 4
+    pruned, active = set(), []
+    for k in range(1, 17):
+        gradients = [rng.standard_normal(v.shape) for v in values]
+        for p, g in zip(model.parameters(), gradients, strict=True):
+            p.grad = torch.tensor(g)
+        optimizer.step()
+        for i, g in enumerate(gradients):
+            g = g + decay * values[i]
+            buffers[i] = g if buffers[i] is None else beta * buffers[i] + g
+        if k in (start + 1, start + 1 + length):
+            pruned |= set(active)
+            rows = [np.append(values[0][i], values[1][i]) for i in range(10)]
+            along = [np.append(buffers[0][i], buffers[1][i]) for i in range(10)]
+            table = np.zeros((5, 10))
+            for i, (x, d) in enumerate(zip(rows, along, strict=True)):
+                size, other = np.linalg.norm(x), np.linalg.norm(d)
+                table[:, i] = (
+                    size, size / (7 + 1e-6), x @ d / ((size + 1e-8) * (other + 1e-8)) + 1,
+                    abs(x @ d), (x @ d) ** 2 / 2,
+                )  # fmt: skip
+            score = 0.2 * (table / (np.linalg.norm(table, axis=1, keepdims=True) + 1e-8)).sum(0)
+            left = [i for i in np.argsort(score) if i not in pruned]
+            active = left[:3]
+        values = [v - lr * b for v, b in zip(values, buffers, strict=True)]
+        t = (k - start) % length
+        if k > start and k <= start + length * periods:
+            for i in active:
+                factor = (length - t - 1) / (length - t)
+                values[0][i] *= factor
+                values[1][i] *= factor
+            if t == length - 1:
+                pruned |= set(active)
+        for i in pruned:
+            values[0][i] = values[1][i] = 0
+        for p, v in zip(model.parameters(), values, strict=True):
+            np.testing.assert_allclose(p.detach().numpy(), v, atol=1e-12, err_msg=f"step {k}")
+    assert len(pruned) == 6 and optimizer.finished
+
+
+# ----------------------------------------------------------------------------------- MC-SMoE
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_matching_is_the_best_of_all_permutations(seed):
+    rng = np.random.default_rng(seed)
+    f, d = 5, 3
+    wi, wo = rng.standard_normal((2, f, d)), rng.standard_normal((2, d, f))
+    cost = wi[0] @ wi[1].T + wo[0].T @ wo[1]
+    best = max(itertools.permutations(range(f)), key=lambda p: sum(cost[i, p[i]] for i in range(f)))
+    found = match_permutation(
+        (torch.tensor(wi[0]), torch.tensor(wo[0])), (torch.tensor(wi[1]), torch.tensor(wo[1]))
+    )
+    assert tuple(found.tolist()) == best
+    # The same as the least distance of the permuted expert from the reference.
+    nearest = min(
+        itertools.permutations(range(f)),
+        key=lambda p: (
+            ((wi[0] - wi[1][list(p)]) ** 2).sum() + ((wo[0] - wo[1][:, list(p)]) ** 2).sum()
+        ),
+    )
+    assert nearest == best
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_counts_groups_and_merging(seed):
+    rng = np.random.default_rng(seed)
+    names, experts, average = ["a", "b", "c"], 6, 3
+    use = {n: rng.dirichlet(np.ones(experts)) for n in names}
+    merged = ["a", "b"]
+    ranked = []
+    for n in names:
+        row = sorted(use[n], reverse=True)
+        ranked += [1.0, *row[1:]] if n in merged else [1.0] * experts
+    cut = sorted(ranked, reverse=True)[average * len(merged) + experts]
+    expected = {}
+    for n in names:
+        row = sorted(use[n], reverse=True)
+        row = [1.0, *row[1:]] if n in merged else [1.0] * experts
+        expected[n] = sum(v > cut for v in row)
+    found = dominant_counts({n: torch.tensor(v) for n, v in use.items()}, average, merged)
+    assert {n: found[n] for n in found} == {n: expected[n] for n in found} and set(merged) <= set(
+        found
+    )
+
+    logits = rng.standard_normal((40, experts))
+    unit = logits / np.linalg.norm(logits, axis=0)
+    near = (unit.T @ unit + 1) / 2
+    np.testing.assert_allclose(router_similarity(torch.tensor(logits)), near, atol=1e-12)
+    count, frequency = 2, use["a"]
+    order = np.argsort(-frequency)
+    labels = {int(e): i for i, e in enumerate(order[:count])}
+    for e in order[count:]:
+        labels[int(e)] = int(np.argmax([near[e, order[i]] for i in range(count)]))
+    given, dominant = group_experts(torch.tensor(frequency), torch.tensor(near), count)
+    assert given.tolist() == [labels[e] for e in range(experts)]
+    assert dominant.tolist() == order[:count].tolist()
+
+    d, f = 3, 4
+    layer = MoELayer(d, f, experts).double()
+    wi, wo = layer.wi.detach().numpy().copy(), layer.wo.detach().numpy().copy()
+    for e in range(1, experts):
+        cost = wi[0] @ wi[e].T + wo[0].T @ wo[e]
+        perm = max(
+            itertools.permutations(range(f)), key=lambda p: sum(cost[i, p[i]] for i in range(f))
+        )
+        wi[e], wo[e] = wi[e][list(perm)], wo[e][:, list(perm)]
+    merge_experts(layer, given, torch.tensor(frequency))
+    x = torch.tensor(rng.standard_normal((20, d)))
+    p = torch.softmax(x @ layer.router.weight.detach().mT, -1).numpy()
+    out = []
+    for token, share in zip(x.numpy(), p, strict=True):
+        e = int(share.argmax())
+        members = [i for i in range(experts) if labels[i] == labels[e]]
+        total = sum(frequency[i] for i in members) + 1e-7
+        inner = sum(frequency[i] * wi[i] for i in members) / total
+        outer = sum(frequency[i] * wo[i] for i in members) / total
+        out.append(share[e] * outer @ np.maximum(inner @ token, 0))
+    # The 1e-7 in the denominators is the authors alone: seldom used groups shrink by it.
+    np.testing.assert_allclose(layer(x).detach().numpy(), out, rtol=1e-5)
+
+
+def test_the_share_of_rows_and_the_start():
+    weight = torch.randn(12, 8, dtype=torch.float64)
+    layer = LowRankSparseLinear.from_linear(weight, 3)
+    x = torch.randn(5, 8, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), x @ weight.mT)
+    u, s, v = np.linalg.svd(weight.numpy())
+    low = (u[:, :3] * s[:3]) @ v[:3]
+    torch.testing.assert_close((layer.u @ layer.v).detach(), torch.tensor(low))
+    pruner = RowPruner([layer], 100, 5, 0.25)
+    for k, share in (
+        (1, 1.0),
+        (5, 1.0),
+        (40, 0.25 + 0.75 * (1 - 35 / 75) ** 3),
+        (80, 0.25),
+        (100, 0.25),
+    ):
+        assert pruner.share(k) == pytest.approx(share), k

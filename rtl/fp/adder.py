@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 from sat.rtl.fp.formats import FP32
 from sat.rtl.fp.rounding import rounds_up
 from sat.rtl.fp.shift import shift_right_sticky
+from sat.rtl.fp.steps import pass_on
 
 _STEPS = ("swap", "distance", "align", "add", "count", "normalise", "round")
 
@@ -22,7 +23,7 @@ _CUTS: dict[int, tuple[str, ...]] = {
     5: ("swap", "align", "add", "normalise"),
     6: ("swap", "align", "add", "count", "normalise"),
     7: ("swap", "align", "add", "count", "normalise", "round"),
-    8: ("swap", "distance", "align", "add", "count", "normalise", "round"),
+    8: _STEPS,
 }
 
 
@@ -76,19 +77,10 @@ class Adder(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        cuts = _CUTS[self.stages]
 
         def after(step: str, **values: Signal) -> list[Signal]:
-            """Return what goes on to the next step, through registers if one stands here."""
             assert step in _STEPS
-            if step not in cuts:
-                return list(values.values())
-            registers = []
-            for name, value in values.items():
-                register = Signal(len(value), name=f"{step}_{name}", reset_less=True)
-                m.d.sync += register.eq(value)
-                registers.append(register)
-            return registers
+            return pass_on(m, _CUTS[self.stages], step, **values)
 
         # swap
         b_is_larger = Signal()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -9,6 +11,7 @@ from amaranth.lib.wiring import In, Out
 from sat.rtl.fp.formats import FP32
 from sat.rtl.fp.rounding import rounds_up
 from sat.rtl.fp.shift import leading_zeros, shift_right_sticky
+from sat.rtl.fp.steps import pass_on
 
 # After which steps a register stands; one more is always at the output.
 _CUTS: dict[int, tuple[str, ...]] = {
@@ -55,17 +58,7 @@ class Multiplier32(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         cuts = _CUTS[self.stages]
-
-        def after(step: str, **values: Signal) -> list[Signal]:
-            """Return what goes on to the next step, through registers if they stand here."""
-            if step not in cuts:
-                return list(values.values())
-            registers = []
-            for name, value in values.items():
-                register = Signal(value.shape(), name=f"{step}_{name}", reset_less=True)
-                m.d.sync += register.eq(value)
-                registers.append(register)
-            return registers
+        after = partial(pass_on, m, cuts)
 
         a, b = data.View(FP32.layout, self.a), data.View(FP32.layout, self.b)
         normal_a, normal_b = a.exponent != 0, b.exponent != 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ MOST = 0.999
 Loss = Tensor | float | None
 
 
-class GroupOptimizer(torch.optim.Optimizer):
+class GroupOptimizer(torch.optim.Optimizer, ABC):
     """What HESSO and HESSO-CRIC share: directions, the choice of groups, exact zeros.
 
     Parameters
@@ -80,9 +81,9 @@ class GroupOptimizer(torch.optim.Optimizer):
         return self.pruned | self.active
 
     @property
+    @abstractmethod
     def finished(self) -> bool:
         """Whether all groups that will be pruned are zero."""
-        raise NotImplementedError
 
     def sparsity(self) -> float:
         """Return the share of groups that are exactly zero."""
@@ -134,8 +135,9 @@ class GroupOptimizer(torch.optim.Optimizer):
     def _require_loss(self, loss: float | None, number: int) -> None:
         """Raise if this step needs a loss that is not there."""
 
+    @abstractmethod
     def _advance(self, number: int, directions: dict[Tensor, Tensor], loss: float | None) -> None:
-        raise NotImplementedError
+        """Move the parameters, and choose and shrink groups as the schedule says."""
 
     def _descend(self, directions: Mapping[Tensor, Tensor]) -> None:
         for group in self.param_groups:

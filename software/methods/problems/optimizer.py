@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +13,8 @@ from torch import Tensor
 from sat.methods.problems.parameters import require_gradients, require_options
 
 
-class CheckedOptimizer(torch.optim.Optimizer):
-    """An optimiser that steps parameter by parameter, after all gradients were checked.
-
-    Subclasses have ``_check(number)``, which raises ValueError for a group that breaks a rule, and
-    ``_step_one(parameter, group)``.
-    """
+class CheckedOptimizer(torch.optim.Optimizer, ABC):
+    """An optimiser that steps parameter by parameter, after all gradients were checked."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as torch does, after its options and parameters were checked."""
@@ -29,11 +26,13 @@ class CheckedOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
+    @abstractmethod
     def _check(self, number: int) -> None:
-        raise NotImplementedError
+        """Raise ValueError if a group breaks a rule."""
 
+    @abstractmethod
     def _step_one(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Take a parameter's step."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -15,12 +15,13 @@ from sat.methods.s4_ptd.diagonalize import (
 )
 from sat.methods.s4d import S4DModel, initial_modes
 from sat.methods.s4d.kernel import DiagonalSystem, draw_log_steps
+from sat.methods.s4d.layer import DiagonalLayer
 
 INITS = ("ptd", "normal", "lin")
 CHUNK = 16
 
 
-class S5(DiagonalSystem):
+class S5(DiagonalLayer, DiagonalSystem):
     """x' = A·x + B·u, y = 2·Re(C·x) + D·u, A diagonal, every channel an input and an output.
 
     Parameters are real: ``log_dt``, ``log_neg_real`` and ``imag`` (modes,), ``b`` (modes,
@@ -217,10 +218,9 @@ class S5(DiagonalSystem):
             states = torch.cat([states[..., :1, :], later], 2)
         return states.flatten(2)[..., :length]
 
-    def initial_state(self, batch: int) -> Tensor:
-        """Return a state of rest: zeros, complex (batch, modes), for `step`."""
-        kind = self.d.dtype.to_complex()
-        return torch.zeros(batch, len(self.imag), dtype=kind, device=self.d.device)
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        return (len(self.imag),)
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the response to one sample: the recurrent form of `forward`.
@@ -243,11 +243,7 @@ class S5(DiagonalSystem):
             If shapes do not fit.
         """
         self._require(u, 2, "(batch, d_model)")
-        if state.shape != (len(u), len(self.imag)) or not state.is_complex():
-            raise ValueError(
-                f"state is {state.dtype} of shape {tuple(state.shape)}: must be complex of "
-                f"{(len(u), len(self.imag))}; begin with initial_state({len(u)})"
-            )
+        self._require_state(state, len(u))
         log_a, b = self.discretize()
         inputs = u @ torch.cat([b.real, b.imag]).to(u.dtype).mT
         state = log_a.exp() * state + torch.complex(*inputs.chunk(2, 1))
@@ -255,13 +251,6 @@ class S5(DiagonalSystem):
         state = state.to(self.d.dtype.to_complex())
         y = torch.cat([state.real, state.imag], 1) @ self._outputs().mT
         return y + self.d * u, state
-
-    def _require(self, u: Tensor, ndim: int, shape: str) -> None:
-        if u.ndim != ndim or u.shape[1] != self.d_model:
-            raise ValueError(
-                f"input has shape {tuple(u.shape)}: must be {shape} with d_model={self.d_model}; "
-                "transpose it or change d_model"
-            )
 
     def extra_repr(self) -> str:
         """Return words for how well the layer's basis is conditioned."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -80,7 +81,47 @@ def _transforms(length: int, dtype: torch.dtype, device: torch.device) -> tuple[
     return forward.to(device, dtype), inverse.to(device, dtype)
 
 
-class S4D(nn.Module):
+class DiagonalLayer(nn.Module, ABC):
+    """What layers over diagonal systems share: a state of rest, and the rules of their shapes.
+
+    Attributes
+    ----------
+    d_model : int
+        Channels.
+    d : nn.Parameter
+        (d_model,): what of the input goes past the system.
+    """
+
+    d_model: int
+    d: nn.Parameter
+
+    @property
+    @abstractmethod
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of a sample's state, which is complex."""
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return a state of rest: zeros, complex (batch, …), for `step`."""
+        kind = self.d.dtype.to_complex()
+        return torch.zeros(batch, *self.state_shape, dtype=kind, device=self.d.device)
+
+    def _require(self, u: Tensor, ndim: int, shape: str) -> None:
+        if u.ndim != ndim or u.shape[1] != self.d_model:
+            raise ValueError(
+                f"input has shape {tuple(u.shape)}: must be {shape} with d_model={self.d_model}; "
+                "transpose it or change d_model"
+            )
+
+    def _require_state(self, state: Tensor, batch: int) -> None:
+        shape = (batch, *self.state_shape)
+        if state.shape != shape or not state.is_complex():
+            raise ValueError(
+                f"state is {state.dtype} of shape {tuple(state.shape)}: must be complex of "
+                f"{shape}; begin with initial_state({batch})"
+            )
+
+
+class S4D(DiagonalLayer):
     """A diagonal state space layer: each channel convolved with its kernel, plus D·u.
 
     Parameters
@@ -127,10 +168,9 @@ class S4D(nn.Module):
         self._require(u, 3, "(batch, d_model, length)")
         return convolve(u, self.kernel(u.shape[-1]), self.conv) + self.d[:, None] * u
 
-    def initial_state(self, batch: int) -> Tensor:
-        """Return a state of rest: zeros, complex (batch, d_model, d_state/2), for `step`."""
-        shape = batch, self.d_model, self.kernel.d_state // 2
-        return torch.zeros(shape, dtype=self.d.dtype.to_complex(), device=self.d.device)
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        return self.d_model, self.kernel.d_state // 2
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the response to one sample: the recurrent form of `forward`.
@@ -153,24 +193,13 @@ class S4D(nn.Module):
             If shapes do not fit.
         """
         self._require(u, 2, "(batch, d_model)")
-        if state.shape != (*u.shape, self.kernel.d_state // 2) or not state.is_complex():
-            raise ValueError(
-                f"state is {state.dtype} of shape {tuple(state.shape)}: must be complex of "
-                f"{(*u.shape, self.kernel.d_state // 2)}; begin with initial_state({u.shape[0]})"
-            )
+        self._require_state(state, len(u))
         log_a, b = self.kernel.discretize()
         # Rounding the state is harmless; a rounded Ā would be wrong the same way at every step.
         state = (log_a.exp() * state + b * u[..., None]).to(state.dtype)
         c = torch.view_as_complex(self.kernel.c).to(state.dtype)
         y = 2 * torch.einsum("bhn,hn->bh", state, c).real
         return y.to(u.dtype) + self.d * u, state
-
-    def _require(self, u: Tensor, ndim: int, shape: str) -> None:
-        if u.ndim != ndim or u.shape[1] != self.d_model:
-            raise ValueError(
-                f"input has shape {tuple(u.shape)}: must be {shape} with d_model={self.d_model}; "
-                "transpose it or change d_model"
-            )
 
 
 class S4DBlock(nn.Module):

@@ -21,7 +21,7 @@ from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status
 from sat.sim.engines import Design, build, choose
 from sat.sim.memory import MemoryTiming
-from sat.sim.threads import Turn, check_stop
+from sat.sim.threads import Turn, check_stop, unless_exiting
 
 FAULTS = {"fetch": 0, "read": 1, "write": 2}
 
@@ -301,8 +301,8 @@ class DeviceRtl:
             try:
                 self.write("CONTROL", csr.CONTROL_START)
                 self._wait(address, max_cycles)
-            except DeviceClosedError:
-                raise
+            except (DeviceClosedError, SystemExit):
+                raise  # closed: there is nothing to reset
             except BaseException:
                 self.soft_reset()
                 raise
@@ -326,7 +326,9 @@ class DeviceRtl:
             if self._lib.device_run(self._require(), left, SLICE_SECONDS):
                 return
             if self._closing:
-                raise DeviceClosedError("the simulated device was closed while a program ran")
+                raise unless_exiting(
+                    DeviceClosedError("the simulated device was closed while a program ran")
+                )
             check_stop()
         raise TimeoutError(
             f"the program at {address:#x} did not end in {max_cycles} cycles; the device was reset"
@@ -430,7 +432,9 @@ class DeviceRtl:
 
     def _require(self) -> int:
         if self._handle is None:
-            raise DeviceClosedError("the simulated device is closed; make a new one")
+            raise unless_exiting(
+                DeviceClosedError("the simulated device is closed; make a new one")
+            )
         if self._waves is not None and self._process != os.getpid():
             raise DeviceError(
                 f"the simulated device writes the waveform {self._waves.path!r} of the process "

@@ -73,6 +73,19 @@ def check_stop() -> None:
         raise Stopped
 
 
+def unless_exiting(error: Exception) -> BaseException:
+    """Return the error to raise, or a `SystemExit` where the interpreter ends under a daemon.
+
+    By then devices are closed and thread pools start nothing. A daemon thread ends with the
+    interpreter without a word, while any error of it but `SystemExit` would be printed, as far as
+    the end lets it.
+    """
+    main = threading.main_thread()
+    if main.is_alive() or threading.current_thread() is main:
+        return error
+    return SystemExit()
+
+
 def side_by_side(jobs: Sequence[Callable[[], T]], threads: int | None = None) -> list[T]:
     """Run jobs in threads of their own; return their results, in order.
 
@@ -94,15 +107,23 @@ def side_by_side(jobs: Sequence[Callable[[], T]], threads: int | None = None) ->
         check_stop()
         return job()
 
+    if not threading.main_thread().is_alive():
+        # What is registered with `atexit` runs now, and executors start nothing any more.
+        return [copy_context().run(run, job) for job in jobs]
     futures: list[Future[T]] = []
     with ThreadPoolExecutor(threads or max(1, len(jobs)), "sat") as pool:
         try:
             futures += [pool.submit(copy_context().run, run, job) for job in jobs]
             if wait(futures, return_when=FIRST_EXCEPTION).not_done:
                 stop.ask()
-        except BaseException:
+        except BaseException as reason:
             # It may have come between the start of a job and its place in the list.
             stop.ask()
+            if len(futures) < len(jobs) and isinstance(reason, RuntimeError):
+                if threading.current_thread().daemon:
+                    # Executors are told of the interpreter's end a moment before threads are.
+                    threading.main_thread().join(1)
+                raise unless_exiting(reason) from None
             raise
     errors = [error for future in futures if (error := future.exception()) is not None]
     # What was stopped for another's error has nothing to say of its own.

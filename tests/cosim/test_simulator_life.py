@@ -228,18 +228,20 @@ ENDINGS = {
     "threading.Thread(target=lambda: [use() for _ in range(10**6)], daemon=True).start(); "
     "time.sleep(0.3)",
     "closed at exit": "import atexit; atexit.register(device.close); atexit.register(device.close)",
-    "in a module": "import sys; sys.device = device; sys.memory = device._device.memory",
+    "in a module": "import sys; sys.device = device; "
+    "sys.memory = [part._device.memory for part in getattr(device, 'devices', [device])]",
 }
 
 
+@pytest.mark.parametrize("spec", ["rtl", "rtl*2"])
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
-def test_an_interpreter_ends_well_with_devices(ending):
+def test_an_interpreter_ends_well_with_devices(ending, spec):
     config = SatConfig().with_array("4x4")
     build(config, choose("auto", config))  # once, here
     program = (
         "import numpy as np, sat\n"
         "x = np.ones((8, 8), np.float16)\n"
-        "device = sat.device('rtl', array='4x4', memory_bytes=1 << 16)\n"
+        f"device = sat.device({spec!r}, array='4x4', memory_bytes=1 << 16)\n"
         "use = lambda: device.matmul(x, x)\n"
         f"use()\n{ending}\n"
     )

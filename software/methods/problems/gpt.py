@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from sat.methods.problems.text import Text, load_text
 
 STEPS, BATCH, CONTEXT = 300, 16, 64
 REST_LR, BETAS = 3e-3, (0.9, 0.95)
+INITS = ("gpt2", "linear")
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -54,7 +56,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder of characters: GPT-2's blocks and initialisation, no biases, a head of its own.
+    """A decoder of characters: GPT-2's blocks, no biases, a head of its own.
 
     Parameters
     ----------
@@ -62,29 +64,36 @@ class GPT(nn.Module):
         Kinds of characters.
     width, layers, heads, context : int
         Channels, blocks, attention heads, and most characters at a time.
+    init : str
+        How matrices start: ``"gpt2"``, normal of deviation 0.02, of what blocks add to the stream
+        over sqrt(2 layers); ``"linear"``, as `torch.nn.Linear` does, uniform of deviation
+        1/sqrt(3 inputs). Embeddings are normal of deviation 0.02 with either.
 
     Raises
     ------
     ValueError
-        If ``heads`` does not divide ``width``.
+        If ``heads`` does not divide ``width``, or ``init`` is neither.
     """
 
     def __init__(
         self, symbols: int, *, width: int = 64, layers: int = 2, heads: int = 4,
-        context: int = CONTEXT,
+        context: int = CONTEXT, init: str = "gpt2",
     ) -> None:  # fmt: skip
         super().__init__()
         if width % heads:
             raise ValueError(f"width={width}: must be a multiple of heads={heads}; change either")
+        if init not in INITS:
+            raise ValueError(f"init={init!r}: must be one of {', '.join(INITS)}; choose one")
         self.token, self.place = nn.Embedding(symbols, width), nn.Embedding(context, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, symbols, bias=False)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
+        drawn = (nn.Embedding, nn.Linear) if init == "gpt2" else (nn.Embedding,)
+        for name, module in self.named_modules():
+            if isinstance(module, drawn):
                 # What blocks add to the stream would grow with their number.
-                adds = name.endswith(("out.weight", "down.weight"))
-                nn.init.normal_(parameter, std=0.02 / (math.sqrt(2 * layers) if adds else 1))
+                adds = name.endswith(("out", "down"))
+                nn.init.normal_(module.weight, std=0.02 / (math.sqrt(2 * layers) if adds else 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (batch, characters, symbols) for characters (batch, characters)."""
@@ -158,10 +167,10 @@ def cross_entropy(logits: Tensor, y: Tensor, *, reduction: str = "mean") -> Tens
     return functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction=reduction)
 
 
-def make_gpt(seed: int, **sizes: int) -> GPT:
+def make_gpt(seed: int, **options: Any) -> GPT:
     """Return an untrained `GPT` for `load_text`; the seed is that of its parameters."""
     torch.manual_seed(seed)
-    return GPT(len(load_text().symbols), **sizes)
+    return GPT(len(load_text().symbols), **options)
 
 
 def train_gpt(

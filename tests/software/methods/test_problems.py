@@ -77,6 +77,30 @@ def test_gpt_is_causal_and_has_the_matrices_it_should():
         GPT(11, width=10)
 
 
+def test_gpt_starts_as_asked():
+    """Deviations of all matrices within 4 standard errors; embeddings alike with either."""
+
+    def off(weight, std):
+        return abs(float(weight.std()) / std - 1) * math.sqrt(2 * weight.numel())
+
+    for init in ("gpt2", "linear"):
+        torch.manual_seed(0)
+        model = GPT(90, init=init)
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1:
+                continue
+            if name in ("token.weight", "place.weight"):
+                std = 0.02
+            elif init == "gpt2":
+                std = 0.02 / (2 if name.endswith(("out.weight", "down.weight")) else 1)
+            else:
+                std = 1 / math.sqrt(3 * weight.shape[1])
+                assert float(weight.detach().abs().max()) <= 1 / math.sqrt(weight.shape[1])
+            assert off(weight.detach(), std) < 4, name
+    with pytest.raises(ValueError, match="init='normal': must be one of gpt2, linear"):
+        GPT(11, init="normal")
+
+
 def test_gpt_against_numpy():
     """One block by hand: norms, heads, mask, gelu, residuals, in float64."""
     torch.manual_seed(1)

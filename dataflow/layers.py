@@ -77,6 +77,14 @@ class Packing:
         return round_up(self.kept, 2)
 
 
+def boundary_bytes(config: SatConfig) -> int:
+    """Return what bursts are cut at, in bytes of memory: 4 KiB of each data port.
+
+    What moves by a multiple of it takes as many cycles as where it was.
+    """
+    return BOUNDARY_BYTES * config.axi.ports
+
+
 @dataclass(frozen=True)
 class Region:
     """A matrix in device memory: byte address, bytes from row to row, rows, bytes of a row."""
@@ -188,7 +196,7 @@ class LayerMemory:
         By the names above, and ``in_mask``, ``out_mask``; those that the layer has.
     held : range
         Byte addresses of w, v and the pruned copies: what stays from step to step. They begin
-        on a 4 KiB boundary, so that they may lie elsewhere (`moved`).
+        at a multiple of `boundary_bytes`, so that they may lie elsewhere (`moved`).
     ff, bp : Packing
     padded_in, padded_out : int
         Channels of a pixel, padded.
@@ -227,7 +235,7 @@ class LayerMemory:
             rows = self.bp.channels * layer.groups
             columns = self.ff.channels * layer.groups
             weights = rows, 4 * layer.taps * self.ff.channels
-        self.at = start = round_up(base, BOUNDARY_BYTES)
+        self.at = start = round_up(base, boundary_bytes(config))
         place("w", *weights)
         place("v", *weights)
         if layer.depthwise:

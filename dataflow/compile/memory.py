@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sat.dataflow.layers import Region
+from sat.dataflow.layers import Region, boundary_bytes
 from sat.dataflow.mapping import ceil_div, round_up
 from sat.dataflow.products import Product, StartShape
-from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import SatConfig
 
 
@@ -17,8 +16,8 @@ class MemoryMap:
 
     Rows of A and of the result are rows of the product; rows of B (values, indices) are its
     columns. ``start`` has one row when it is the same for all rows of the product. B comes last,
-    on a 4 KiB boundary, so that it may lie elsewhere (`CompiledProduct.with_b_at`). The products of
-    a stack follow each other in each region.
+    at a multiple of `boundary_bytes`, so that it may lie elsewhere (`CompiledProduct.with_b_at`).
+    The products of a stack follow each other in each region.
     """
 
     program: Region
@@ -81,7 +80,7 @@ def memory_map(product: Product, config: SatConfig, program_bytes: int, base: in
     elif product.start is StartShape.MATRIX:
         start = region(count * product.rows, 4 * product.cols)
     result = region(count * product.rows, 4 * product.cols)
-    at = round_up(at, BOUNDARY_BYTES)
+    at = round_up(at, boundary_bytes(config))
     b = region(count * product.cols, 2 * product.kept)
     indices = None
     if not product.dense:

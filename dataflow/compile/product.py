@@ -32,7 +32,7 @@ class CompiledProduct:
         Parameters
         ----------
         address : int
-            On a 4 KiB boundary: bursts are cut at those.
+            A multiple of `boundary_bytes`.
         """
         memory = self.memory
         by = address - memory.b.address

@@ -110,7 +110,7 @@ class CompiledStep:
         Parameters
         ----------
         address : int
-            Of what `LayerMemory` says is held, on a 4 KiB boundary.
+            Of what `LayerMemory` says is held; a multiple of `boundary_bytes`.
         """
         by = address - self.memory.held.start
         return replace(

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sat.rtl.axi import BOUNDARY_BYTES
-
 
 @dataclass
 class Placement:
@@ -16,7 +14,7 @@ class Placement:
     Attributes
     ----------
     block : range
-        Byte addresses; the first is on a 4 KiB boundary.
+        Byte addresses; the first is a multiple of the residents' ``boundary``.
     used : int
         When it was last asked for; larger is later.
     contents : object
@@ -33,9 +31,15 @@ class Residents:
 
     Below lies the program at hand with all that it alone needs. Where room runs out, the block
     that was not used for longest goes.
+
+    Parameters
+    ----------
+    boundary : int
+        Bytes; blocks begin at multiples of it (`sat.dataflow.layers.boundary_bytes`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, boundary: int) -> None:
+        self._boundary = boundary
         self._placed: WeakKeyDictionary[Any, Placement] = WeakKeyDictionary()
         self._time = 0
 
@@ -101,14 +105,13 @@ class Residents:
         """Return the highest address with room for a block, or None."""
         top = end
         for block in sorted((p.block for p in self._placed.values()), key=lambda b: -b.start):
-            start = _down(top - size)
+            start = self._down(top - size)
             if start >= block.stop:
                 return start
             top = block.start
-        start = _down(top - size)
+        start = self._down(top - size)
         return start if start >= floor else None
 
-
-def _down(address: int) -> int:
-    """Return the 4 KiB boundary at or below an address: bursts are then cut as compiled for."""
-    return address // BOUNDARY_BYTES * BOUNDARY_BYTES
+    def _down(self, address: int) -> int:
+        """Return the boundary at or below an address: bursts are then cut as compiled for."""
+        return address // self._boundary * self._boundary

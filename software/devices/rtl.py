@@ -12,6 +12,7 @@ from sat.dataflow.compile import CompiledProduct
 from sat.dataflow.compile.step import CompiledStep, Sgd, compile_step
 from sat.dataflow.cycles import predict
 from sat.dataflow.host import read_result, write_left, write_right
+from sat.dataflow.layers import boundary_bytes
 from sat.dataflow.limits import check_addresses
 from sat.dataflow.mapping import round_up
 from sat.dataflow.products import Product, StartShape
@@ -23,7 +24,6 @@ from sat.devices.operand import RightOperand, bytes_passing, product_of
 from sat.devices.residents import Residents
 from sat.devices.stages import RESULTS, check_tensors, stage_macs, write_step
 from sat.errors import DeviceError
-from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status
 from sat.sim.device_rtl import DeviceRtl, Outcome, WaveFile, check_memory_bytes
@@ -107,7 +107,7 @@ class RtlDevice(Device):
         self.engine = choose(engine, self.config, waves is not None)
         self._waves = None if waves is None else WaveFile(waves)
         self._device: DeviceRtl | None = None
-        self._residents = Residents()
+        self._residents = Residents(boundary_bytes(self.config))
         self._steps: Recent[tuple[CompiledStep, int]] = Recent(
             PROGRAM_INSTRUCTIONS, lambda made: len(made[0].program)
         )
@@ -135,7 +135,7 @@ class RtlDevice(Device):
 
     def _room_beside(self, scratch: int, size: int) -> int | None:
         """Return the memory that a program and a block to keep need; None if it is too much."""
-        need = round_up(scratch, BOUNDARY_BYTES) + size
+        need = round_up(scratch, boundary_bytes(self.config)) + size
         return need if need <= 1 << self.config.axi.address_bits else None
 
     def compile(self, product: Product, dataflow: str = "auto") -> tuple[CompiledProduct, int]:

@@ -12,9 +12,9 @@ import numpy as np
 from sat.dataflow.compile.step import STAGES, CompiledStep, Sgd, compile_step
 from sat.dataflow.cycles import predict
 from sat.dataflow.host import LayerTensors
+from sat.dataflow.layers import boundary_bytes
 from sat.dataflow.mapping import round_up
 from sat.devices.stages import write_step
-from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status
 from sat.sim.device_rtl import DeviceRtl, Outcome
@@ -177,7 +177,7 @@ def run_on_both(
     step = compile_step(layer, config, timing, STAGES, sgd)
     predicted = predict(step.program, config, timing, step.address)
     if seed % 2:
-        step = step.with_weights_at(round_up(step.end, BOUNDARY_BYTES))
+        step = step.with_weights_at(round_up(step.end, boundary_bytes(config)))
     tensors = random_tensors(seed, layer, specials)
     size = max(step.end, step.memory.held.stop) + 4096
     assert size <= len(device.memory)

@@ -26,7 +26,7 @@ CONFIGS = {
         rows=16, cols=16, update_lanes=8, axi=AxiConfig(data_bits=256, ports=2, outstanding=64)
     ),
     "32x32, 4 x 512 bits": SatConfig(
-        rows=32, cols=32, a_words=1024, b_words=1024, sum_words=1024, update_lanes=32,
+        rows=32, cols=32, a_words=1024, b_words=1024, sum_words=2048, update_lanes=32,
         tile_weights=16384, axi=AxiConfig(data_bits=512, ports=4, outstanding=64),
     ),
 }  # fmt: skip

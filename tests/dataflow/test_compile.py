@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from sat.dataflow.compile import compile_product
 from sat.dataflow.cycles import predict
 from sat.dataflow.host import pack_indices, read_result, write_product
-from sat.dataflow.mapping import OsMapping, legal_mappings
+from sat.dataflow.layers import boundary_bytes
+from sat.dataflow.mapping import OsMapping, ceil_div, legal_mappings
 from sat.dataflow.products import Product, StartShape, kept_values
 from sat.dataflow.program import Program, ProgramError
 from sat.dataflow.search import best_mapping
-from sat.rtl.axi import BOUNDARY_BYTES
 from sat.rtl.config import AxiConfig, SatConfig
 from sat.rtl.isa import Instruction, Opcode, Status
 from sat.sim.golden import sore, stce
@@ -29,6 +29,7 @@ CONFIGS = [
     SatConfig(rows=2, cols=3, a_words=32, b_words=16, axi=AxiConfig(data_bits=32)),
     SatConfig(rows=3, cols=2, max_m=4, max_n=2, a_words=32, b_words=32,
               axi=AxiConfig(data_bits=64)),
+    SatConfig(rows=4, cols=4, axi=AxiConfig(data_bits=256, ports=4)),
 ]  # fmt: skip
 
 
@@ -71,8 +72,8 @@ def test_every_mapping_gives_the_folds_bits_wherever_b_lies(case, seed, pages):
     compiled = compile_product(product, config, mapping)
     if pages is not None:
         cycles = predict(compiled.program, config, MemoryTiming()).cycles
-        end = compiled.memory.held.stop
-        compiled = compiled.with_b_at((-(-end // BOUNDARY_BYTES) + pages) * BOUNDARY_BYTES)
+        end, boundary = compiled.memory.held.stop, boundary_bytes(config)
+        compiled = compiled.with_b_at((ceil_div(end, boundary) + pages) * boundary)
         assert compiled.memory.held.start >= end
         assert predict(compiled.program, config, MemoryTiming()).cycles == cycles
     memory = np.full(compiled.memory.end, 0xA5, np.uint8)

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 
 from sat.dataflow.compile import convolution, gradient
-from sat.dataflow.compile.step import compile_step
+from sat.dataflow.compile.step import Sgd, compile_step
 from sat.dataflow.cycles import predict
+from sat.dataflow.layers import boundary_bytes
+from sat.dataflow.mapping import round_up
 from sat.devices.stages import write_step
 from sat.rtl.config import AxiConfig, SatConfig
 from sat.rtl.isa import Status
 from sat.sim.golden import layer as golden_layer
 from sat.sim.golden.device import GoldenDevice
 from sat.sim.golden.update import Rates
+from sat.sim.layer import Layer
 from sat.sim.memory import MemoryTiming
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cosim"))
@@ -54,3 +57,19 @@ def test_layers_under_any_mapping(monkeypatch, name):
         assert verdict.status is Status.DONE
         compare(step, on_device, golden_layer.step(layer, Rates(**sgd.fields()), **tensors))
     assert min(seen[sort] for sort in SORTS) >= 3, seen
+
+
+@pytest.mark.parametrize("ports", [1, 2, 4])
+def test_weights_take_as_many_cycles_on_any_boundary(ports):
+    """Bursts are cut at 4 KiB of each port: moved by a multiple of all that, nothing changes."""
+    config = SatConfig(rows=4, cols=4, axi=AxiConfig(data_bits=256, ports=ports, burst_beats=256))
+    layer = Layer(batch=2, in_channels=136, out_channels=48)
+    timing = MemoryTiming(read_latency=40, write_latency=40)
+    step = compile_step(layer, config, timing, (*STAGES, "update"), Sgd(momentum=0.9))
+    boundary = boundary_bytes(config)
+    assert boundary == 4096 * ports and step.memory.held.start % boundary == 0
+    begin = round_up(step.end, boundary)
+    for place in range(begin, begin + 5 * boundary, boundary):
+        moved = step.with_weights_at(place)
+        got = predict(moved.program, config, timing, moved.address).cycles
+        assert got == predict(step.program, config, timing, step.address).cycles

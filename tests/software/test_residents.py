@@ -30,17 +30,19 @@ class Owner:
             st.integers(0, 40) | st.integers(0, 40 * BOUNDARY_BYTES),
         ),
         max_size=40,
-    )
+    ),
+    st.sampled_from([1, 4]),
 )
-def test_blocks_never_overlap_and_the_last_used_stay(calls):
-    residents, owners = Residents(), [Owner() for _ in range(8)]
+def test_blocks_never_overlap_and_the_last_used_stay(calls, ports):
+    boundary = ports * BOUNDARY_BYTES
+    residents, owners = Residents(boundary), [Owner() for _ in range(8)]
     placed: dict[int, range] = {}
     order: list[int] = []
     for number, size, floor in calls:
         before = dict(placed)
         placement = residents.place(owners[number], size, floor, END)
         block = placement.block
-        assert block.start % BOUNDARY_BYTES == 0 and floor <= block.start
+        assert block.start % boundary == 0 and floor <= block.start
         assert len(block) == size and block.stop <= END
         known = before.get(number)
         if placement.contents is not None:
@@ -64,7 +66,7 @@ def test_blocks_never_overlap_and_the_last_used_stay(calls):
 
 
 def test_a_block_is_free_again_when_its_owner_is_gone():
-    residents, owner = Residents(), Owner()
+    residents, owner = Residents(BOUNDARY_BYTES), Owner()
     first = residents.place(owner, END - BOUNDARY_BYTES, 0, END).block
     del owner
     gc.collect()

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from sat.dataflow.compile.convolution import PatchProduct, Weights, fastest_program
+from sat.dataflow.compile.convolution import PatchProduct, Weights
 from sat.dataflow.compile.epilogue import Epilogue
 from sat.dataflow.compile.patches import Grid, Patches, groups_of
 from sat.dataflow.layers import Layer, LayerMemory
 from sat.dataflow.mapping import ceil_div
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Format, Instruction, Opcode
-from sat.sim.memory import MemoryTiming
 
 
-def forward(layer: Layer, where: LayerMemory, memory: MemoryTiming) -> list[Instruction]:
-    """Return FF: y = [ReLU](bias + x * w), and ReLU's mask."""
+def forward(layer: Layer, where: LayerMemory) -> list[PatchProduct]:
+    """Return the products of FF: y = [ReLU](bias + x * w), and ReLU's mask."""
     packing = where.ff
     made = []
     for first_in, first_out, columns in groups_of(layer, where):
@@ -51,7 +50,7 @@ def forward(layer: Layer, where: LayerMemory, memory: MemoryTiming) -> list[Inst
             where.regions.get("out_mask"),
         )
         made.append(PatchProduct(where.config, patches, weights, columns, epilogue, bias))
-    return fastest_program(made, where.config, memory)
+    return made
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ def phases(size: int, kernel: int, stride: int, padding: int, dilation: int) -> 
     return made
 
 
-def backward(layer: Layer, where: LayerMemory, memory: MemoryTiming) -> list[Instruction]:
-    """Return BP: dx = [mask *] (dy * w, transposed)."""
+def backward(layer: Layer, where: LayerMemory) -> tuple[list[Instruction], list[PatchProduct]]:
+    """Return STOREs of zeros and the products of BP: dx = [mask *] (dy * w, transposed)."""
     packing = where.bp
     lines, pixels = (
         phases(
@@ -140,7 +139,7 @@ def backward(layer: Layer, where: LayerMemory, memory: MemoryTiming) -> list[Ins
                     1 if layer.depthwise else packing.segment,
                 )
                 made.append(PatchProduct(where.config, patches, weights, columns, epilogue))
-    return [*zeros, *fastest_program(made, where.config, memory)]
+    return zeros, made
 
 
 def _zeros(layer: Layer, config: SatConfig, epilogue: Epilogue, columns: int) -> list[Instruction]:

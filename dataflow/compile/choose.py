@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from sat.dataflow.compile.planner import Planner
-from sat.dataflow.compile.schedule import ORDERS, schedule, schedules
+from sat.dataflow.compile.schedule import ORDERS, Order, schedule, schedules
 from sat.dataflow.cycles import predict
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Instruction, Opcode
@@ -115,26 +115,26 @@ def fewest_cycles(
     return best[1]
 
 
-def fastest(
+def fastest_order(
     planners: Sequence[Planner], config: SatConfig, memory: MemoryTiming, least: float = 0
-) -> list[Instruction]:
-    """Return the instructions of products, without END, in the order that takes fewest cycles.
+) -> Order:
+    """Return the order of the instructions of products that takes fewest cycles.
 
     Parameters
     ----------
     least : float
         Cycles that any order takes: one that is good enough is not compared with others.
     """
-    best: tuple[int, list[Instruction]] | None = None
+    best: tuple[int, Order] | None = None
     encoded: dict[int, bytes] = {}
-    for made in schedules(planners, ORDERS):
+    for order, made in zip(ORDERS, schedules(planners, ORDERS), strict=True):
         for i in made:
             if id(i) not in encoded:
                 encoded[id(i)] = i.encode()
         raw = b"".join(encoded[id(i)] for i in made)
         found = predict(raw + END, config, memory).cycles
         if best is None or found < best[0]:
-            best = found, made
+            best = found, order
         if best[0] - least <= best[0] / ENOUGH:
             break
     assert best is not None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from sat.dataflow.compile.bands import BandPlanner, band_cycles, band_mappings
-from sat.dataflow.compile.choose import fastest, fewest_cycles, sampled_cycles
 from sat.dataflow.compile.epilogue import Epilogue, PixelSums
 from sat.dataflow.compile.memory import MemoryMap
 from sat.dataflow.compile.output_stationary import OsPlanner
@@ -28,7 +27,7 @@ from sat.dataflow.mapping import (
 )
 from sat.dataflow.products import Product, StartShape
 from sat.rtl.config import SatConfig
-from sat.rtl.isa import Buffer, Instruction, Opcode
+from sat.rtl.isa import Buffer, Opcode
 from sat.sim.memory import MemoryTiming
 
 
@@ -233,39 +232,20 @@ class PatchProduct:
         )
         return per_tap % mapping.pass_words == 0 and all(len(list(c)) == 1 for c in chunks)
 
-    def choose(self, memory: MemoryTiming) -> LayerMapping:
-        """Return the mapping that takes the fewest cycles, of those that are listed."""
+    @cached_property
+    def key(self) -> Hashable:
+        """Products that differ only in where they lie are mapped alike."""
+        patches = self.patches
+        shape = patches.size, patches.step, patches.tap, patches.taps
+        return self.product, self.offsets, shape
+
+    def estimate(self, mapping: LayerMapping, memory: MemoryTiming) -> float:
+        """Return roughly how many cycles a mapping takes."""
         config, product = self.config, self.product
         bits = 16 + (self.epilogue.out_mask is not None)
         traffic = Traffic(self._tap_words, bits / 8)
-
-        def estimated(mapping: LayerMapping) -> float:
-            if isinstance(mapping, BandMapping):
-                return band_cycles(
-                    product, config, memory, mapping, self.patches, self.offsets, traffic
-                )
-            return estimate(product, config, memory, mapping, traffic)
-
-        def cost(mapping: LayerMapping) -> float:
-            return sampled_cycles(lambda: self.planner(mapping), config, memory)
-
-        return fewest_cycles(self.mappings(), estimated, cost, self.least)
-
-
-def fastest_program(
-    products: Sequence[PatchProduct], config: SatConfig, memory: MemoryTiming
-) -> list[Instruction]:
-    """Return the instructions of products, without END, under the mappings that are fastest.
-
-    Those that differ only in where they lie are mapped alike.
-    """
-    known: dict[object, LayerMapping] = {}
-    planners = []
-    for product in products:
-        patches = product.patches
-        shape = patches.size, patches.step, patches.tap, patches.taps
-        key = product.product, product.offsets, shape
-        if key not in known:
-            known[key] = product.choose(memory)
-        planners.append(product.planner(known[key]))
-    return fastest(planners, config, memory, sum(product.least for product in products))
+        if isinstance(mapping, BandMapping):
+            return band_cycles(
+                product, config, memory, mapping, self.patches, self.offsets, traffic
+            )
+        return estimate(product, config, memory, mapping, traffic)

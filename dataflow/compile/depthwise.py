@@ -3,52 +3,40 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 
-from sat.dataflow.compile.gradient import GradientPlanner, GradientShape
+from sat.dataflow.compile.gradient import GradientPlanner
 from sat.dataflow.compile.patches import groups_of
-from sat.dataflow.compile.schedule import schedule
+from sat.dataflow.compile.shapes import DepthwiseShape, GradientShape
 from sat.dataflow.compile.slots import Key, Load, Step
 from sat.dataflow.layers import Layer, LayerMemory
 from sat.dataflow.mapping import ceil_div, round_up, slot_count
 from sat.dataflow.products import Product
 from sat.rtl.config import SatConfig
-from sat.rtl.isa import Buffer, Dataflow, Instruction, Opcode, Start
+from sat.rtl.isa import Buffer, Dataflow, Opcode, Start
+from sat.sim.memory import MemoryTiming
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """How a word of channels is laid out.
-
-    Parameters
-    ----------
-    config : SatConfig
-    split : int
-        As in `OsMapping`.
-    positions : int
-        Of a chunk.
-    whole : bool
-        Whether all taps, and the indices of all columns, are loaded for a chunk; or a tile's only.
-    """
+class _Layout:
+    """What a `DepthwiseShape` makes of a device's banks."""
 
     config: SatConfig
-    split: int
-    positions: int
-    whole: bool
+    shape: DepthwiseShape
 
     @property
     def tile_rows(self) -> int:
-        return self.config.rows * (self.config.interleave >> self.split)
+        return self.config.rows * (self.config.interleave >> self.shape.split)
 
     @property
     def tile_cols(self) -> int:
-        return self.config.cols << self.split
+        return self.config.cols << self.shape.split
 
     def tap_tiles(self, layer: Layer) -> list[range]:
         """Return the taps of each tile: a rectangle of the kernel if it is loaded on its own."""
         lines, pixels = layer.kernel
-        if self.whole:
+        if self.shape.whole:
             size, step = self.tile_rows, layer.taps
         elif pixels <= self.tile_rows:
             size = self.tile_rows // pixels * pixels
@@ -63,18 +51,18 @@ class _Shape:
 
     def index_stride(self) -> int:
         """Return the words of an index bank that a column takes."""
-        return ceil_div(self.positions, self.config.indices_per_word)
+        return ceil_div(self.shape.positions, self.config.indices_per_word)
 
     def slots(self, layer: Layer) -> tuple[int, int, int]:
         """Return the words of A, B and index banks that a chunk takes."""
-        config = self.config
+        config, positions, whole = self.config, self.shape.positions, self.shape.whole
         tile_groups = self.tile_rows // config.rows
         columns = round_up(config.max_m, self.tile_cols) // config.cols
-        groups = round_up(layer.taps, self.tile_rows) // config.rows if self.whole else tile_groups
+        groups = round_up(layer.taps, self.tile_rows) // config.rows if whole else tile_groups
         return (
-            groups * self.positions,
-            columns * ceil_div(self.positions, config.max_m),
-            (columns if self.whole else 1 << self.split) * self.index_stride(),
+            groups * positions,
+            columns * ceil_div(positions, config.max_m),
+            (columns if whole else 1 << self.shape.split) * self.index_stride(),
         )
 
 
@@ -85,16 +73,16 @@ class _DepthwisePlanner(GradientPlanner):
     channel c of dy, and the pattern 1:max_m with the constant index c picks it from that word.
     """
 
-    def __init__(self, layer: Layer, where: LayerMemory, shape: _Shape, first: int):
+    def __init__(self, layer: Layer, where: LayerMemory, shape: DepthwiseShape, first: int):
         super().__init__(
             layer, where, GradientShape(shape.split, 1, 1, shape.positions), first, first
         )
         word = where.config.max_m
-        self.layout = shape
+        self.layout = _Layout(where.config, shape)
         self.channels = min(word, layer.in_channels - first)
         self.product = Product(layer.taps, self.channels, layer.out_positions * word, 1, word)
         self.per_word = 1
-        self.a_slot, self.b_slot, self.i_slot = shape.slots(layer)
+        self.a_slot, self.b_slot, self.i_slot = self.layout.slots(layer)
 
     def _positions(self, chunk: int) -> int:
         positions = self.shape.positions
@@ -159,7 +147,7 @@ class _DepthwisePlanner(GradientPlanner):
             rows_key, cols_key = (0, layer.taps), (0, config.max_m)
             row_group, col_group = taps.start // config.rows, column // config.cols
             index_group = col_group
-            if not layout.whole:
+            if not layout.shape.whole:
                 rows_key, row_group = (taps.start, len(taps)), 0
                 cols_key = (column, min(layout.tile_cols, config.max_m - column))
                 index_group = 0
@@ -205,7 +193,7 @@ class _DepthwisePlanner(GradientPlanner):
         return self.layout.index_stride()
 
 
-def _shape(layer: Layer, config: SatConfig) -> _Shape:
+def _shape(layer: Layer, config: SatConfig) -> DepthwiseShape:
     """Return the shape with the fewest passes, then the longest chunks, that fits.
 
     One always does: a tile's taps at one position take ``interleave`` words of A, a word's
@@ -218,19 +206,54 @@ def _shape(layer: Layer, config: SatConfig) -> _Shape:
     sizes += [(config.max_m >> n, True) for n in range(1, config.max_m.bit_length())]
     for split in range(config.interleave.bit_length()):
         for (positions, short), whole in itertools.product(sizes, (True, False)):
-            shape = _Shape(config, split, min(positions, longest), whole)
+            shape = DepthwiseShape(split, min(positions, longest), whole)
+            layout = _Layout(config, shape)
             depths = (config.a_words, config.b_words, config.i_words)
-            room = min(map(slot_count, depths, shape.slots(layer)))
+            room = min(map(slot_count, depths, layout.slots(layer)))
             if room:
-                passes = len(shape.tap_tiles(layer)) * ceil_div(config.max_m, shape.tile_cols)
+                passes = len(layout.tap_tiles(layer)) * ceil_div(config.max_m, layout.tile_cols)
                 rank = (not whole or short, room == 1, passes, -shape.positions)
                 found.append((rank, shape))
     return min(found, key=lambda entry: entry[0])[1]
 
 
-def depthwise_gradient(layer: Layer, where: LayerMemory) -> list[Instruction]:
-    """Return WU of a depthwise layer; infinite and NaN sums are counted."""
-    shape = _shape(layer, where.config)
-    return schedule(
-        [_DepthwisePlanner(layer, where, shape, first) for first, _, _ in groups_of(layer, where)]
-    )
+@dataclass(frozen=True)
+class DepthwiseProduct:
+    """WU of a word of depthwise channels: the first of them."""
+
+    layer: Layer
+    where: LayerMemory
+    first: int
+
+    @property
+    def config(self) -> SatConfig:
+        return self.where.config
+
+    @property
+    def key(self) -> Hashable:
+        """All words are mapped alike."""
+        return "wu", self.layer
+
+    @property
+    def least(self) -> int:
+        """Cycles that the array needs at the least."""
+        word = self.config.max_m
+        macs = self.layer.out_positions * self.layer.taps * word
+        return ceil_div(macs, self.config.rows * self.config.cols)
+
+    def mappings(self) -> list[DepthwiseShape]:
+        """Return the one mapping."""
+        return [_shape(self.layer, self.config)]
+
+    def estimate(self, mapping: DepthwiseShape, memory: MemoryTiming) -> int:
+        """Return any number: there is nothing to rank."""
+        return 0
+
+    def planner(self, mapping: DepthwiseShape) -> GradientPlanner:
+        """Return the plan under a mapping."""
+        return _DepthwisePlanner(self.layer, self.where, mapping, self.first)
+
+
+def depthwise_gradient(layer: Layer, where: LayerMemory) -> list[DepthwiseProduct]:
+    """Return the products of a depthwise layer's WU; infinite and NaN sums are counted."""
+    return [DepthwiseProduct(layer, where, first) for first, _, _ in groups_of(layer, where)]

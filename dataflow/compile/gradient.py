@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from sat.dataflow.compile.choose import fastest, fewest_cycles, sampled_cycles
 from sat.dataflow.compile.memory import MemoryMap
 from sat.dataflow.compile.patches import Patches, groups_of
 from sat.dataflow.compile.planner import Planner
+from sat.dataflow.compile.shapes import GradientShape
 from sat.dataflow.compile.slots import Key, Load, Step
 from sat.dataflow.layers import Layer, LayerMemory, Pair, Region
 from sat.dataflow.mapping import ceil_div, round_up, slot_count
 from sat.dataflow.products import Product
 from sat.rtl import isa
 from sat.rtl.config import SatConfig
-from sat.rtl.isa import Buffer, Dataflow, Instruction, Opcode, Start
+from sat.rtl.isa import Buffer, Dataflow, Opcode, Start
 from sat.sim.memory import MemoryTiming
 
 
@@ -101,21 +102,6 @@ def _axes(layer: Layer, config: SatConfig, split: int, tiles: Pair) -> tuple[_Ax
             layer.in_per_group, config.cols, config.cols * wide[1], tiles[1], config.granule_halves
         ),
     )
-
-
-@dataclass(frozen=True)
-class GradientShape:
-    """How WU is laid out: tile split, tiles that share operands, positions of a chunk, taps."""
-
-    split: int
-    row_tiles: int
-    col_tiles: int
-    positions: int
-    taps: int = 1
-
-    @property
-    def sort(self) -> str:
-        return "taps" if self.taps > 1 else "tap"
 
 
 class GradientPlanner(Planner):
@@ -347,20 +333,50 @@ def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, G
                     yield cycles + first, shape
 
 
-def gradient(layer: Layer, where: LayerMemory, memory: MemoryTiming) -> list[Instruction]:
-    """Return WU: g = dy, transposed, * x; infinite and NaN sums are counted."""
-    config = where.config
-    groups = [(first_in, first_out) for first_in, first_out, _ in groups_of(layer, where)]
-    roughly = {shape: cycles for cycles, shape in _gradient_shapes(layer, config)}
+@dataclass(frozen=True)
+class GradientProduct:
+    """WU of a group of a layer: its first channels."""
 
-    def planner(shape: GradientShape, group: tuple[int, int]) -> GradientPlanner:
-        return GradientPlanner(layer, where, shape, *group)
+    layer: Layer
+    where: LayerMemory
+    first_in: int
+    first_out: int
 
-    least = ceil_div(layer.dense_macs, config.rows * config.cols)
-    shape = fewest_cycles(
-        list(roughly),
-        lambda shape: (roughly[shape], shape.positions),
-        lambda shape: sampled_cycles(lambda: planner(shape, groups[0]), config, memory),
-        least / len(groups),
-    )
-    return fastest([planner(shape, group) for group in groups], config, memory, least)
+    @property
+    def config(self) -> SatConfig:
+        return self.where.config
+
+    @property
+    def key(self) -> Hashable:
+        """All groups are mapped alike."""
+        return "wu", self.layer
+
+    @property
+    def least(self) -> int:
+        """Cycles that the array needs at the least."""
+        macs = self.layer.dense_macs // self.layer.groups
+        return ceil_div(macs, self.config.rows * self.config.cols)
+
+    @cached_property
+    def _roughly(self) -> dict[GradientShape, float]:
+        return {shape: cycles for cycles, shape in _gradient_shapes(self.layer, self.config)}
+
+    def mappings(self) -> list[GradientShape]:
+        """Return the mappings worth trying; there is one."""
+        return list(self._roughly)
+
+    def estimate(self, mapping: GradientShape, memory: MemoryTiming) -> tuple[float, int]:
+        """Return roughly how many cycles a mapping takes, and its positions."""
+        return self._roughly[mapping], mapping.positions
+
+    def planner(self, mapping: GradientShape) -> GradientPlanner:
+        """Return the plan under a mapping."""
+        return GradientPlanner(self.layer, self.where, mapping, self.first_in, self.first_out)
+
+
+def gradient(layer: Layer, where: LayerMemory) -> list[GradientProduct]:
+    """Return the products of WU: g = dy, transposed, * x; infinite and NaN sums are counted."""
+    return [
+        GradientProduct(layer, where, first_in, first_out)
+        for first_in, first_out, _ in groups_of(layer, where)
+    ]

@@ -6,15 +6,15 @@ program is stages with a FENCE between them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
 from sat.dataflow.compile.activations import backward, forward
 from sat.dataflow.compile.depthwise import depthwise_gradient
 from sat.dataflow.compile.gradient import gradient
+from sat.dataflow.compile.parts import Part, StagePlan, instructions, plan
 from sat.dataflow.compile.update import UpdatePlan, update
 from sat.dataflow.fit import attempt
 from sat.dataflow.layers import Layer, LayerMemory
@@ -29,27 +29,47 @@ from sat.sim.memory import MemoryTiming
 STAGES = ("ff", "bp", "wu", "update")
 
 
-def stage(
-    name: str, layer: Layer, where: LayerMemory, memory: MemoryTiming, rates: dict[str, int]
-) -> list[Instruction]:
-    """Return a stage's instructions.
+@dataclass(frozen=True)
+class Stage:
+    """What a stage of a layer does: instructions of their own, then products.
 
-    Raises
-    ------
-    ValueError
-        ``name`` is none of `STAGES`, or the layer does not fit the device.
+    Parameters
+    ----------
+    first : list of Instruction
+        The update; zeros where no tap reaches.
+    parts : sequence of Part
     """
-    builders = {
-        "ff": partial(forward, layer, where, memory),
-        "bp": partial(backward, layer, where, memory),
-        "wu": partial(depthwise_gradient, layer, where)
-        if layer.depthwise
-        else partial(gradient, layer, where, memory),
-        "update": partial(update, layer, where, rates),
-    }
-    if name not in builders:
-        raise ValueError(f"stage={name!r}: must be one of {', '.join(builders)}")
-    return builders[name]()
+
+    first: list[Instruction]
+    parts: Sequence[Part]
+
+    @classmethod
+    def of(cls, name: str, layer: Layer, where: LayerMemory, rates: dict[str, int]) -> Stage:
+        """Return a stage.
+
+        Raises
+        ------
+        ValueError
+            ``name`` is none of `STAGES`, or the layer does not fit the device.
+        """
+        if name == "ff":
+            return cls([], forward(layer, where))
+        if name == "bp":
+            return cls(*backward(layer, where))
+        if name == "wu":
+            make = depthwise_gradient if layer.depthwise else gradient
+            return cls([], make(layer, where))
+        if name == "update":
+            return cls(update(layer, where, rates), [])
+        raise ValueError(f"stage={name!r}: must be one of {', '.join(STAGES)}")
+
+    def plan(self, config: SatConfig, memory: MemoryTiming, dataflow: str = "auto") -> StagePlan:
+        """Return how the products are mapped: as `sat.dataflow.compile.parts.plan`."""
+        return plan(self.parts, config, memory, dataflow)
+
+    def instructions(self, plan: StagePlan) -> list[Instruction]:
+        """Return all, without END."""
+        return [*self.first, *instructions(self.parts, plan)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +115,8 @@ class CompiledStep:
         Byte address of the program.
     end : int
         First byte address behind everything.
+    plans : dict of str to StagePlan
+        How each stage is mapped.
     """
 
     layer: Layer
@@ -103,6 +125,7 @@ class CompiledStep:
     stages: tuple[tuple[str, int, int], ...]
     address: int
     end: int
+    plans: Mapping[str, StagePlan]
 
     def with_weights_at(self, address: int) -> CompiledStep:
         """Return the same for weights that lie elsewhere; it takes as many cycles.
@@ -127,16 +150,25 @@ def compile_step(
     stages: Sequence[str] = STAGES,
     sgd: Sgd | None = None,
     base: int = 0,
+    plans: Mapping[str, StagePlan] | None = None,
+    dataflow: str = "auto",
 ) -> CompiledStep:
     """Compile stages of a layer's training step, in the order given.
 
     A FENCE stands between stages: BP must not see a copy half updated, and no weight may change
     before every gradient has been checked.
 
+    Parameters
+    ----------
+    plans : mapping of str to StagePlan, optional
+        How stages are mapped, by their names; those that are not there are searched.
+    dataflow : {"auto", "os", "ws"}
+        Which mappings are searched.
+
     Raises
     ------
     ValueError
-        A stage is unknown.
+        A stage or dataflow is unknown, or a plan is not of its stage.
     DoesNotFit
         The device cannot run the layer: the message names what would help.
     """
@@ -145,20 +177,24 @@ def compile_step(
         where = LayerMemory(layer, config, base)
         check_sizes(where)
         rates = (sgd or Sgd()).fields()
-        instructions: list[Instruction] = []
+        made: list[Instruction] = []
         marks = []
+        chosen: dict[str, StagePlan] = {}
         for name in stages:
-            if instructions:
-                instructions.append(Instruction(Opcode.FENCE, {}))
-            first = len(instructions)
-            instructions += stage(name, layer, where, memory, rates)
-            marks.append((name, first, len(instructions)))
-        instructions.append(Instruction(Opcode.END, {}))
+            if made:
+                made.append(Instruction(Opcode.FENCE, {}))
+            first = len(made)
+            stage = Stage.of(name, layer, where, rates)
+            given = (plans or {}).get(name)
+            chosen[name] = given or stage.plan(config, memory, dataflow)
+            made += stage.instructions(chosen[name])
+            marks.append((name, first, len(made)))
+        made.append(Instruction(Opcode.END, {}))
         address = round_up(where.end, 4 * isa.INSTRUCTION_BYTES)
-        program = Program(instructions)
+        program = Program(made)
         end = address + len(program) * isa.INSTRUCTION_BYTES
         check_addresses(end, config, f"{', '.join(stages)} of {layer}")
-        return CompiledStep(layer, where, program, tuple(marks), address, end)
+        return CompiledStep(layer, where, program, tuple(marks), address, end, chosen)
 
     return attempt(make, config)
 

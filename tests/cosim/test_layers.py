@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sat.dataflow.compile import convolution, gradient
+from sat.dataflow.compile import parts
 from sat.dataflow.compile.step import STAGES, Sgd, compile_step
 from sat.devices.stages import write_step
 from sat.rtl.config import SatConfig
@@ -103,8 +103,7 @@ def test_random_steps(name, part):
 def test_steps_under_any_mapping(monkeypatch, name):
     """Random layers, their products under mappings of every sort, chosen by lot."""
     rng, seen = random.Random(f"mappings {name}"), Counter()
-    for module in (convolution, gradient):
-        monkeypatch.setattr(module, "fewest_cycles", any_mapping(rng, seen))
+    monkeypatch.setattr(parts, "fewest_cycles", any_mapping(rng, seen))
     for number in range(26):
         layer = random_layer(rng, CONFIGS[name])
         run_step(name, rng.choice(TIMINGS), layer, number, 0.05 * (number % 2), random_sgd(rng))

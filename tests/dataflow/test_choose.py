@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from sat.dataflow import search
 from sat.dataflow.compile import choose, compile_product
-from sat.dataflow.compile.choose import EACH, cycles, fastest, fewest_cycles, sampled_cycles
+from sat.dataflow.compile.choose import EACH, cycles, fastest_order, fewest_cycles, sampled_cycles
 from sat.dataflow.compile.memory import memory_map
 from sat.dataflow.compile.product import planner_of
-from sat.dataflow.compile.schedule import ORDERS, schedules
+from sat.dataflow.compile.schedule import ORDERS, schedule, schedules
 from sat.dataflow.compile.step import compile_step
 from sat.dataflow.cycles import predict
 from sat.dataflow.mapping import legal_mappings
@@ -78,7 +78,8 @@ def test_the_best_order_is_taken(config, product, data):
     planner = planner_of(product, config, mapping, memory_map(product, config, 0))
     made = list(schedules([planner], ORDERS))
     costs = []
-    for instructions in (fastest([planner], config, memory), *made):
+    best = schedule([planner], fastest_order([planner], config, memory))
+    for instructions in (best, *made):
         program = Program([*instructions, Instruction(Opcode.END, {})])
         program.validate(config)
         costs.append(predict(program, config, memory).cycles)

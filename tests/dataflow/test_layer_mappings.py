@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sat.dataflow.compile import convolution, gradient
+from sat.dataflow.compile import parts
 from sat.dataflow.compile.step import Sgd, compile_step
 from sat.dataflow.cycles import predict
 from sat.dataflow.layers import boundary_bytes
@@ -43,8 +43,7 @@ STAGES = ("ff", "bp", "wu")
 def test_layers_under_any_mapping(monkeypatch, name):
     config, timing = CONFIGS[name], MemoryTiming()
     rng, seen = random.Random(name), Counter()
-    for module in (convolution, gradient):
-        monkeypatch.setattr(module, "fewest_cycles", any_mapping(rng, seen))
+    monkeypatch.setattr(parts, "fewest_cycles", any_mapping(rng, seen))
     for number in range(40):
         layer, sgd = random_layer(rng, config), random_sgd(rng)
         step = compile_step(layer, config, timing, STAGES, sgd)

@@ -1,12 +1,8 @@
 """How near each product of a training step comes to its roofline, on devices of four sizes.
 
 For a set of layers, dense and 2:8: the cycles of FF, BP and WU by the exact model, utilisation (of
-the array's multipliers), bytes read and written, and which share of the roofline that is. The
-roofline is the most of
-
-* compute: stored multiply-accumulates / (rows * columns of the array),
-* read: every operand crosses the port once, at a beat a cycle on each port,
-* write: every result does, likewise (a port reads and writes at the same time).
+the array's multipliers), bytes read and written, and which share of the roofline
+(`sat.schedules.roofline`) that is.
 
 A result of few products is bound by what leaves the array, a sum a column and cycle; where that is
 more than the roofline, the row ends with what it allows ("drain").
@@ -23,9 +19,9 @@ from dataclasses import dataclass, replace
 
 from sat.dataflow.compile.step import compile_step
 from sat.dataflow.cycles import predict
-from sat.dataflow.layers import LayerMemory
-from sat.dataflow.mapping import ceil_div
 from sat.rtl.config import AxiConfig, SatConfig
+from sat.schedules.machine import Machine
+from sat.schedules.roofline import drain_cycles, layer_bounds, layer_macs
 from sat.sim.layer import Layer
 from sat.sim.memory import MemoryTiming
 
@@ -111,50 +107,26 @@ def measure(device: str, config: SatConfig, name: str, layer: Layer, stage: str)
     step = compile_step(layer, config, MEMORY, (stage,))
     seconds = time.process_time() - began
     found = predict(step.program, config, MEMORY, step.address)
-    where = LayerMemory(layer, config)
-    n, m = {"ff": layer.ff, "bp": layer.bp}.get(stage, DENSE)
-    array = config.rows * config.cols
-    macs = layer.dense_macs * n // m
+    machine = Machine(config, MEMORY)
+    macs = layer_macs(layer, stage)
     rate = config.axi.beat_bytes
-    copy = "bp" if stage == "bp" else "ff"
-    reads, writes = {
-        "ff": (("x", copy, f"{copy}_index"), "y"),
-        "bp": (("dy", copy, f"{copy}_index"), "dx"),
-        "wu": (("x", "dy"), "g"),
-    }[stage]
-    bounds = {
-        "compute": ceil_div(macs, array),
-        "read": sum(_bytes(where, region) for region in reads) // rate,
-        "write": _bytes(where, writes) // rate,
-    }
-    sums = {
-        "ff": layer.out_positions * layer.out_channels,
-        "bp": layer.in_positions * layer.in_channels,
-        "wu": layer.taps * layer.in_per_group * layer.out_channels,
-    }[stage]
-    bound = max(bounds, key=lambda kind: bounds[kind])
-    drain = ceil_div(sums, config.cols)
+    bounds = layer_bounds(layer, stage, machine)
     return Row(
         device,
         name,
         f"{layer.ff[0]}:{layer.ff[1]}",
         stage,
         found.cycles,
-        macs / array / found.cycles,
+        macs / machine.peak / found.cycles,
         found.beats_read * rate,
         found.beats_written * rate,
-        bounds[bound],
-        bound,
-        drain,
-        bounds[bound] / found.cycles,
+        bounds.cycles,
+        bounds.by,
+        drain_cycles(layer, stage, config),
+        bounds.cycles / found.cycles,
         len(step.program),
         seconds,
     )
-
-
-def _bytes(where: LayerMemory, name: str) -> int:
-    region = where.regions.get(name)
-    return 0 if region is None else region.rows * region.row_bytes
 
 
 def rows(devices: list[str], layers: list[str], stages: list[str]) -> Iterator[Row]:

@@ -5,5 +5,8 @@ A command's module has ``SUMMARY`` (a line of ``sat --help``), ``add_arguments(p
 so that ``sat --help`` does not wait for torch.
 """
 
-COMMANDS = ("simulate", "train", "devices", "methods", "run", "demo", "board", "synth", "program")
+COMMANDS = (
+    "simulate", "train", "schedule", "devices", "methods", "run", "demo", "board", "synth",
+    "program",
+)  # fmt: skip
 """Names, in the order of ``sat --help``; a new command is its module and its name here."""

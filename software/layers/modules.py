@@ -264,10 +264,7 @@ def channel_rule(layer: nn.Module, pattern: Pattern) -> tuple[bool, str]:
             f"in_channels{per_group}": conv.in_channels // conv.groups,
             f"out_channels{per_group}": conv.out_channels // conv.groups,
         }
-    for what, count in channels.items():
-        if count % pattern.m:
-            return False, f"{what} {count} is no multiple of {pattern.m}"
-    return True, f"channels are multiples of {pattern.m}"
+    return pattern.fits(channels)
 
 
 def _plan(layer: nn.Module) -> LayerPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sat.rtl.config import M_CHOICES
@@ -90,6 +91,19 @@ class Pattern:
             Elements along the axis.
         """
         return length // self.m * self.n + min(self.n, length % self.m)
+
+    def fits(self, channels: Mapping[str, int]) -> tuple[bool, str]:
+        """Return whether a layer is sparse if nobody decides otherwise, and why.
+
+        Parameters
+        ----------
+        channels : mapping of str to int
+            The layer's channels along which weights are pruned, each under its name.
+        """
+        for what, count in channels.items():
+            if count % self.m:
+                return False, f"{what} {count} is no multiple of {self.m}"
+        return True, f"channels are multiples of {self.m}"
 
     def __str__(self) -> str:
         return "dense" if self.dense else f"{self.n}:{self.m}"

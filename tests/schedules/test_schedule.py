@@ -1,0 +1,311 @@
+"""Schedules: costs are the model's, bounds are below them, files and commands say what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from sat.cli import main
+from sat.dataflow import cost
+from sat.dataflow.compile.step import STAGES, compile_step
+from sat.dataflow.cost import product_cost, stage_cost
+from sat.dataflow.cycles import predict
+from sat.dataflow.products import Product
+from sat.dataflow.search import best_mapping
+from sat.networks.capture import capture
+from sat.networks.zoo import Attention
+from sat.schedules.files import (
+    VERSION,
+    BadSchedule,
+    check_device,
+    from_dict,
+    load_schedule,
+    save,
+    to_dict,
+)
+from sat.schedules.machine import machine
+from sat.schedules.report import Comparison, dense_layers, notes, table
+from sat.schedules.roofline import layer_bounds, product_bounds
+from sat.schedules.schedule import make_schedule
+from sat.sim.layer import Layer
+from sat.sparsity.pattern import DENSE, Pattern
+
+SMALL = machine("4x4", "narrow", words=128)
+SPARSE = Pattern(2, 8)
+
+
+class Net(nn.Module):
+    """A first layer of 3 channels, one layer twice, attention, a classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.again = nn.Linear(16, 16)
+        self.attention = Attention(16, 2)
+        self.last = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.first(x).flatten(2).transpose(1, 2)
+        x = self.again(torch.relu(self.again(x)))
+        return self.last(self.attention(x).mean(1))
+
+
+@pytest.fixture(scope="module")
+def schedule():
+    return make_schedule(capture(Net(), torch.zeros(2, 3, 4, 4), name="net"), SMALL, SPARSE)
+
+
+def test_a_schedule_is_the_sum_of_what_the_model_says(schedule):
+    for entry in schedule.entries:
+        if entry.layer is not None:
+            plans = {entry.stage: entry.plan}
+            step = compile_step(
+                entry.layer, SMALL.config, SMALL.timing, (entry.stage,), plans=plans
+            )
+            found = predict(step.program, SMALL.config, SMALL.timing, step.address)
+            assert entry.cycles == found.cycles
+            assert entry.cost.bytes_read == found.beats_read * SMALL.config.axi.beat_bytes
+        else:
+            ran = [best_mapping(p, SMALL.config, SMALL.timing)[1] for p in entry.products]
+            assert entry.cycles == sum(ran)
+    assert schedule.cycles() == sum(schedule.cycles(stage) for stage in STAGES)
+    assert schedule.bound <= schedule.roofline <= schedule.cycles()
+
+
+def test_which_layers_are_sparse_and_what_is_updated(schedule):
+    patterns = {(entry.operation, entry.stage): str(entry.pattern) for entry in schedule.entries}
+    assert patterns["again", "ff"] == patterns["again#2", "bp"] == "2:8"
+    assert patterns["again", "wu"] == patterns["first", "ff"] == patterns["last", "ff"] == "dense"
+    assert ("first", "bp") not in patterns  # the picture needs no gradient
+    dense = dict(dense_layers(schedule))
+    assert dense["first"] == "in_channels 3 is no multiple of 8"
+    assert dense["last"] == "out_channels 10 is no multiple of 8"
+    assert "nothing to prune" in dense["attention"]
+    # The shared weight is updated once, the products of attention not at all.
+    updated = [entry.operation for entry in schedule.of("update")]
+    assert updated == ["first", "again", "attention.qkv", "attention.out", "last"]
+    sent = {entry.operation for entry in schedule.entries if entry.products}
+    assert sent == {"attention", "attention#2"}
+
+
+def test_the_dense_twin_and_the_report(schedule):
+    network = capture(Net(), torch.zeros(2, 3, 4, 4), name="net")
+    dense = make_schedule(network, SMALL)
+    both = Comparison(schedule, dense)
+    assert all(entry.pattern.dense for entry in dense.entries)
+    assert dense.macs() == network.macs()
+    assert both.speedup == dense.cycles() / schedule.cycles() > 1
+    assert both.arithmetic == network.macs() / schedule.macs()
+    shown = table(schedule)
+    assert shown.count("\n") == len(schedule.entries)
+    assert all(f"{entry.cycles:,}" in shown for entry in schedule.entries)
+    said = "\n".join(notes(schedule, 2e8, both))
+    assert f"{schedule.cycles():,} cycles" in said and f"{both.speedup:.3f}x" in said
+    assert "relu 512" in said and "not on the array" in said
+
+
+def test_equal_stages_are_costed_once(schedule, monkeypatch):
+    def compiled(*args, **options):
+        raise AssertionError("every stage has been costed")
+
+    monkeypatch.setattr(cost, "compile_step", compiled)
+    network = capture(Net(), torch.zeros(2, 3, 4, 4), name="net")
+    assert make_schedule(network, SMALL, SPARSE) == schedule
+
+
+def test_bounds_by_hand():
+    layer = Layer(
+        batch=2, lines=8, pixels=8, in_channels=16, out_channels=32, stride=(2, 2), ff=(2, 8),
+        bp=(2, 8), bias=True,
+    )  # fmt: skip
+    ff = layer_bounds(layer, "ff", SMALL)
+    # One of four pixels meets the tap; 4 of 16 values and indices of each of 32 rows; the bias.
+    assert ff.read == (2 * 16 * 32 + 32 * (8 + 2) + 128) // 16
+    assert ff.write == 2 * 16 * 2 * 32 // 16
+    assert ff.compute == 32 * 16 * 32 // 4 // 16
+    assert layer_bounds(layer, "bp", SMALL).write == 2 * 64 * 2 * 16 // 16
+    assert layer_bounds(layer, "wu", SMALL).write == 4 * 16 * 32 // 16
+    assert layer_bounds(layer, "update", SMALL).read == 3 * 4 * 16 * 32 // 16
+    product = Product(8, 16, 32, 2, 8, count=3)
+    bounds = product_bounds(product, SMALL)
+    assert bounds.compute == 3 * 8 * 16 * 8 // 16 and bounds.write == 3 * 4 * 8 * 16 // 16
+    assert bounds.read == 3 * (2 * 8 * 32 + 16 * (16 + 4)) // 16
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.data())
+def test_no_stage_is_faster_than_its_roofline(data):
+    def draw(*values):
+        return data.draw(st.sampled_from(values))
+
+    kernel, sparse = draw(1, 2, 3), draw(True, False)
+    channels = (8, 16, 24) if sparse else (1, 3, 8, 10, 16)
+    pattern = draw((2, 8), (1, 4), (2, 4)) if sparse else (1, 1)
+    layer = Layer(
+        batch=draw(1, 2, 5),
+        lines=draw(3, 6),
+        pixels=draw(3, 7),
+        in_channels=draw(*channels),
+        out_channels=draw(*channels),
+        kernel=(kernel, kernel),
+        stride=draw((1, 1), (2, 2), (1, 3)),
+        padding=draw((0, 0), (1, 1)),
+        ff=pattern,
+        bp=pattern,
+        bias=draw(True, False),
+        relu=draw(True, False),
+        masked=draw(True, False),
+    )
+    for stage in STAGES:
+        found = stage_cost(stage, layer, SMALL.config, SMALL.timing)
+        assert layer_bounds(layer, stage, SMALL).cycles <= found.cycles
+    product = Product(draw(1, 9), draw(3, 8), draw(8, 20), *pattern, count=draw(1, 3))
+    found = product_cost(product, SMALL.config, SMALL.timing)
+    assert product_bounds(product, SMALL).cycles <= found.cycles
+
+
+def test_a_pattern_needs_its_device():
+    with pytest.raises(ValueError, match="pattern 2:16: this device has max_m=8"):
+        make_schedule(capture(Net(), torch.zeros(2, 3, 4, 4)), SMALL, Pattern(2, 16))
+    with pytest.raises(ValueError, match="memory 'hbm': must be one of narrow, ddr4, ddr4x4"):
+        machine("4x4", "hbm")
+
+
+# ------------------------------------------------------------------------------------------ files
+
+
+def test_a_file_gives_the_schedule_back(schedule, tmp_path):
+    save(schedule, tmp_path / "s.json")
+    assert load_schedule(tmp_path / "s.json") == schedule
+    check_device(schedule, SMALL.config, SMALL.timing)
+
+
+def spoil(raw, path, value):
+    made = copy.deepcopy(raw)
+    at = made
+    for key in path[:-1]:
+        at = at[key]
+    if value is None:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = value
+    return made
+
+
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        (["format"], "other", "is no schedule"),
+        (["version"], VERSION - 1, f"has version {VERSION - 1}, older than {VERSION}"),
+        (["version"], "2", "has version '2', other than"),
+        (["cycles"], 5, "contradicts itself"),
+        (["stages"], None, "'stages' is missing"),
+        (["pattern"], "8:2", "pattern 8:2"),
+        (["device", "rows"], 65, "rows=65"),
+        (["device", "wheels"], 4, "wheels"),
+        (["memory", "read_latency"], 0, "read_latency=0"),
+        (["stages", 0, "stage"], "fb", "stage 'fb'"),
+        (["stages", 0, "layer", "batch"], 0, "batch=0"),
+        (["stages", 0, "cost", "cycles"], "many", "'many': must be an integer of at least 0"),
+        (["stages", 0, "cost", "cycles"], 0, "0: must be an integer of at least 1"),
+        (["stages", 0, "bounds", "read"], -1, "-1: must be an integer"),
+        (["stages", 0, "products"], 7, "not iterable"),
+        (["stages", 0, "plan", "mappings"], [{"kind": "spiral"}], "is no plan of a stage"),
+    ],
+)
+def test_a_broken_file_is_told(schedule, path, value, message):
+    with pytest.raises(BadSchedule, match=message) as caught:
+        from_dict(spoil(to_dict(schedule), path, value), "s.json")
+    assert "'s.json'" in str(caught.value) and "sat schedule MODEL --output" in str(caught.value)
+
+
+def test_a_schedule_for_another_device_is_told(schedule):
+    other = machine("8x8", "narrow", words=128)
+    with pytest.raises(BadSchedule, match=r"rows=8 \(schedule: 4\)"):
+        check_device(schedule, other.config, other.timing)
+    slower = replace(SMALL.timing, read_latency=41)
+    with pytest.raises(BadSchedule, match="read_latency=41"):
+        check_device(schedule, SMALL.config, slower)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b'{"format": "sat schedule"}'])
+def test_what_is_no_schedule_is_told(content, tmp_path):
+    file = tmp_path / "s.json"
+    file.write_bytes(content)
+    with pytest.raises(BadSchedule, match=r"s\.json"):
+        load_schedule(file)
+    with pytest.raises(BadSchedule, match="cannot be read"):
+        load_schedule(tmp_path / "none.json")
+
+
+# ---------------------------------------------------------------------------------------- command
+
+UNTRACEABLE = """
+import torch
+class Looks(torch.nn.Module):
+    def forward(self, x):
+        return x @ x.T if x.sum().item() > 0 else x
+def looks():
+    return Looks(), torch.zeros(4, 4)
+def small():
+    return torch.nn.Linear(64, 64), torch.zeros(32, 64)
+"""
+DEVICE = ("--array", "4x4", "--memory", "narrow", "--words", "128")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "my_networks.py").write_text(UNTRACEABLE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_command(here, capsys):
+    args = ["schedule", "my_networks:small", *DEVICE, "--compare", "dense", "--output", "s.json"]
+    assert main([*args, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    found = load_schedule("s.json")
+    assert values["cycles"] == found.cycles() == sum(row["cycles"] for row in values["stages"])
+    assert values["speedup"] == values["dense_cycles"] / values["cycles"] > 1
+    assert found.machine == SMALL and found.pattern == SPARSE and found.batch == 32
+    assert main(args) == 0
+    out = capsys.readouterr().out
+    assert f"{found.cycles():,} cycles a step" in out and "x faster" in out
+    assert main(["schedule", "--list"]) == 0
+    assert "resnet50" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["resnet81"], "network 'resnet81': not known"),
+        ([], "no MODEL"),
+        (["my_networks:looks"], "its forward pass failed"),
+        (["my_networks:none"], "cannot be imported"),
+        (["resnet9", "--pattern", "9:8"], "pattern 9:8"),
+        (["resnet9", "--array", "4by4"], "array='4by4'"),
+        (["resnet9", "--memory", "tape"], "memory 'tape'"),
+        (["resnet9", "--words", "100"], "a_words=100"),
+        (["resnet9", "--batch", "0"], "'0': must be an integer"),
+        (["timm:resnet18", "--shape", "3x"], "'3x': must be sizes"),
+        (["resnet9", "--output", "no/where.json"], "cannot be written"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_a_line(args, message, here, capsys):
+    assert main(["schedule", *args]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_dense_is_a_pattern():
+    layer = nn.Linear(16, 16)
+    made = make_schedule(capture(layer, torch.zeros(8, 16)), SMALL, DENSE)
+    assert [str(entry.pattern) for entry in made.entries] == ["dense"] * 3
+    assert not dense_layers(made)

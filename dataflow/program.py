@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import overload
 
+import numpy as np
+
+from sat.dataflow.columns import WORDS, Words, read, spread, write
 from sat.rtl import isa
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Instruction, Opcode, Status
@@ -31,7 +34,7 @@ class ProgramError(ValueError):
 
 
 class Program(Sequence[Instruction]):
-    """A list of instructions that ends with END.
+    """A list of instructions that ends with END: held as bytes, decoded when it is looked at.
 
     Parameters
     ----------
@@ -39,8 +42,25 @@ class Program(Sequence[Instruction]):
     """
 
     def __init__(self, instructions: Iterable[Instruction]):
-        self._instructions = tuple(instructions)
-        self._raw: bytes | None = None
+        self._raw = b"".join(i.encode() for i in instructions)
+
+    @classmethod
+    def of(cls, words: Words) -> Program:
+        """Return the program of encoded instructions, (count, 4) uint64."""
+        made = cls(())
+        made._raw = words.tobytes()
+        return made
+
+    @property
+    def words(self) -> Words:
+        """The encoded instructions, (count, 4) uint64; not to be changed."""
+        return np.frombuffer(self._raw, np.uint64).reshape(-1, WORDS)
+
+    @functools.cached_property
+    def _instructions(self) -> tuple[Instruction, ...]:
+        size = isa.INSTRUCTION_BYTES
+        raw = self._raw
+        return tuple(Instruction.decode(raw[at : at + size]) for at in range(0, len(raw), size))
 
     @overload
     def __getitem__(self, index: int) -> Instruction: ...
@@ -50,16 +70,16 @@ class Program(Sequence[Instruction]):
         return self._instructions[index]
 
     def __len__(self) -> int:
-        return len(self._instructions)
+        return len(self._raw) // isa.INSTRUCTION_BYTES
 
     def __iter__(self) -> Iterator[Instruction]:
         return iter(self._instructions)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Program) and self._instructions == other._instructions
+        return isinstance(other, Program) and self._raw == other._raw
 
     def __hash__(self) -> int:
-        return hash(self.encode())
+        return hash(self._raw)
 
     def moved(self, block: range, by: int) -> Program:
         """Return the program for data that lie ``by`` bytes further on.
@@ -70,13 +90,15 @@ class Program(Sequence[Instruction]):
             Byte addresses of the data; instructions with an address in it are changed.
         """
 
-        def moved(i: Instruction) -> Instruction:
-            # A range finds an int at once; anything else it looks for element by element.
-            if "address" not in i.body or i.body["address"] not in block:
-                return i
-            return replace(i, body={**i.body, "address": i.body["address"] + by})
-
-        return Program(map(moved, self))
+        words = self.words.copy()
+        opcodes = words[:, 0] & np.uint64(0xFF)
+        for opcode, places in isa.PLACES.items():
+            if "address" in places:
+                at = np.flatnonzero(opcodes == opcode.value)
+                address = read(words[at], opcode, "address")
+                inside = (address >= block.start) & (address < block.stop)
+                write(words, at[inside], opcode, "address", address[inside] + by)
+        return Program.of(words)
 
     def written(self, gap: int = 64) -> list[range]:
         """Return the byte addresses that its STOREs write, ascending, none twice.
@@ -86,24 +108,24 @@ class Program(Sequence[Instruction]):
         gap : int
             Bytes between two spans, up to which they are returned as one.
         """
-        spans: list[tuple[int, int]] = []
-        for i in self:
-            if i.opcode is Opcode.STORE:
-                address, pitch, size = (i.body[n] for n in ("address", "pitch", "row_bytes"))
-                firsts = range(address, address + pitch * i.body["rows"], pitch or 1)
-                spans += [(first, first + size) for first in firsts[: i.body["rows"]]]
-        made: list[range] = []
-        for first, end in sorted(spans):
-            if made and first <= made[-1].stop + gap:
-                made[-1] = range(made[-1].start, max(made[-1].stop, end))
-            else:
-                made.append(range(first, end))
-        return made
+        words = self.words
+        stores = words[words[:, 0] & np.uint64(0xFF) == Opcode.STORE.value]
+        address, pitch, rows, size = (
+            read(stores, Opcode.STORE, name) for name in ("address", "pitch", "rows", "row_bytes")
+        )
+        if not len(stores):
+            return []
+        store, row = spread(rows)
+        first = address[store] + row * pitch[store]
+        order = np.argsort(first, kind="stable")
+        first, end = first[order], np.maximum.accumulate((first + size[store])[order])
+        # A span begins where nothing before it reaches.
+        begins = np.concatenate([[0], np.flatnonzero(first[1:] > end[:-1] + gap) + 1])
+        ends = np.concatenate([begins[1:], [len(first)]]) - 1
+        return [range(int(a), int(b)) for a, b in zip(first[begins], end[ends], strict=True)]
 
     def encode(self) -> bytes:
         """Return the program as the device reads it, 32 bytes an instruction."""
-        if self._raw is None:
-            self._raw = b"".join(i.encode() for i in self)
         return self._raw
 
     @classmethod

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from sat.dataflow.columns import Value, Words, encode, spread
 from sat.dataflow.compile.convolution import PatchProduct, Weights
 from sat.dataflow.compile.epilogue import Epilogue
 from sat.dataflow.compile.patches import Grid, Patches, groups_of
 from sat.dataflow.layers import Layer, LayerMemory
 from sat.dataflow.mapping import ceil_div
 from sat.rtl.config import SatConfig
-from sat.rtl.isa import Format, Instruction, Opcode
+from sat.rtl.isa import Format, Opcode
 
 
 def forward(layer: Layer, where: LayerMemory) -> list[PatchProduct]:
@@ -82,7 +85,7 @@ def phases(size: int, kernel: int, stride: int, padding: int, dilation: int) -> 
     return made
 
 
-def backward(layer: Layer, where: LayerMemory) -> tuple[list[Instruction], list[PatchProduct]]:
+def backward(layer: Layer, where: LayerMemory) -> tuple[list[Words], list[PatchProduct]]:
     """Return STOREs of zeros and the products of BP: dx = [mask *] (dy * w, transposed)."""
     packing = where.bp
     lines, pixels = (
@@ -96,7 +99,7 @@ def backward(layer: Layer, where: LayerMemory) -> tuple[list[Instruction], list[
         for axis in range(2)
     )
     made: list[PatchProduct] = []
-    zeros: list[Instruction] = []
+    zeros: list[Words] = []
     for first_in, first_out, _ in groups_of(layer, where):
         columns = min(
             where.config.max_m if layer.depthwise else layer.in_per_group,
@@ -115,7 +118,7 @@ def backward(layer: Layer, where: LayerMemory) -> tuple[list[Instruction], list[
                 )
                 taps = tuple(ty * layer.kernel[1] + tx for ty in y.taps for tx in x.taps)
                 if not taps:
-                    zeros += _zeros(layer, where.config, epilogue, columns)
+                    zeros.append(_zeros(layer, where.config, epilogue, columns))
                     continue
                 patches = Patches(
                     where["dy"],
@@ -142,26 +145,30 @@ def backward(layer: Layer, where: LayerMemory) -> tuple[list[Instruction], list[
     return zeros, made
 
 
-def _zeros(layer: Layer, config: SatConfig, epilogue: Epilogue, columns: int) -> list[Instruction]:
+def _zeros(layer: Layer, config: SatConfig, epilogue: Epilogue, columns: int) -> Words:
     """Return STOREs of zeros for input positions that no tap meets."""
     grid, result = epilogue.grid, epilogue.result
     # A STORE names sums that are there, though it reads none: two zeros for each.
     widest = 2 * config.cols * config.sum_words
-    made = []
-    for begin, count, pixel, step in grid.runs(0, layer.batch * grid.size[0] * grid.size[1]):
-        for column in range(0, columns, widest):
-            width = min(widest, columns - column)
-            stride = ceil_div(2 * width, 4 * config.cols)
-            most = config.sum_words // stride
-            for first in range(begin, begin + count, most):
-                at = result.address + (pixel + (first - begin) * step) * result.pitch
-                body = {
-                    "address": at + 2 * (epilogue.column + column),
-                    "pitch": step * result.pitch,
-                    "rows": min(most, begin + count - first),
-                    "row_bytes": 2 * width,
-                    "format": Format.ZERO,
-                    "stride": stride,
-                }
-                made.append(Instruction(Opcode.STORE, body))
-    return made
+    whole = np.array([0]), np.array([layer.batch * grid.size[0] * grid.size[1]])
+    runs = grid.runs(*whole)
+    # Of each run its columns, cut to what a STORE takes, and its rows.
+    across = -(-columns // widest)
+    run, column = np.divmod(np.arange(len(runs.owner) * across), across)
+    column = column * widest
+    width = np.minimum(widest, columns - column)
+    stride = -(-2 * width // (4 * config.cols))
+    most = config.sum_words // stride
+    owner, part = spread(-(-runs.count[run] // most))
+    run, column, width, stride, most = (x[owner] for x in (run, column, width, stride, most))
+    first = part * most
+    pixel = runs.pixel[run] + first * runs.apart[run]
+    fields: dict[str, Value] = {
+        "address": result.address + pixel * result.pitch + 2 * (epilogue.column + column),
+        "pitch": runs.apart[run] * result.pitch,
+        "rows": np.minimum(most, runs.count[run] - first),
+        "row_bytes": 2 * width,
+        "format": Format.ZERO,
+        "stride": stride,
+    }
+    return encode(Opcode.STORE, len(owner), fields)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sat.dataflow.columns import Array, Block, Value, spread
 from sat.dataflow.compile.epilogue import Epilogue, PixelSums
 from sat.dataflow.compile.memory import MemoryMap
-from sat.dataflow.compile.patches import Patches
+from sat.dataflow.compile.patches import Patches, Runs
 from sat.dataflow.compile.planner import blocks
-from sat.dataflow.compile.slots import Key, Load, Step
+from sat.dataflow.compile.slots import NONE, Steps
 from sat.dataflow.estimate import INSTRUCTION, Traffic, segment_cycles, store_cycles
 from sat.dataflow.layers import Pair
 from sat.dataflow.mapping import BandMapping, ceil_div, os_slots, slot_count, values_per_word
@@ -220,18 +225,20 @@ class BandPlanner(PixelSums):
         self.outer_blocks = ceil_div(units, mapping.block)
         self.a_slot, self.b_slot, self.i_slot = shape.slots
         self.sum_slot = config.rows * config.interleave
+        self.a_keys, self.b_keys = shape.sets, self.col_tiles
+        self.row_tiles = shape.sets * len(self.tiles)
 
     def sum_width(self) -> int:
         return 1 << self.mapping.split
 
-    def row_tile(self, tile: int) -> tuple[int, int]:
+    def row_tile(self, tile: Array) -> tuple[Array, Array]:
         # Of a tile all rows of the array, bands and sums that there are not included.
         size = self.config.rows * self.shape.sums
         return tile * size, (tile + 1) * size
 
-    def column_tile(self, tile: int) -> tuple[int, int]:
+    def column_tile(self, tile: Array) -> tuple[Array, Array]:
         size = self.config.cols << self.mapping.split
-        return tile * size, min((tile + 1) * size, self.product.cols)
+        return tile * size, np.minimum((tile + 1) * size, self.product.cols)
 
     @property
     def b_stride(self) -> int:
@@ -241,38 +248,59 @@ class BandPlanner(PixelSums):
     def i_stride(self) -> int:
         return self.i_slot >> self.mapping.split
 
-    def runs(self, row_tile: int) -> Iterator[tuple[int, int, int, int]]:
+    @cached_property
+    def _all_runs(self) -> Runs:
+        """The runs of every tile."""
         rows, shape, grid = self.config.rows, self.shape, self.epilogue.grid
-        number, tile = divmod(row_tile, len(self.tiles))
         lines, pixels = shape.grid
         y_side, x_side = shape.sides
-        for group, (y, x) in enumerate(self.tiles[tile]):
-            line, pixel = y_side.position(y), x_side.position(x)
-            places = []
-            for row in range(min(rows, shape.bands - number * rows)):
-                rest, band_x = divmod(number * rows + row, pixels)
-                image, band_y = divmod(rest, lines)
-                at_y = band_y * self.mapping.lines + line
-                at_x = band_x * self.mapping.pixels + pixel
-                if at_y < grid.size[0] and at_x < grid.size[1]:
-                    places.append((group * rows + row, grid.pixel(image, at_y, at_x)))
-            yield from _even_runs(places)
+        # A lane is a group of a tile: in a row of the array each, places of a band.
+        groups = np.array(self.tiles)
+        number, tile = np.divmod(np.arange(self.row_tiles), len(self.tiles))
+        line = np.abs(y_side.first - groups[tile, :, 0]).ravel()
+        pixel = np.abs(x_side.first - groups[tile, :, 1]).ravel()
+        band = np.repeat(number * rows, shape.sums) + np.arange(rows)[:, None]
+        rest, band_x = np.divmod(band, pixels)
+        image, band_y = np.divmod(rest, lines)
+        at_y = band_y * self.mapping.lines + line
+        at_x = band_x * self.mapping.pixels + pixel
+        there = (band < shape.bands) & (at_y < grid.size[0]) & (at_x < grid.size[1])
+        where = grid.pixel(image, at_y, at_x)
+        begins = _run_begins(there, where)
+        lane, row = np.nonzero(begins.T)
+        which = np.cumsum(begins.T.ravel()) - 1
+        count = np.bincount(which[there.T.ravel()], minlength=len(lane))
+        second = where[np.minimum(row + 1, rows - 1), lane]
+        apart = np.where(count > 1, second - where[row, lane], 1)
+        owner, group = np.divmod(lane, shape.sums)
+        return Runs(owner, group * rows + row, count, where[row, lane], apart)
 
-    def a_loads(self, key: Key) -> list[Load]:
-        (number,) = key
+    @cached_property
+    def _run_counts(self) -> Array:
+        """How many runs each tile has; none, if it is beyond the image in all bands."""
+        return np.bincount(self._all_runs.owner, minlength=self.row_tiles)
+
+    def runs(self, row_tile: Array) -> Runs:
+        counts = self._run_counts
+        owner, place = spread(counts[row_tile])
+        which = (np.cumsum(counts) - counts)[row_tile[owner]] + place
+        return Runs(*(column[which] for column in self._all_runs))._replace(owner=owner)
+
+    def a_loads(self, keys: Array) -> list[Block]:
         config, patches, shape = self.config, self.patches, self.shape
         sides, mapping = shape.sides, self.mapping
-        window = {
-            "lines": shape.grid[0],
-            "pixels": shape.grid[1],
-            "step_y": mapping.lines * patches.step[0],
-            "step_x": mapping.pixels * patches.step[1],
-            "tap_y": sides[0].unit,
-            "tap_x": sides[1].unit,
-        }
-        rest, pixel = divmod(number * config.rows, shape.grid[1])
-        image, line = divmod(rest, shape.grid[0])
-        body = {
+        setup = patches.setup(
+            len(keys),
+            lines=shape.grid[0],
+            pixels=shape.grid[1],
+            step_y=mapping.lines * patches.step[0],
+            step_x=mapping.pixels * patches.step[1],
+            tap_y=sides[0].unit,
+            tap_x=sides[1].unit,
+        )
+        rest, pixel = np.divmod(keys * config.rows, shape.grid[1])
+        image, line = np.divmod(rest, shape.grid[0])
+        fields: dict[str, Value] = {
             "image": image,
             "line": line,
             "pixel": pixel,
@@ -282,117 +310,119 @@ class BandPlanner(PixelSums):
             "taps_x": sides[1].size,
             "offset": patches.offset,
             "segment_bytes": patches.segment,
-            "rows": min(config.rows, shape.bands - number * config.rows),
+            "rows": np.minimum(config.rows, shape.bands - keys * config.rows),
             "destination": Buffer.A,
             "stride": self.a_slot,
             "groups": 1,
         }
-        return [*patches.setup()[:1], (Opcode.WINDOW, window), (Opcode.GATHER, body)]
+        return [*setup, Block(Opcode.GATHER, fields, np.arange(len(keys)), 2)]
 
-    def chunk_values(self, chunk: int) -> tuple[int, int]:
-        first, count = self.shape.parts[chunk]
-        return first, first + count
+    def chunk_values(self, chunk: Array) -> tuple[Array, Array]:
+        first, count = np.array(self.shape.parts).T
+        return first[chunk], (first + count)[chunk]
 
-    def b_loads(self, key: Key) -> list[Load]:
-        (tile,) = key
+    def b_loads(self, keys: Array) -> list[Block]:
         b_words, i_words = self.shape.part_words
-        loads: list[Load] = []
-        for part in range(len(self.shape.parts)):
-            for opcode, body in super().b_loads((tile, part)):
-                words = b_words if body["destination"] is Buffer.B else i_words
-                loads.append((opcode, {**body, "base": part * words}))
-        return loads
+        blocks: list[Block] = []
+        for number in range(len(self.shape.parts)):
+            part = np.full(len(keys), number)
+            for block in self.column_loads(keys, part, number * b_words, number * i_words):
+                blocks.append(replace(block, at=len(blocks)))
+        return blocks
 
-    def _pieces(self) -> list[dict[str, int]]:
-        """Return what differs between the MULTIPLYs of a tile."""
+    def _pieces(self) -> dict[str, Array]:
+        """Return what differs between the MULTIPLYs of a tile, for each of them."""
         config = self.config
         b_words, i_words = self.shape.part_words
-        made = []
-        for a_word, words, part, value in self.shape.pieces:
-            b_at = self.aligned(part, 16)[2] + value
-            fields = {
-                "words": words,
-                "a_base": a_word,
-                "b_base": part * b_words + b_at // config.max_m,
-                "b_skip": b_at % config.max_m,
-            }
-            if not self.product.dense:
-                i_at = self.aligned(part, 4)[2] + value
-                fields["i_base"] = part * i_words + i_at // config.indices_per_word
-                fields["i_skip"] = i_at % config.indices_per_word
-            made.append(fields)
-        return made
+        a_word, words, part, value = np.array(self.shape.pieces).T
+        b_at = self.aligned(part, 16)[2] + value
+        fields = {
+            "words": words,
+            "a_base": a_word,
+            "b_base": part * b_words + b_at // config.max_m,
+            "b_skip": b_at % config.max_m,
+        }
+        if not self.product.dense:
+            i_at = self.aligned(part, 4)[2] + value
+            fields["i_base"] = part * i_words + i_at // config.indices_per_word
+            fields["i_skip"] = i_at % config.indices_per_word
+        return fields
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Steps:
         mapping, shape = self.mapping, self.shape
         pieces = self._pieces()
+        count = len(pieces["words"])
         # Words of A from a place to the next, along lines and pixels.
         y_words, x_words = (
             side.apart * words
             for side, words in zip(shape.sides, (shape.line_words, shape.tap_words), strict=True)
         )
-        common = {
-            **self.common(),
-            "dataflow": Dataflow.OS,
-            "split": mapping.split,
-            "values": self.per_word,
-            "last": self.per_word,
-            "a_stride": x_words if shape.along_x else y_words,
-            "b_stride": self.b_stride,
-            "i_stride": 0 if self.product.dense else self.i_stride,
-        }
-        given = self.product.start is not StartShape.ZERO
-        order = blocks(
+        sets, cols, _ = blocks(
             mapping.rows_outer,
             (shape.sets, self.col_tiles),
             (mapping.block, 1) if mapping.rows_outer else (1, mapping.block),
             self.outer_blocks,
         )
-        output = 0
-        for number, col in itertools.chain.from_iterable(order):
-            for at, places in enumerate(self.tiles):
-                tile = number * len(self.tiles) + at
-                stores = self.stores(tile, col)
-                if not stores:
-                    continue  # beyond the image in all bands
-                y, x = places[0]
-                for piece, fields in enumerate(pieces):
-                    first, last = piece == 0, piece == len(pieces) - 1
-                    yield Step(
-                        a=(number,),
-                        b=(col,),
-                        start=self.start_key(tile, col) if given and first else None,
-                        body={
-                            **common,
-                            **fields,
-                            "start": (Start.START if given else Start.ZERO)
-                            if first
-                            else Start.KEEP,
-                            "emit": int(last),
-                            "a_base": y * y_words + x * x_words + fields["a_base"],
-                        },
-                        output=output,
-                        opens=first,
-                        stores=stores if last else [],
-                        masks=self.masks(tile, col) if last else [],
-                    )
-                output += 1
+        # Each set's tiles, those that are not beyond the image in all bands, each in pieces.
+        tiles = len(self.tiles)
+        row = (sets[:, None] * tiles + np.arange(tiles)).ravel()
+        there = self._run_counts[row] > 0
+        output = np.repeat(np.arange(int(there.sum())), count)
+        row = np.repeat(row[there], count)
+        col = np.repeat(np.repeat(cols, tiles)[there], count)
+        piece = np.arange(len(row)) % count
+        first, last = piece == 0, piece == count - 1
+        number, tile = np.divmod(row, tiles)
+        place = np.array([y * y_words + x * x_words for (y, x), *_ in self.tiles])
+        given = self.product.start is not StartShape.ZERO
+        begin = Start.START if given else Start.ZERO
+        fields: dict[str, Value] = {name: value[piece] for name, value in pieces.items()}
+        return Steps(
+            a=number,
+            b=col,
+            start=np.where(first, self.start_key(row, col), NONE) if given else None,
+            body={
+                **self.common(),
+                "dataflow": Dataflow.OS.value,
+                "split": mapping.split,
+                "values": self.per_word,
+                "last": self.per_word,
+                "a_stride": x_words if shape.along_x else y_words,
+                "b_stride": self.b_stride,
+                "i_stride": 0 if self.product.dense else self.i_stride,
+                **fields,
+                "start": np.where(first, begin.value, Start.KEEP.value),
+                "emit": last.astype(np.int64),
+                "a_base": place[tile] + fields["a_base"],
+            },
+            output=output,
+            opens=first,
+            closes=last,
+            row=row,
+            col=col,
+        )
 
 
-def _even_runs(places: list[Pair]) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (row, rows, pixel, pixels apart) of following rows at evenly spaced pixels."""
-    at = 0
-    while at < len(places):
-        row, pixel = places[at]
-        count, apart = 1, 1
-        for n in range(at + 1, len(places)):
-            next_row, next_pixel = places[n]
-            step = next_pixel - places[n - 1][1]
-            if next_row != row + count or (count > 1 and step != apart):
-                break
-            count, apart = count + 1, step
-        yield row, count, pixel, apart
-        at += count
+def _run_begins(there: NDArray[np.bool_], pixel: Array) -> NDArray[np.bool_]:
+    """Return where runs of following rows at evenly spaced pixels begin: (rows, lanes).
+
+    Parameters
+    ----------
+    there : (rows, lanes) bool
+        The others belong to no run.
+    """
+    begins = np.zeros_like(there)
+    count = np.zeros(there.shape[1], np.int64)  # of the run that the row before belongs to
+    apart = np.ones_like(count)
+    before = np.zeros_like(count)
+    for row, (is_there, at) in enumerate(zip(there, pixel, strict=True)):
+        step = at - before
+        goes_on = is_there & (count > 0) & ((count == 1) | (step == apart))
+        begins[row] = is_there & ~goes_on
+        apart = np.where(goes_on, step, apart)
+        count = np.where(goes_on, count + 1, is_there)
+        before = at
+    return begins
 
 
 def band_mappings(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from sat.dataflow.columns import with_end
 from sat.dataflow.compile.planner import Planner
 from sat.dataflow.compile.schedule import ORDERS, Order, schedule, schedules
 from sat.dataflow.cycles import predict
 from sat.rtl.config import SatConfig
-from sat.rtl.isa import Instruction, Opcode
 from sat.sim.memory import MemoryTiming
 
 
@@ -34,23 +33,19 @@ ENOUGH = 4096
 """A layer's mapping is good enough when others could save at most 1/4096 of its cycles."""
 
 
-END = Instruction(Opcode.END, {}).encode()
-
-
 def cycles(planners: Sequence[Planner], config: SatConfig, memory: MemoryTiming) -> int:
     """Return what products take, exactly."""
-    raw = b"".join(i.encode() for i in schedule(planners))
-    return predict(raw + END, config, memory).cycles
+    return predict(with_end(schedule(planners)).tobytes(), config, memory).cycles
 
 
 def _steps(planner: Planner) -> int:
-    """Return how many MULTIPLYs a plan has, `SAMPLE` if more."""
-    return sum(1 for _ in itertools.islice(planner.steps(), SAMPLE))
+    """Return how many MULTIPLYs a plan has."""
+    return len(planner.all_steps())
 
 
 def is_long(planner: Planner) -> bool:
     """Whether a plan is costed by a part of it."""
-    return planner.outer_blocks > 4 and _steps(planner) == SAMPLE
+    return planner.outer_blocks > 4 and _steps(planner) >= SAMPLE
 
 
 def sampled_cycles(make: Callable[[], Planner], config: SatConfig, memory: MemoryTiming) -> float:
@@ -126,13 +121,8 @@ def fastest_order(
         Cycles that any order takes: one that is good enough is not compared with others.
     """
     best: tuple[int, Order] | None = None
-    encoded: dict[int, bytes] = {}
     for order, made in zip(ORDERS, schedules(planners, ORDERS), strict=True):
-        for i in made:
-            if id(i) not in encoded:
-                encoded[id(i)] = i.encode()
-        raw = b"".join(encoded[id(i)] for i in made)
-        found = predict(raw + END, config, memory).cycles
+        found = predict(with_end(made).tobytes(), config, memory).cycles
         if best is None or found < best[0]:
             best = found, order
         if best[0] - least <= best[0] / ENOUGH:

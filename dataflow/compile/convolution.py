@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
+from sat.dataflow.columns import Array, Block, Value, spread
 from sat.dataflow.compile.bands import BandPlanner, band_cycles, band_mappings
 from sat.dataflow.compile.epilogue import Epilogue, PixelSums
 from sat.dataflow.compile.memory import MemoryMap
 from sat.dataflow.compile.output_stationary import OsPlanner
 from sat.dataflow.compile.patches import Patches
 from sat.dataflow.compile.planner import Planner
-from sat.dataflow.compile.slots import Key, Load
 from sat.dataflow.compile.weight_stationary import WsPlanner
 from sat.dataflow.estimate import Traffic, estimate
 from sat.dataflow.layers import Packing, Region
@@ -67,26 +70,33 @@ class _PatchOsPlanner(PixelSums, OsPlanner):
         super().__init__(product, of.config, mapping, of.where, of.offsets)
         self.patches, self.epilogue = of.patches, of.epilogue
 
-    def a_loads(self, key: Key) -> list[Load]:
-        tile, chunk = key
+    def a_loads(self, keys: Array) -> list[Block]:
+        tile, chunk = np.divmod(keys, self.chunks)
         row, row_end = self.row_tile(tile)
-        first = chunk * self.mapping.chunk_words
-        end = min(first + self.mapping.chunk_words, self.words)
-        loads = self.patches.setup()
-        for word, fields in self.patches.words(first, end, self.config.word_bytes):
-            body = {
-                **self.patches.position(row),
-                **fields,
-                "rows": row_end - row,
-                "destination": Buffer.A,
-                "base": word - first,
-                "stride": self.mapping.chunk_words,
-                "groups": ceil_div(row_end - row, self.config.rows),
-            }
-            loads.append((Opcode.GATHER, body))
-        return loads
+        size = self.mapping.chunk_words
+        rectangles = [
+            list(self.patches.words(at, min(at + size, self.words), self.config.word_bytes))
+            for at in range(0, self.words, size)
+        ]
+        # Of each key the rectangles of its chunk.
+        counts = np.array([len(chunks) for chunks in rectangles])
+        owner, place = spread(counts[chunk])
+        which = (np.cumsum(counts) - counts)[chunk[owner]] + place
+        flat = list(itertools.chain.from_iterable(rectangles))
+        rows = (row_end - row)[owner]
+        fields: dict[str, Value] = {
+            **self.patches.position(row[owner]),
+            **{name: np.array([f[name] for _, f in flat])[which] for name in flat[0][1]},
+            "rows": rows,
+            "destination": Buffer.A,
+            "base": np.array([word for word, _ in flat])[which] - chunk[owner] * size,
+            "stride": size,
+            "groups": -(-rows // self.config.rows),
+        }
+        gather = Block(Opcode.GATHER, fields, owner, 2 + place)
+        return [*self.patches.setup(len(keys)), gather]
 
-    def chunk_values(self, chunk: int) -> tuple[int, int]:
+    def chunk_values(self, chunk: Array) -> tuple[Array, Array]:
         return _tap_values(self.offsets, self.chunks, chunk, super().chunk_values(chunk))
 
 
@@ -97,40 +107,43 @@ class _PatchWsPlanner(PixelSums, WsPlanner):
         super().__init__(product, of.config, mapping, of.where, of.offsets)
         self.patches, self.epilogue = of.patches, of.epilogue
 
-    def a_loads(self, key: Key) -> list[Load]:
-        tile, chunk = key
+    def a_loads(self, keys: Array) -> list[Block]:
+        tile, chunk = np.divmod(keys, self.chunks)
         mapping = self.mapping
         row, row_end = self.row_tile(tile)
         size = mapping.chunk_passes * self.pass_words
-        first, end = chunk * size, min((chunk + 1) * size, self.words)
-        ((_, fields),) = self.patches.words(first, end, self.config.word_bytes)
-        body = {
+        rectangles = []
+        for at in range(0, self.words, size):
+            end = min(at + size, self.words)
+            ((_, of_chunk),) = self.patches.words(at, end, self.config.word_bytes)
+            rectangles.append({**of_chunk, "groups": ceil_div(end - at, self.pass_words)})
+        fields: dict[str, Value] = {
             **self.patches.position(row),
-            **fields,
+            **{name: np.array([f[name] for f in rectangles])[chunk] for name in rectangles[0]},
             "rows": row_end - row,
             "destination": Buffer.A,
             "by_word": 1,
             "stride": mapping.tile_rows,
-            "groups": ceil_div(end - first, self.pass_words),
             "copies": self.copies,
             "words_per_pass": self.pass_words,
         }
-        return [*self.patches.setup(), (Opcode.GATHER, body)]
+        gather = Block(Opcode.GATHER, fields, np.arange(len(keys)), 2)
+        return [*self.patches.setup(len(keys)), gather]
 
-    def chunk_values(self, chunk: int) -> tuple[int, int]:
+    def chunk_values(self, chunk: Array) -> tuple[Array, Array]:
         return _tap_values(self.offsets, self.chunks, chunk, super().chunk_values(chunk))
 
 
 def _tap_values(
-    offsets: tuple[int, ...], chunks: int, chunk: int, values: tuple[int, int]
-) -> tuple[int, int]:
-    """Return where a chunk's values lie in a column, if they were ``values`` without gaps."""
+    offsets: tuple[int, ...], chunks: int, chunk: Array, values: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Return where chunks' values lie in a column, if they were ``values`` without gaps."""
     first, end = values
     if len(offsets) == 1:
         return offsets[0] + first, offsets[0] + end
     # Taps lie apart, each a whole number of chunks.
-    tap, part = divmod(chunk, chunks // len(offsets))
-    begin = offsets[tap] + part * (end - first)
+    tap, part = np.divmod(chunk, chunks // len(offsets))
+    begin = np.array(offsets)[tap] + part * (end - first)
     return begin, begin + end - first
 
 

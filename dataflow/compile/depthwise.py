@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from sat.dataflow.columns import Array, Block, Value
 from sat.dataflow.compile.gradient import GradientPlanner
 from sat.dataflow.compile.patches import groups_of
 from sat.dataflow.compile.shapes import DepthwiseShape, GradientShape
-from sat.dataflow.compile.slots import Key, Load, Step
+from sat.dataflow.compile.slots import Steps
 from sat.dataflow.layers import Layer, LayerMemory
 from sat.dataflow.mapping import ceil_div, round_up, slot_count
 from sat.dataflow.products import Product
@@ -83,110 +86,142 @@ class _DepthwisePlanner(GradientPlanner):
         self.product = Product(layer.taps, self.channels, layer.out_positions * word, 1, word)
         self.per_word = 1
         self.a_slot, self.b_slot, self.i_slot = self.layout.slots(layer)
+        self.a_keys = len(self._row_keys) * self.chunks
+        self.b_keys = len(self._col_keys) * self.chunks
+        self.row_tiles = len(self.layout.tap_tiles(layer))
+        self.col_tiles = len(self._columns())
 
-    def _positions(self, chunk: int) -> int:
-        positions = self.shape.positions
-        return min(positions, self.layer.out_positions - chunk * positions)
-
-    def a_loads(self, key: Key) -> list[Load]:
-        first_tap, count, chunk = key
+    def a_loads(self, keys: Array) -> list[Block]:
+        block, chunk = np.divmod(keys, self.chunks)
         layer, config = self.layer, self.config
-        patches = replace(
-            self.patches(0, self.first_in, config.max_m),
-            tap=layer.dilation,
-            taps=layer.kernel,
-        )
-        lines, pixels = divmod(count, layer.kernel[1])
-        line, pixel = divmod(first_tap, layer.kernel[1])
-        body = {
-            **patches.position(chunk * self.shape.positions),
-            "y": patches.start[0] + line * layer.dilation[0],
-            "x": patches.start[1] + pixel * layer.dilation[1],
-            "taps_y": max(1, lines),
-            "taps_x": layer.kernel[1] if lines else pixels,
-            "offset": patches.offset,
+        patches = replace(self.pixels(True), tap=layer.dilation, taps=layer.kernel)
+        first, count = np.array(self._row_keys)[block].T
+        lines, pixels = np.divmod(count, layer.kernel[1])
+        y, x = self._start(first)
+        positions = self.layout.shape.positions
+        fields: dict[str, Value] = {
+            **patches.position(chunk * positions),
+            "y": y,
+            "x": x,
+            "taps_y": np.maximum(1, lines),
+            "taps_x": np.where(lines > 0, layer.kernel[1], pixels),
+            "offset": 2 * self.first_in,
             "segment_bytes": config.word_bytes,
             "rows": self._positions(chunk),
             "destination": Buffer.A,
             "by_word": 1,
             "copies": 1,
             "words_per_pass": config.rows,
-            "stride": self.shape.positions,
-            "groups": ceil_div(count, config.rows),
+            "stride": positions,
+            "groups": -(-count // config.rows),
         }
-        return [*patches.setup(), (Opcode.GATHER, body)]
+        gathers = Block(Opcode.GATHER, fields, np.arange(len(keys)), 2)
+        return [*patches.setup(len(keys)), gathers]
 
-    def b_loads(self, key: Key) -> list[Load]:
-        column, count, chunk = key
+    def b_loads(self, keys: Array) -> list[Block]:
+        block, chunk = np.divmod(keys, self.chunks)
+        column, count = np.array(self._col_keys)[block].T
         config = self.config
-        loads = self.transposed(self.patches(None, self.first_out, config.max_m), chunk, Buffer.B)
-        (_, body) = loads[-1]
-        body["rows"] = self._positions(chunk)
+        every = np.full(len(keys), self.first_out)
+        gathers = self.gathers(every, np.full(len(keys), config.max_m), chunk, None)
+        segment = round_up(config.word_bytes, config.granule_bytes)
+        groups = ceil_div(segment // 2, config.cols)
+        gathers = replace(
+            gathers, fields={**gathers.fields, "destination": Buffer.B, "groups": groups}
+        )
         region = self.where["lane_index"]
-        index = {
+        fields: dict[str, Value] = {
             "address": region.address + column * region.pitch,
             "pitch": region.pitch,
             "rows": count,
-            "row_bytes": ceil_div(self._positions(chunk), 2),
+            "row_bytes": -(-self._positions(chunk) // 2),
             "destination": Buffer.INDEX,
             "stride": self.i_stride,
-            "groups": ceil_div(count, config.cols),
+            "groups": -(-count // config.cols),
         }
-        return [*loads, (Opcode.LOAD, index)]
+        index = Block(Opcode.LOAD, fields, np.arange(len(keys)), 3)
+        return [*self.pixels(False).setup(len(keys)), gathers, index]
 
-    def steps(self) -> Iterator[Step]:
-        config, shape, layer, layout = self.config, self.shape, self.layer, self.layout
-        chunks = ceil_div(layer.out_positions, shape.positions)
+    def _positions(self, chunk: Array) -> Array:
+        positions = self.layout.shape.positions
+        return np.minimum(positions, self.layer.out_positions - chunk * positions)
+
+    def _columns(self) -> range:
+        """Return the first channel of each tile."""
+        return range(0, self.channels, self.layout.tile_cols)
+
+    @property
+    def _row_keys(self) -> list[tuple[int, int]]:
+        """What a chunk loads of taps: the first, how many."""
+        if self.layout.shape.whole:
+            return [(0, self.layer.taps)]
+        return [(taps.start, len(taps)) for taps in self.layout.tap_tiles(self.layer)]
+
+    @property
+    def _col_keys(self) -> list[tuple[int, int]]:
+        """What a chunk loads of the columns' indices: the first, how many."""
+        word = self.config.max_m
+        if self.layout.shape.whole:
+            return [(0, word)]
+        return [(at, min(self.layout.tile_cols, word - at)) for at in self._columns()]
+
+    def stores(self, row_tile: Array, col_tile: Array) -> list[Block]:
         region = self.memory.result
-        tiles = itertools.product(
-            layout.tap_tiles(layer), range(0, self.channels, layout.tile_cols)
-        )
-        for opened, (taps, column) in enumerate(tiles):
-            cols = min(layout.tile_cols, self.channels - column)
-            # What a chunk loads: all that any tile needs, or what this one does.
-            rows_key, cols_key = (0, layer.taps), (0, config.max_m)
-            row_group, col_group = taps.start // config.rows, column // config.cols
+        taps = self.layout.tap_tiles(self.layer)
+        first = np.array([tile.start for tile in taps])[row_tile]
+        column = np.array(self._columns())[col_tile]
+        fields: dict[str, Value] = {
+            "address": region.address + first * region.pitch + 4 * (self.first_out + column),
+            "pitch": region.pitch,
+            "rows": np.array([len(tile) for tile in taps])[row_tile],
+            "row_bytes": 4 * np.minimum(self.layout.tile_cols, self.channels - column),
+            "stride": self.sum_width(),
+            "check": 1,
+        }
+        return [Block(Opcode.STORE, fields, np.arange(len(row_tile)))]
+
+    def steps(self) -> Steps:
+        config, layout, layer, chunks = self.config, self.layout, self.layer, self.chunks
+        columns, taps = self._columns(), layout.tap_tiles(layer)
+        # The sums of a tile stay in the array; a further tile goes over the chunks again.
+        output, chunk = np.divmod(np.arange(len(taps) * len(columns) * chunks), chunks)
+        row, col = np.divmod(output, len(columns))
+        first, last = chunk == 0, chunk == chunks - 1
+        a_block, b_block = row, col
+        row_group = col_group = index_group = np.zeros_like(row)
+        col_group = np.array(columns)[col] // config.cols
+        if layout.shape.whole:
+            # A chunk loads all that any tile needs, or what this one does.
+            a_block = b_block = np.zeros_like(row)
+            row_group = np.array([tile.start for tile in taps])[row] // config.rows
             index_group = col_group
-            if not layout.shape.whole:
-                rows_key, row_group = (taps.start, len(taps)), 0
-                cols_key = (column, min(layout.tile_cols, config.max_m - column))
-                index_group = 0
-            # The sums of a tile stay in the array; a further tile goes over the chunks again.
-            for chunk in range(chunks):
-                first, last = chunk == 0, chunk == chunks - 1
-                store = {
-                    "address": region.address
-                    + taps.start * region.pitch
-                    + 4 * (self.first_out + column),
-                    "pitch": region.pitch,
-                    "rows": len(taps),
-                    "row_bytes": 4 * cols,
-                    "stride": self.sum_width(),
-                    "check": 1,
-                }
-                yield Step(
-                    a=(*rows_key, chunk),
-                    b=(*cols_key, chunk),
-                    body={
-                        **self.common(),
-                        "dataflow": Dataflow.OS,
-                        "start": Start.ZERO if first else Start.KEEP,
-                        "emit": int(last),
-                        "split": shape.split,
-                        "words": self._positions(chunk),
-                        "values": 1,
-                        "last": 1,
-                        "a_base": row_group * shape.positions,
-                        "a_stride": shape.positions,
-                        "b_base": col_group * self.chunk_words,
-                        "b_stride": self.chunk_words,
-                        "i_base": index_group * self.i_stride,
-                        "i_stride": self.i_stride,
-                    },
-                    output=opened,
-                    opens=first,
-                    stores=[store] if last else [],
-                )
+        positions = layout.shape.positions
+        return Steps(
+            a=a_block * chunks + chunk,
+            b=b_block * chunks + chunk,
+            start=None,
+            body={
+                **self.common(),
+                "dataflow": Dataflow.OS.value,
+                "start": np.where(first, Start.ZERO.value, Start.KEEP.value),
+                "emit": last.astype(np.int64),
+                "split": layout.shape.split,
+                "words": self._positions(chunk),
+                "values": 1,
+                "last": 1,
+                "a_base": row_group * positions,
+                "a_stride": positions,
+                "b_base": col_group * self.chunk_words,
+                "b_stride": self.chunk_words,
+                "i_base": index_group * self.i_stride,
+                "i_stride": self.i_stride,
+            },
+            output=output,
+            opens=first,
+            closes=last,
+            row=row,
+            col=col,
+        )
 
     @property
     def i_stride(self) -> int:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from sat.dataflow.compile.patches import Grid
+import numpy as np
+
+from sat.dataflow.columns import Array, Block, Value
+from sat.dataflow.compile.patches import Grid, Runs
 from sat.dataflow.compile.planner import Planner
-from sat.dataflow.compile.slots import Load
 from sat.dataflow.layers import Region
-from sat.dataflow.mapping import ceil_div
 from sat.rtl.isa import Buffer, Format, Opcode
 
 
@@ -44,74 +43,74 @@ class PixelSums(Planner):
 
     epilogue: Epilogue
 
-    def runs(self, row_tile: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield (row of the tile, rows, pixel, pixels apart) of rows at evenly spaced pixels."""
+    def runs(self, row_tile: Array) -> Runs:
+        """Return the runs of pixels of tiles; rows are counted in the tile."""
         row, row_end = self.row_tile(row_tile)
-        for begin, count, pixel, step in self.epilogue.grid.runs(row, row_end):
-            yield begin - row, count, pixel, step
+        runs = self.epilogue.grid.runs(row, row_end)
+        return runs._replace(begin=runs.begin - row[runs.owner])
 
-    def _mask_place(self, col_tile: int) -> tuple[int, int]:
-        """Return a tile's first byte in a pixel's mask, and its bytes."""
+    def _mask_place(self, col_tile: Array) -> tuple[Array, Array]:
+        """Return tiles' first byte in a pixel's mask, and their bytes."""
         col, col_end = self.column_tile(col_tile)
         cols, size = self.config.cols, self.config.mask_bytes
-        word, column = divmod(self.epilogue.column + col, cols)
+        word, column = np.divmod(self.epilogue.column + col, cols)
         count = col_end - col
         # Depthwise channels come a word of A at a time, which may be a part of a mask word.
-        size_wanted = 1 if count <= min(8, cols) else ceil_div(count, cols) * size
+        size_wanted = np.where(count <= min(8, cols), 1, -(-count // cols) * size)
         return word * size + column // 8, size_wanted
 
-    def masks(self, row_tile: int, col_tile: int) -> list[Load]:
-        region = self.epilogue.in_mask
-        if region is None:
-            return []
-        byte, size = self._mask_place(col_tile)
-        loads: list[Load] = []
-        for begin, count, pixel, step in self.runs(row_tile):
-            body = {
-                "address": region.address + pixel * region.pitch + byte,
-                "pitch": step * region.pitch,
-                "rows": count,
-                "row_bytes": size,
-                "destination": Buffer.MASK,
-                "base": begin * self.sum_width(),
-                "stride": self.sum_width(),
-                "groups": count,
-            }
-            loads.append((Opcode.LOAD, body))
-        return loads
+    @property
+    def masked(self) -> bool:
+        return self.epilogue.in_mask is not None
 
-    def stores(self, row_tile: int, col_tile: int) -> list[dict[str, Any]]:
+    def masks(self, row_tile: Array, col_tile: Array) -> list[Block]:
+        region = self.epilogue.in_mask
+        assert region is not None
+        byte, size = self._mask_place(col_tile)
+        runs = self.runs(row_tile)
+        fields: dict[str, Value] = {
+            "address": region.address + runs.pixel * region.pitch + byte[runs.owner],
+            "pitch": runs.apart * region.pitch,
+            "rows": runs.count,
+            "row_bytes": size[runs.owner],
+            "destination": Buffer.MASK,
+            "base": runs.begin * self.sum_width(),
+            "stride": self.sum_width(),
+            "groups": runs.count,
+        }
+        return [Block(Opcode.LOAD, fields, runs.owner, np.arange(len(runs.owner)))]
+
+    def stores(self, row_tile: Array, col_tile: Array) -> list[Block]:
         epilogue = self.epilogue
         col, col_end = self.column_tile(col_tile)
-        byte, size = self._mask_place(col_tile)
-        made = []
-        for begin, count, pixel, step in self.runs(row_tile):
-            place = {
-                "rows": count,
-                "base": begin * self.sum_width(),
-                "stride": self.sum_width(),
+        runs = self.runs(row_tile)
+        place: dict[str, Value] = {
+            "rows": runs.count,
+            "base": runs.begin * self.sum_width(),
+            "stride": self.sum_width(),
+        }
+        result, mask = epilogue.result, epilogue.out_mask
+        number = 2 * np.arange(len(runs.owner))
+        fields: dict[str, Value] = {
+            **place,
+            "address": result.address
+            + runs.pixel * result.pitch
+            + 2 * (epilogue.column + col[runs.owner]),
+            "pitch": runs.apart * result.pitch,
+            "row_bytes": 2 * (col_end - col)[runs.owner],
+            "format": Format.FP16,
+            "relu": int(epilogue.relu),
+            "masked": int(epilogue.in_mask is not None),
+        }
+        blocks = [Block(Opcode.STORE, fields, runs.owner, number)]
+        if mask is not None:
+            byte, size = self._mask_place(col_tile)
+            fields = {
+                **place,
+                "address": mask.address + runs.pixel * mask.pitch + byte[runs.owner],
+                "pitch": runs.apart * mask.pitch,
+                "row_bytes": size[runs.owner],
+                "format": Format.MASK,
             }
-            result, mask = epilogue.result, epilogue.out_mask
-            at = result.address + pixel * result.pitch + 2 * (epilogue.column + col)
-            made.append(
-                {
-                    **place,
-                    "address": at,
-                    "pitch": step * result.pitch,
-                    "row_bytes": 2 * (col_end - col),
-                    "format": Format.FP16,
-                    "relu": int(epilogue.relu),
-                    "masked": int(epilogue.in_mask is not None),
-                }
-            )
-            if mask is not None:
-                made.append(
-                    {
-                        **place,
-                        "address": mask.address + pixel * mask.pitch + byte,
-                        "pitch": step * mask.pitch,
-                        "row_bytes": size,
-                        "format": Format.MASK,
-                    }
-                )
-        return made
+            blocks.append(Block(Opcode.STORE, fields, runs.owner, number + 1))
+        return blocks

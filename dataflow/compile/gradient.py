@@ -6,13 +6,15 @@ import itertools
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
+import numpy as np
+
+from sat.dataflow.columns import Array, Block, Value
 from sat.dataflow.compile.memory import MemoryMap
 from sat.dataflow.compile.patches import Patches, groups_of
 from sat.dataflow.compile.planner import Planner
 from sat.dataflow.compile.shapes import GradientShape
-from sat.dataflow.compile.slots import Key, Load, Step
+from sat.dataflow.compile.slots import Steps
 from sat.dataflow.layers import Layer, LayerMemory, Pair, Region
 from sat.dataflow.mapping import ceil_div, round_up, slot_count
 from sat.dataflow.products import Product
@@ -69,6 +71,11 @@ class _Axis:
         span, start = self.tiles * self.tile, first // self.beat * self.beat
         size = max(self.beat, span if span >= self.channels else span // self.beat * self.beat)
         return start, min(size, self.channels - start)
+
+    @property
+    def loads(self) -> list[tuple[int, int]]:
+        """What is loaded for any block: first channel, how many."""
+        return list(dict.fromkeys(self.loaded(first) for first, _ in self.blocks))
 
     @property
     def most_loaded(self) -> int:
@@ -137,6 +144,13 @@ class GradientPlanner(Planner):
         self.a_slot = self.row_axis.groups * self.chunk_words
         self.b_slot = self.col_axis.groups * self.chunk_words
         self.sum_slot = config.rows * s
+        self.chunks = ceil_div(layer.out_positions, shape.positions)
+        self.row_loads = self.row_axis.loads
+        self.col_loads = self.col_axis.loads
+        self.a_keys = len(self.row_loads) * self.chunks
+        self.b_keys = layer.taps * len(self.col_loads) * self.chunks
+        self.row_tiles = self.row_axis.passes * self.col_axis.passes * layer.taps
+        self.col_tiles = 1
         self.outer_blocks = (
             len(self.row_axis.blocks) * len(self.col_axis.blocks) * ceil_div(layer.taps, shape.taps)
         )
@@ -144,130 +158,168 @@ class GradientPlanner(Planner):
     def sum_width(self) -> int:
         return 1 << self.shape.split
 
-    def patches(self, tap: int | None, channel: int, channels: int) -> Patches:
-        """Return dy's pixels (no tap) or x's at a tap, from a channel on."""
-        layer, where = self.layer, self.where
-        segment = round_up(2 * channels, where.config.granule_bytes)
-        if tap is None:
-            region, image, start, step = where["dy"], layer.out_size, (0, 0), (1, 1)
-        else:
-            region, image, step = where["x"], (layer.lines, layer.pixels), layer.stride
-            place = divmod(tap, layer.kernel[1])
-            start = (
-                place[0] * layer.dilation[0] - layer.padding[0],
-                place[1] * layer.dilation[1] - layer.padding[1],
-            )
-        return Patches(
-            region, layer.batch, image, layer.out_size, start, step, (0, 0), (1, 1), 2 * channel,
-            segment,
-        )  # fmt: skip
+    def gathers(self, channel: Array, channels: Array, chunk: Array, tap: Array | None) -> Block:
+        """Return what gathers chunks of positions so that they lie along the words.
 
-    def transposed(self, patches: Patches, chunk: int, buffer: Buffer) -> list[Load]:
-        """Return what gathers a chunk of positions so that they lie along the words."""
-        config, positions = self.config, self.shape.positions
+        Parameters
+        ----------
+        channel, channels : (count,) int64
+            The first that is read of a pixel, and how many.
+        tap : (count,) int64 or None
+            Of x; None: dy's pixels.
+        """
+        config, layer, positions = self.config, self.layer, self.shape.positions
         first = chunk * positions
-        banks = config.rows if buffer is Buffer.A else config.cols
-        body = {
-            **patches.position(first),
-            "y": patches.start[0],
-            "x": patches.start[1],
+        y, x = self._start(tap)
+        segment = round_up(2 * channels, config.granule_bytes)
+        fields: dict[str, Value] = {
+            **self.pixels(tap is not None).position(first),
+            "y": y,
+            "x": x,
             "taps_y": 1,
             "taps_x": 1,
-            "offset": patches.offset,
-            "segment_bytes": patches.segment,
-            "rows": min(positions, self.product.depth - first),
-            "destination": buffer,
+            "offset": 2 * channel,
+            "segment_bytes": segment,
+            "rows": np.minimum(positions, layer.out_positions - first),
+            "destination": Buffer.A if tap is None else Buffer.B,
             "transpose": 1,
             "stride": self.chunk_words,
-            "groups": ceil_div(patches.segment // 2, banks),
+            "groups": -(-(segment // 2) // (config.rows if tap is None else config.cols)),
         }
-        return [*patches.setup(), (Opcode.GATHER, body)]
+        return Block(Opcode.GATHER, fields, np.arange(len(chunk)), 2)
 
-    def a_loads(self, key: Key) -> list[Load]:
-        row, chunk = key
-        _, channels = self.row_axis.loaded(row)
-        return self.transposed(self.patches(None, self.first_out + row, channels), chunk, Buffer.A)
+    def _start(self, tap: Array | None) -> tuple[Value, Value]:
+        """Return the source of taps at position (0, 0)."""
+        if tap is None:
+            return 0, 0
+        layer = self.layer
+        y, x = np.divmod(tap, layer.kernel[1])
+        return (
+            y * layer.dilation[0] - layer.padding[0],
+            x * layer.dilation[1] - layer.padding[1],
+        )
 
-    def b_loads(self, key: Key) -> list[Load]:
-        tap, col, chunk = key
-        _, channels = self.col_axis.loaded(col)
-        patches = self.patches(tap, self.first_in + col, channels)
-        return self.transposed(patches, chunk, Buffer.B)
+    def pixels(self, of_x: bool) -> Patches:
+        """Return the pixels of x, or of dy, one tap a position."""
+        layer, where = self.layer, self.where
+        if of_x:
+            region, image, step = where["x"], (layer.lines, layer.pixels), layer.stride
+        else:
+            region, image, step = where["dy"], layer.out_size, (1, 1)
+        return Patches(
+            region, layer.batch, image, layer.out_size, (0, 0), step, (0, 0), (1, 1), 0, 0
+        )
 
-    def _gradient_store(self, tap: int, rows: range, cols: range) -> dict[str, Any]:
-        region, channels = self.memory.result, self.where.ff.channels
-        at = region.address + (self.first_out + rows.start) * region.pitch
-        return {
-            "address": at + 4 * (tap * channels + cols.start),
-            "pitch": region.pitch,
-            "rows": len(rows),
-            "row_bytes": 4 * len(cols),
-            "stride": self.sum_width(),
-            "check": 1,
-        }
+    def a_loads(self, keys: Array) -> list[Block]:
+        block, chunk = np.divmod(keys, self.chunks)
+        first, channels = np.array(self.row_loads).T
+        gathers = self.gathers(self.first_out + first[block], channels[block], chunk, None)
+        return [*self.pixels(False).setup(len(keys)), gathers]
 
-    def _blocks(self) -> Iterator[list[tuple[int, int, int, range, range]]]:
-        """Yield the tiles of each block: tap, first channels that are loaded, channels."""
+    def b_loads(self, keys: Array) -> list[Block]:
+        rest, chunk = np.divmod(keys, self.chunks)
+        tap, block = np.divmod(rest, len(self.col_loads))
+        first, channels = np.array(self.col_loads).T
+        gathers = self.gathers(self.first_in + first[block], channels[block], chunk, tap)
+        return [*self.pixels(True).setup(len(keys)), gathers]
+
+    @cached_property
+    def _tiles(self) -> dict[str, Array]:
+        """All tiles in order: block, tap, number of what is loaded, channels from, to."""
         taps = range(self.layer.taps)
         every = itertools.product(
             self.row_axis.blocks, self.col_axis.blocks, taps[:: self.shape.taps]
         )
-        for row_block, col_block, first in itertools.islice(every, self.outer_blocks):
-            first_row, _ = self.row_axis.loaded(row_block[0])
-            first_col, _ = self.col_axis.loaded(col_block[0])
-            yield [
-                (tap, first_row, first_col, rows, cols)
+        row_of = {first: number for number, (first, _) in enumerate(self.row_loads)}
+        col_of = {first: number for number, (first, _) in enumerate(self.col_loads)}
+        made = []
+        for block, (rows, cols, first) in enumerate(itertools.islice(every, self.outer_blocks)):
+            row = row_of[self.row_axis.loaded(rows[0])[0]]
+            col = col_of[self.col_axis.loaded(cols[0])[0]]
+            made += [
+                (block, tap, row, col, *of_row, *of_col)
                 for tap in taps[first : first + self.shape.taps]
-                for rows in _cut(row_block, self.tile_rows)
-                for cols in _cut(col_block, self.tile_cols)
+                for of_row in _cut(rows, self.tile_rows)
+                for of_col in _cut(cols, self.tile_cols)
             ]
+        names = ("block", "tap", "row", "col", "row_first", "row_end", "col_first", "col_end")
+        return dict(zip(names, np.array(made).T, strict=True))
 
-    def steps(self) -> Iterator[Step]:
-        config, shape, depth = self.config, self.shape, self.product.depth
-        chunks = ceil_div(depth, shape.positions)
-        opened = 0
-        for tiles in self._blocks():
-            alone = len(tiles) == 1
-            for chunk in range(chunks):
-                first, last = chunk == 0, chunk == chunks - 1
-                positions = min(shape.positions, depth - chunk * shape.positions)
-                words = ceil_div(positions, config.max_m)
-                for number, (tap, first_row, first_col, rows, cols) in enumerate(tiles):
-                    row_group = (rows.start - first_row) // config.rows
-                    col_group = (cols.start - first_col) // config.cols
-                    # A tile alone keeps its sums in the array.
-                    again = Start.KEEP if alone else Start.OUTPUT
-                    yield Step(
-                        a=(first_row, chunk),
-                        b=(tap, first_col, chunk),
-                        body={
-                            **self.common(),
-                            "dataflow": Dataflow.OS,
-                            "start": Start.ZERO if first else again,
-                            "emit": int(last or not alone),
-                            "split": shape.split,
-                            "words": words,
-                            "values": self.per_word,
-                            "last": positions - (words - 1) * self.per_word,
-                            "a_base": row_group * self.chunk_words,
-                            "a_stride": self.chunk_words,
-                            "b_base": col_group * self.chunk_words,
-                            "b_stride": self.chunk_words,
-                        },
-                        output=opened + number,
-                        opens=first,
-                        stores=[self._gradient_store(tap, rows, cols)] if last else [],
-                        adds=not first and not alone,
-                        added=not last and not alone,
-                    )
-            opened += len(tiles)
+    def stores(self, row_tile: Array, col_tile: Array) -> list[Block]:
+        region, channels = self.memory.result, self.where.ff.channels
+        tap, row, row_end, col, col_end = (
+            self._tiles[name][row_tile]
+            for name in ("tap", "row_first", "row_end", "col_first", "col_end")
+        )
+        fields: dict[str, Value] = {
+            "address": region.address
+            + (self.first_out + row) * region.pitch
+            + 4 * (tap * channels + col),
+            "pitch": region.pitch,
+            "rows": row_end - row,
+            "row_bytes": 4 * (col_end - col),
+            "stride": self.sum_width(),
+            "check": 1,
+        }
+        return [Block(Opcode.STORE, fields, np.arange(len(row_tile)))]
+
+    def steps(self) -> Steps:
+        config, shape, depth, chunks = (
+            self.config,
+            self.shape,
+            self.layer.out_positions,
+            self.chunks,
+        )
+        tiles = self._tiles
+        # Of each block all tiles pass chunk by chunk.
+        block = tiles["block"]
+        output, chunk = np.divmod(np.arange(len(block) * chunks), chunks)
+        order = np.argsort(block[output] * chunks + chunk, kind="stable")
+        output, chunk = output[order], chunk[order]
+        first, last = chunk == 0, chunk == chunks - 1
+        # A tile alone keeps its sums in the array.
+        alone = (np.bincount(block) == 1)[block[output]]
+        positions = np.minimum(shape.positions, depth - chunk * shape.positions)
+        words = -(-positions // config.max_m)
+        tap, row, col = (tiles[name][output] for name in ("tap", "row", "col"))
+        row_first = np.array([first for first, _ in self.row_loads])
+        col_first = np.array([first for first, _ in self.col_loads])
+        row_group = (tiles["row_first"][output] - row_first[row]) // config.rows
+        col_group = (tiles["col_first"][output] - col_first[col]) // config.cols
+        again = np.where(alone, Start.KEEP.value, Start.OUTPUT.value)
+        return Steps(
+            a=row * chunks + chunk,
+            b=(tap * len(self.col_loads) + col) * chunks + chunk,
+            start=None,
+            body={
+                **self.common(),
+                "dataflow": Dataflow.OS.value,
+                "start": np.where(first, Start.ZERO.value, again),
+                "emit": (last | ~alone).astype(np.int64),
+                "split": shape.split,
+                "words": words,
+                "values": self.per_word,
+                "last": positions - (words - 1) * self.per_word,
+                "a_base": row_group * self.chunk_words,
+                "a_stride": self.chunk_words,
+                "b_base": col_group * self.chunk_words,
+                "b_stride": self.chunk_words,
+            },
+            output=output,
+            opens=first,
+            closes=last,
+            row=output,
+            col=np.zeros_like(output),
+            adds=~first & ~alone,
+            added=~last & ~alone,
+        )
 
 
-def _cut(block: tuple[int, int], size: int) -> Iterator[range]:
-    """Yield the channels of a block's tiles."""
+def _cut(block: tuple[int, int], size: int) -> Iterator[tuple[int, int]]:
+    """Yield the channels of a block's tiles: the first, and the first behind them."""
     first, end = block
     for at in range(first, end, size):
-        yield range(at, min(at + size, end))
+        yield at, min(at + size, end)
 
 
 def _pixel_cycles(axis: _Axis, config: SatConfig) -> int:

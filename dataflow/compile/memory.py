@@ -8,6 +8,7 @@ from sat.dataflow.layers import Region, boundary_bytes
 from sat.dataflow.mapping import ceil_div, round_up
 from sat.dataflow.products import Product, StartShape
 from sat.rtl.config import SatConfig
+from sat.rtl.isa import Buffer, Source
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,21 @@ class MemoryMap:
             result=part(self.result),
             count=1,
         )
+
+    def apart(self) -> dict[Buffer | Source, int]:
+        """Return the bytes from one product of a stack to the next, of what goes where."""
+        regions = {
+            Buffer.A: self.a,
+            Buffer.B: self.b,
+            Buffer.INDEX: self.indices,
+            Buffer.START: self.start,
+            Source.OUTPUT: self.result,
+        }
+        return {
+            where: region.rows // self.count * region.pitch
+            for where, region in regions.items()
+            if region is not None
+        }
 
     @property
     def held(self) -> range:

@@ -7,6 +7,9 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
+
+from sat.dataflow.columns import WORDS, Words
 from sat.dataflow.compile.choose import fastest_order, fewest_cycles, sampled_cycles
 from sat.dataflow.compile.planner import Planner
 from sat.dataflow.compile.schedule import ORDERS, Order, schedule
@@ -14,7 +17,6 @@ from sat.dataflow.compile.shapes import DepthwiseShape, GradientShape
 from sat.dataflow.fit import DoesNotFit
 from sat.dataflow.mapping import BandMapping, OsMapping, WsMapping
 from sat.rtl.config import SatConfig
-from sat.rtl.isa import Instruction
 from sat.sim.memory import MemoryTiming
 
 Shape: TypeAlias = OsMapping | WsMapping | BandMapping | GradientShape | DepthwiseShape
@@ -155,7 +157,7 @@ def _choose(part: Part, memory: MemoryTiming, dataflow: str) -> Shape:
     )
 
 
-def instructions(parts: Sequence[Part], plan: StagePlan) -> list[Instruction]:
+def instructions(parts: Sequence[Part], plan: StagePlan) -> Words:
     """Return the instructions of products, without END.
 
     Raises
@@ -163,7 +165,9 @@ def instructions(parts: Sequence[Part], plan: StagePlan) -> list[Instruction]:
     ValueError
         The plan is not of these products.
     """
-    return schedule(_planners(parts, plan.mappings), plan.order) if parts else []
+    if not parts:
+        return np.zeros((0, WORDS), np.uint64)
+    return schedule(_planners(parts, plan.mappings), plan.order)
 
 
 def _planners(parts: Sequence[Part], mappings: Iterable[Shape]) -> list[Planner]:

@@ -4,10 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from sat.dataflow.compile.slots import Load
+import numpy as np
+
+from sat.dataflow.columns import Array, Block, spread
 from sat.dataflow.layers import Layer, LayerMemory, Pair, Region
 from sat.rtl.isa import Opcode
+
+
+class Runs(NamedTuple):
+    """Runs of rows whose pixels are evenly spaced: (runs,) int64 each.
+
+    Parameters
+    ----------
+    owner : whose it is, ascending
+    begin, count : the first row, how many
+    pixel, apart : the pixel of the first, pixels from one to the next
+    """
+
+    owner: Array
+    begin: Array
+    count: Array
+    pixel: Array
+    apart: Array
 
 
 @dataclass(frozen=True)
@@ -34,28 +54,25 @@ class Grid:
         """Return every pixel."""
         return cls(image, (0, 0), (1, 1), image)
 
-    def place(self, position: int) -> tuple[int, int, int]:
-        """Return a position's image, line of positions, place in the line."""
-        rest, pixel = divmod(position, self.size[1])
-        image, line = divmod(rest, self.size[0])
-        return image, line, pixel
-
-    def pixel(self, image: int, line: int, pixel: int) -> int:
-        """Return the pixel, counted through all images, of a position."""
+    def pixel(self, image: Array, line: Array, pixel: Array) -> Array:
+        """Return the pixels, counted through all images, of positions."""
         y = self.first[0] + line * self.step[0]
         x = self.first[1] + pixel * self.step[1]
         return (image * self.image[0] + y) * self.image[1] + x
 
-    def runs(self, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield (position, count, pixel, pixels apart) for runs of evenly spaced pixels."""
+    def runs(self, begin: Array, end: Array) -> Runs:
+        """Return the runs of pixels of several ranges of positions."""
         if self == Grid.all(self.image):
-            yield begin, end - begin, begin, 1
-            return
-        while begin < end:
-            image, line, pixel = self.place(begin)
-            count = min(end - begin, self.size[1] - pixel)
-            yield begin, count, self.pixel(image, line, pixel), self.step[1]
-            begin += count
+            return Runs(np.arange(len(begin)), begin, end - begin, begin, np.ones_like(begin))
+        # One for each line that a range meets.
+        first, last = begin // self.size[1], (end - 1) // self.size[1]
+        owner, place = spread(last - first + 1)
+        line = first[owner] + place
+        at = np.maximum(begin[owner], line * self.size[1])
+        count = np.minimum(end[owner], (line + 1) * self.size[1]) - at
+        image, in_image = np.divmod(line, self.size[0])
+        pixel = self.pixel(image, in_image, at - line * self.size[1])
+        return Runs(owner, at, count, pixel, np.full_like(at, self.step[1]))
 
 
 @dataclass(frozen=True)
@@ -89,8 +106,8 @@ class Patches:
     offset: int
     segment: int
 
-    def setup(self) -> list[Load]:
-        """Return the TENSOR and the WINDOW."""
+    def setup(self, count: int, **window: int) -> list[Block]:
+        """Return a TENSOR and a WINDOW for each of several owners; the window's as given."""
         pitch = self.region.pitch
         tensor = {
             "address": self.region.address,
@@ -101,7 +118,7 @@ class Patches:
             "line_pitch": pitch * self.image[1],
             "image_pitch": pitch * self.image[1] * self.image[0],
         }
-        window = {
+        window = window or {
             "lines": self.size[0],
             "pixels": self.size[1],
             "step_y": self.step[0],
@@ -109,12 +126,13 @@ class Patches:
             "tap_y": self.tap[0],
             "tap_x": self.tap[1],
         }
-        return [(Opcode.TENSOR, tensor), (Opcode.WINDOW, window)]
+        owner = np.arange(count)
+        return [Block(Opcode.TENSOR, tensor, owner), Block(Opcode.WINDOW, window, owner, 1)]
 
-    def position(self, number: int) -> dict[str, int]:
-        """Return the fields that name a position."""
-        rest, pixel = divmod(number, self.size[1])
-        image, line = divmod(rest, self.size[0])
+    def position(self, number: Array) -> dict[str, Array]:
+        """Return the fields that name positions."""
+        rest, pixel = np.divmod(number, self.size[1])
+        image, line = np.divmod(rest, self.size[0])
         return {"image": image, "line": line, "pixel": pixel}
 
     def words(self, first: int, end: int, word_bytes: int) -> Iterator[tuple[int, dict[str, int]]]:

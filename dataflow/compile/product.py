@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from sat.dataflow.columns import Words, with_end
 from sat.dataflow.compile.memory import MemoryMap, memory_map
 from sat.dataflow.compile.output_stationary import OsPlanner
 from sat.dataflow.compile.planner import Planner
@@ -14,7 +15,6 @@ from sat.dataflow.products import Product
 from sat.dataflow.program import Program
 from sat.rtl import isa
 from sat.rtl.config import SatConfig
-from sat.rtl.isa import Instruction, Opcode
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def compile_product(
     # for a map without a program, then move the matrices, the last first. Each keeps its place on
     # a boundary, so what lies between two boundaries moves as one.
     draft = memory_map(product, config, 0, base)
-    program = Program(_emit(product, config, mapping, draft))
+    program = Program.of(_emit(product, config, mapping, draft))
     memory = memory_map(product, config, len(program) * isa.INSTRUCTION_BYTES, base)
     program = program.moved(draft.held, memory.b.address - draft.b.address)
     others = range(draft.a.address, draft.b.address)
@@ -69,17 +69,11 @@ def compile_product(
 
 
 def planner_of(product: Product, config: SatConfig, mapping: Mapping, memory: MemoryMap) -> Planner:
-    """Return the plan of one product."""
+    """Return the plan of a product, or of a stack of them."""
     if isinstance(mapping, OsMapping):
         return OsPlanner(product, config, mapping, memory)
     return WsPlanner(product, config, mapping, memory)
 
 
-def _emit(
-    product: Product, config: SatConfig, mapping: Mapping, memory: MemoryMap
-) -> list[Instruction]:
-    # What differs between the products of a stack is where they lie.
-    one = replace(product, count=1)
-    places = [memory] if product.count == 1 else map(memory.of, range(product.count))
-    made = schedule([planner_of(one, config, mapping, place) for place in places])
-    return [*made, Instruction(Opcode.END, {})]
+def _emit(product: Product, config: SatConfig, mapping: Mapping, memory: MemoryMap) -> Words:
+    return with_end(schedule([planner_of(product, config, mapping, memory)]))

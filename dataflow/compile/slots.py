@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any
 
-from sat.rtl.isa import Opcode
+import numpy as np
+from numpy.typing import NDArray
+
+from sat.dataflow.columns import Array, Value
 
 
 class Semaphore(IntEnum):
@@ -36,69 +38,99 @@ def bit(semaphore: Semaphore) -> int:
     return 1 << semaphore
 
 
-Load = tuple[Opcode, dict[str, Any]]
-"""An instruction of the load engine, its base counted from the start of its slot."""
-Key = tuple[int, ...]
-"""Names what a slot holds."""
+NONE = -1
+"""No start values."""
 
 
-@dataclass
-class Fill:
-    """One chunk of an operand in one slot of its buffer."""
+@dataclass(frozen=True)
+class Steps:
+    """The MULTIPLYs of a plan in order, an element each; what they need, what becomes of sums.
 
-    slot: int
-    first_use: int
-    last_use: int
-    loads: list[Load]
-    evicts: int | None
+    Parameters
+    ----------
+    a, b : (count,) int64
+        Numbers, in the plan, of what they need of the operands.
+    start : (count,) int64 or None
+        Of their start values, or `NONE`; None if there are none at all.
+    body : dict of str to int or (count,) int64
+        Fields, bases counted from the start of the slots.
+    output : (count,) int64
+        Number of its place among all places ever taken in the output buffer.
+    opens, closes : (count,) bool
+        Takes that place; is the last to add to its sums, which are stored then.
+    adds, added : (count,) bool or None
+        To sums that an earlier one left in its place; a later one adds to these.
+    row, col : (count,) int64
+        Its tile.
+    """
+
+    a: Array
+    b: Array
+    start: Array | None
+    body: Mapping[str, Value]
+    output: Array
+    opens: NDArray[np.bool_]
+    closes: NDArray[np.bool_]
+    row: Array
+    col: Array
+    adds: NDArray[np.bool_] | None = None
+    added: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    def stacked(self, count: int, a: int, b: int, start: int, rows: int) -> Steps:
+        """Return the plan of a stack of equal products, one after the other.
+
+        Parameters
+        ----------
+        a, b, start, rows : int
+            How many different operands, start values and rows of tiles a product has.
+        """
+        number = np.repeat(np.arange(count), len(self))
+
+        def again(column: Array, apart: int) -> Array:
+            return np.tile(column, count) + apart * number
+
+        starts = self.start
+        if starts is not None:
+            starts = np.where(np.tile(starts, count) == NONE, NONE, again(starts, start))
+
+        def flags(column: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+            return None if column is None else np.tile(column, count)
+
+        return replace(
+            self,
+            a=again(self.a, a),
+            b=again(self.b, b),
+            start=starts,
+            body={
+                name: np.tile(value, count) if isinstance(value, np.ndarray) else value
+                for name, value in self.body.items()
+            },
+            output=again(self.output, int(self.output[-1]) + 1),
+            opens=np.tile(self.opens, count),
+            closes=np.tile(self.closes, count),
+            row=again(self.row, rows),
+            col=np.tile(self.col, count),
+            adds=flags(self.adds),
+            added=flags(self.added),
+        )
 
 
-@dataclass
-class Step:
-    """One MULTIPLY: which operands it needs, and what becomes of its sums."""
-
-    a: Key
-    b: Key
-    body: dict[str, Any]  # bases counted from the start of the slots
-    output: int  # number of its place among all places ever taken in the output buffer
-    opens: bool  # takes that place
-    stores: list[dict[str, Any]] = field(default_factory=list)  # closes it
-    start: Key | None = None
-    masks: list[Load] = field(default_factory=list)  # what its stores need
-    adds: bool = False  # to sums that an earlier MULTIPLY left in its place
-    added: bool = False  # a later one adds to these
-    fills: dict[str, int] = field(default_factory=dict)
-
-
-class Ring:
-    """Slots of a buffer, filled in turn; a fill stays until the slot's turn comes again."""
-
-    def __init__(self, slots: int):
-        self.slots = slots
-        self.fills: list[Fill] = []
-        self.resident: dict[Key, int] = {}
-        self._keys: list[Key] = []
-
-    def use(self, key: Key, step: int, loads: Callable[[], list[Load]]) -> int:
-        """Return the fill that holds ``key`` at ``step``, made now if it is not there."""
-        if key not in self.resident:
-            number = len(self.fills)
-            evicts = number - self.slots if number >= self.slots else None
-            if evicts is not None:
-                del self.resident[self._keys[evicts]]
-            self.fills.append(Fill(number % self.slots, step, step, loads(), evicts))
-            self._keys.append(key)
-            self.resident[key] = number
-        number = self.resident[key]
-        self.fills[number].last_use = step
-        return number
-
-    def releases(self) -> dict[int, int]:
-        """Return which step frees which fill, for the fills that a later one replaces."""
-        freed = {
-            f.evicts: self.fills[f.evicts].last_use for f in self.fills if f.evicts is not None
-        }
-        steps = {step: fill for fill, step in freed.items()}
-        # Semaphores count: the k-th release must be the k-th fill's.
-        assert list(freed.values()) == sorted(steps), "fills are not freed in the order of filling"
-        return steps
+def joined(columns: Sequence[Value], counts: Sequence[int]) -> Value:
+    """Return one column of several, each of which may be one number for all."""
+    first = columns[0]
+    if all(not isinstance(column, np.ndarray) and column == first for column in columns):
+        return first
+    return np.concatenate(
+        [
+            np.broadcast_to(
+                np.asarray(
+                    int(getattr(c, "value", c)) if not isinstance(c, np.ndarray) else c, np.int64
+                ),
+                (n,),
+            )
+            for c, n in zip(columns, counts, strict=True)
+        ]
+    )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sat.dataflow.columns import Words, encode
 from sat.dataflow.compile.activations import backward, forward
 from sat.dataflow.compile.depthwise import depthwise_gradient
 from sat.dataflow.compile.gradient import gradient
@@ -23,7 +24,7 @@ from sat.dataflow.mapping import round_up
 from sat.dataflow.program import Program
 from sat.rtl import isa
 from sat.rtl.config import SatConfig
-from sat.rtl.isa import Instruction, Opcode
+from sat.rtl.isa import Opcode
 from sat.sim.memory import MemoryTiming
 
 STAGES = ("ff", "bp", "wu", "update")
@@ -35,12 +36,12 @@ class Stage:
 
     Parameters
     ----------
-    first : list of Instruction
+    first : sequence of (count, 4) uint64
         The update; zeros where no tap reaches.
     parts : sequence of Part
     """
 
-    first: list[Instruction]
+    first: Sequence[Words]
     parts: Sequence[Part]
 
     @classmethod
@@ -60,16 +61,16 @@ class Stage:
             make = depthwise_gradient if layer.depthwise else gradient
             return cls([], make(layer, where))
         if name == "update":
-            return cls(update(layer, where, rates), [])
+            return cls([update(layer, where, rates)], [])
         raise ValueError(f"stage={name!r}: must be one of {', '.join(STAGES)}")
 
     def plan(self, config: SatConfig, memory: MemoryTiming, dataflow: str = "auto") -> StagePlan:
         """Return how the products are mapped: as `sat.dataflow.compile.parts.plan`."""
         return plan(self.parts, config, memory, dataflow)
 
-    def instructions(self, plan: StagePlan) -> list[Instruction]:
+    def instructions(self, plan: StagePlan) -> Words:
         """Return all, without END."""
-        return [*self.first, *instructions(self.parts, plan)]
+        return np.concatenate([*self.first, instructions(self.parts, plan)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,21 +178,24 @@ def compile_step(
         where = LayerMemory(layer, config, base)
         check_sizes(where)
         rates = (sgd or Sgd()).fields()
-        made: list[Instruction] = []
+        made: list[Words] = []
+        fence = encode(Opcode.FENCE, 1, {})
+        count = 0
         marks = []
         chosen: dict[str, StagePlan] = {}
         for name in stages:
             if made:
-                made.append(Instruction(Opcode.FENCE, {}))
-            first = len(made)
+                made.append(fence)
+                count += 1
             stage = Stage.of(name, layer, where, rates)
             given = (plans or {}).get(name)
             chosen[name] = given or stage.plan(config, memory, dataflow)
-            made += stage.instructions(chosen[name])
-            marks.append((name, first, len(made)))
-        made.append(Instruction(Opcode.END, {}))
+            made.append(stage.instructions(chosen[name]))
+            marks.append((name, count, count + len(made[-1])))
+            count += len(made[-1])
+        made.append(encode(Opcode.END, 1, {}))
         address = round_up(where.end, 4 * isa.INSTRUCTION_BYTES)
-        program = Program(made)
+        program = Program.of(np.concatenate(made))
         end = address + len(program) * isa.INSTRUCTION_BYTES
         check_addresses(end, config, f"{', '.join(stages)} of {layer}")
         return CompiledStep(layer, where, program, tuple(marks), address, end, chosen)

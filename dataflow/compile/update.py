@@ -5,25 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
+
+from sat.dataflow.columns import Array, Value, Words, encode
 from sat.dataflow.compile.slots import Semaphore, bit
 from sat.dataflow.fit import DoesNotFit, at_least
 from sat.dataflow.layers import Layer, LayerMemory, Packing, Pair
 from sat.dataflow.mapping import ceil_div, round_up, slot_count
 from sat.rtl.config import SatConfig
-from sat.rtl.isa import Buffer, Instruction, Opcode, Source
-
-
-@dataclass(frozen=True)
-class _UpdateTile:
-    """Rows and columns of w, where it starts, and which copies it makes."""
-
-    row: int
-    column: int  # counted in the whole row of w
-    rows: int
-    columns: int
-    stores: tuple[tuple[Source, dict[str, int]], ...]  # of the copies
+from sat.rtl.isa import Buffer, Opcode, Source
 
 
 class _Room(NamedTuple):
@@ -154,7 +146,26 @@ def _unit(packing: Packing, beat: int) -> int:
     return max(packing.m * (2 if odd else 1), beat)
 
 
-def update(layer: Layer, where: LayerMemory, rates: dict[str, int]) -> list[Instruction]:
+@dataclass(frozen=True)
+class _Tiles:
+    """The tiles of an update: (tiles,) int64 each.
+
+    Parameters
+    ----------
+    row, column : of w where one starts; columns are counted in the whole row of w
+    rows, columns
+    stores : list
+        For each part of the copies that a tile makes the fields of its STOREs.
+    """
+
+    row: Array
+    column: Array
+    rows: Array
+    columns: Array
+    stores: list[dict[str, Value]]
+
+
+def update(layer: Layer, where: LayerMemory, rates: dict[str, int]) -> Words:
     """Return the weight update and both prunings: WUVE, SORE, pre-generation.
 
     Parameters
@@ -165,164 +176,153 @@ def update(layer: Layer, where: LayerMemory, rates: dict[str, int]) -> list[Inst
     config = where.config
     plan = UpdatePlan.of(layer, where)
     ff, bp = plan.ff, plan.bp
-    fields = {
-        "ff_n": ff[0], "ff_log2_m": ff[1].bit_length() - 1,
-        "bp_n": bp[0], "bp_log2_m": bp[1].bit_length() - 1,
-    }  # fmt: skip
-    tiles = list(_depthwise_tiles(where, plan) if layer.depthwise else _tiles(layer, where, plan))
+    tiles = _depthwise_tiles(where, plan) if layer.depthwise else _tiles(layer, where, plan)
     lanes, halves = config.update_lanes, config.granule_halves
-    full = plan.room(plan.rows, plan.columns)
-    words, ff_words, bp_words = full.words, full.ff_words, full.bp_words
+    words, ff_words, bp_words, in_slots, out_slots = plan.room(plan.rows, plan.columns)
     ff_stride = ceil_div(plan.columns * ff[0] // ff[1], halves)
     bp_stride = ceil_div(plan.rows * bp[0] // bp[1], halves)
-    in_slots, out_slots = full.in_slots, full.out_slots
-    made = [Instruction(Opcode.RATES, rates)]
+    count = len(tiles.row)
+    number = np.arange(count)
+    in_slot, slot = number % in_slots, number % out_slots
+    stride = tiles.columns // config.granule_weights
 
-    def loads(number: int) -> list[Instruction]:
-        tile = tiles[number]
-        found = []
-        for buffer, name in (
-            (Buffer.WEIGHT, "w"),
-            (Buffer.MOMENTUM, "v"),
-            (Buffer.GRADIENT, "g"),
-        ):
-            region = where[name]
-            body = {
-                "address": region.address + tile.row * region.pitch + 4 * tile.column,
-                "pitch": region.pitch,
-                "rows": tile.rows,
-                "row_bytes": 4 * tile.columns,
-                "destination": buffer,
-                "base": number % in_slots * words,
-                "stride": tile.columns // config.granule_weights,
-                "groups": ceil_div(tile.rows, lanes),
-            }
-            first, last = buffer is Buffer.WEIGHT, buffer is Buffer.GRADIENT
-            found.append(
-                Instruction(
-                    Opcode.LOAD,
-                    body,
-                    wait=bit(Semaphore.UPDATE_FREE) if first and number >= in_slots else 0,
-                    signal=bit(Semaphore.UPDATE_FULL) if last else 0,
-                )
-            )
-        return found
+    def matrix(name: str) -> dict[str, Value]:
+        """Return where tiles lie in one of the FP32 matrices."""
+        region = where[name]
+        return {
+            "address": region.address + tiles.row * region.pitch + 4 * tiles.column,
+            "pitch": region.pitch,
+            "rows": tiles.rows,
+            "row_bytes": 4 * tiles.columns,
+            "stride": stride,
+        }
 
-    loaded = 0
-    for number, tile in enumerate(tiles):
-        while loaded < min(number + in_slots, len(tiles)):
-            made += loads(loaded)
-            loaded += 1
-        slot = number % out_slots
-        stride = tile.columns // config.granule_weights
-        made.append(
-            Instruction(
-                Opcode.UPDATE,
-                {
-                    "rows": tile.rows,
-                    "columns": tile.columns,
-                    "in_base": number % in_slots * words,
-                    "out_base": slot * words,
-                    "stride": stride,
-                    **fields,
-                    "ff_base": slot * ff_words,
-                    "ff_stride": ff_stride,
-                    "bp_base": slot * bp_words,
-                    "bp_stride": bp_stride,
-                },
-                wait=bit(Semaphore.UPDATE_FULL)
-                | (bit(Semaphore.MADE_FREE) if number >= out_slots else 0),
-                release=bit(Semaphore.UPDATE_FREE) if number + in_slots < len(tiles) else 0,
-                signal=bit(Semaphore.MADE_FULL),
-            )
+    # Loads run as many tiles ahead as there is room for, and stand before the UPDATE before which
+    # there is room. Of what stands before the same UPDATE, loads come tile by tile.
+    before = np.maximum(0, number - in_slots + 1)
+    loads = (
+        (Buffer.WEIGHT, "w", np.where(number >= in_slots, bit(Semaphore.UPDATE_FREE), 0), 0),
+        (Buffer.MOMENTUM, "v", 0, 0),
+        (Buffer.GRADIENT, "g", 0, bit(Semaphore.UPDATE_FULL)),
+    )
+    made: list[Words] = []
+    owners: list[Array] = []
+    places: list[Array] = []
+
+    def put(block: Words, owner: Array, place: Array) -> None:
+        made.append(block)
+        owners.append(owner)
+        places.append(place)
+
+    for at, (buffer, name, wait, signal) in enumerate(loads):
+        fields: dict[str, Value] = {
+            **matrix(name),
+            "destination": buffer,
+            "base": in_slot * words,
+            "groups": -(-tiles.rows // lanes),
+        }
+        put(encode(Opcode.LOAD, count, fields, wait, 0, signal), before, number * len(loads) + at)
+    behind = np.full(count, count * len(loads))
+    fields = {
+        "rows": tiles.rows,
+        "columns": tiles.columns,
+        "in_base": in_slot * words,
+        "out_base": slot * words,
+        "stride": stride,
+        "ff_n": ff[0],
+        "ff_log2_m": ff[1].bit_length() - 1,
+        "bp_n": bp[0],
+        "bp_log2_m": bp[1].bit_length() - 1,
+        "ff_base": slot * ff_words,
+        "ff_stride": ff_stride,
+        "bp_base": slot * bp_words,
+        "bp_stride": bp_stride,
+    }
+    wait = bit(Semaphore.UPDATE_FULL) | np.where(number >= out_slots, bit(Semaphore.MADE_FREE), 0)
+    release = np.where(number + in_slots < count, bit(Semaphore.UPDATE_FREE), 0)
+    update = encode(Opcode.UPDATE, count, fields, wait, release, bit(Semaphore.MADE_FULL))
+    put(update, number, behind)
+    stores: list[dict[str, Value]] = [
+        {**matrix(name), "source": source, "base": slot * words}
+        for source, name in ((Source.WEIGHT, "w"), (Source.MOMENTUM, "v"))
+    ]
+    for fields in tiles.stores:
+        along_rows = fields["source"] in (Source.FF_VALUES, Source.FF_INDICES)
+        base, step = (ff_words, ff_stride) if along_rows else (bp_words, bp_stride)
+        stores.append({**fields, "base": slot * base, "stride": step})
+    for at, fields in enumerate(stores):
+        reused = (at == len(stores) - 1) & (number + out_slots < count)
+        words_of = encode(
+            Opcode.STORE,
+            count,
+            fields,
+            wait=bit(Semaphore.MADE_FULL) if at == 0 else 0,
+            release=np.where(reused, bit(Semaphore.MADE_FREE), 0),
         )
-        stores: list[dict[str, Any]] = []
-        for source, name in ((Source.WEIGHT, "w"), (Source.MOMENTUM, "v")):
-            region = where[name]
-            stores.append(
-                {
-                    "address": region.address + tile.row * region.pitch + 4 * tile.column,
-                    "pitch": region.pitch,
-                    "rows": tile.rows,
-                    "row_bytes": 4 * tile.columns,
-                    "source": source,
-                    "base": slot * words,
-                    "stride": stride,
-                }
-            )
-        for source, body in tile.stores:
-            along_rows = source in (Source.FF_VALUES, Source.FF_INDICES)
-            base, step = (ff_words, ff_stride) if along_rows else (bp_words, bp_stride)
-            stores.append({**body, "source": source, "base": slot * base, "stride": step})
-        for n, body in enumerate(stores):
-            last = n == len(stores) - 1
-            reused = last and number + out_slots < len(tiles)
-            made.append(
-                Instruction(
-                    Opcode.STORE,
-                    body,
-                    wait=bit(Semaphore.MADE_FULL) if n == 0 else 0,
-                    release=bit(Semaphore.MADE_FREE) if reused else 0,
-                )
-            )
-    return made
+        put(words_of, number, behind + 1 + at)
+    order = np.lexsort((np.concatenate(places), np.concatenate(owners)))
+    return np.concatenate([encode(Opcode.RATES, 1, rates), np.concatenate(made)[order]])
 
 
-def _tiles(layer: Layer, where: LayerMemory, plan: UpdatePlan) -> Iterator[_UpdateTile]:
-    """Yield tiles, each at one tap of one group."""
+def _tiles(layer: Layer, where: LayerMemory, plan: UpdatePlan) -> _Tiles:
+    """Return tiles, each at one tap of one group."""
     rows_of, columns_of = where.bp.channels, where.ff.channels
-    for group in range(layer.groups):
-        for tap in range(layer.taps):
-            for row in range(0, rows_of, plan.rows):
-                for column in range(0, columns_of, plan.columns):
-                    rows = min(plan.rows, rows_of - row)
-                    columns = min(plan.columns, columns_of - column)
-                    stores = [
-                        *_copy_stores(
-                            where, "ff", tap, group * rows_of + row, rows, column, columns
-                        ),
-                        *_copy_stores(
-                            where, "bp", tap, group * columns_of + column, columns, row, rows
-                        ),
-                    ]
-                    yield _UpdateTile(
-                        group * rows_of + row, tap * columns_of + column, rows, columns,
-                        tuple(stores),
-                    )  # fmt: skip
+    starts = np.arange(0, rows_of, plan.rows), np.arange(0, columns_of, plan.columns)
+    group, tap, row, column = (
+        axis.ravel()
+        for axis in np.meshgrid(
+            np.arange(layer.groups), np.arange(layer.taps), *starts, indexing="ij"
+        )
+    )
+    rows = np.minimum(plan.rows, rows_of - row)
+    columns = np.minimum(plan.columns, columns_of - column)
+    first_row, first_column = group * rows_of + row, group * columns_of + column
+    stores = [
+        *_copy_stores(where, "ff", tap, first_row, rows, column, columns),
+        *_copy_stores(where, "bp", tap, first_column, columns, row, rows),
+    ]
+    return _Tiles(first_row, tap * columns_of + column, rows, columns, stores)
 
 
 def _copy_stores(
-    where: LayerMemory, name: str, tap: int, line: int, lines: int, first: int, count: int
-) -> Iterator[tuple[Source, dict[str, int]]]:
-    """Yield the STOREs of a part of a pruned copy: its lines, channels ``first`` on of a tap."""
+    where: LayerMemory,
+    name: str,
+    tap: Array,
+    line: Array,
+    lines: Array,
+    first: Array,
+    count: Array,
+) -> Iterator[dict[str, Value]]:
+    """Yield the STOREs of parts of a pruned copy: their lines, channels ``first`` on of a tap."""
     packing: Packing = getattr(where, name)
     at = tap * packing.segment + first * packing.n // packing.m
     kept = count * packing.n // packing.m
     for what, region, byte, size in (
         ("VALUES", where[name], 2 * at, 2 * kept),
-        ("INDICES", where.regions.get(f"{name}_index"), at // 2, ceil_div(kept, 2)),
+        ("INDICES", where.regions.get(f"{name}_index"), at // 2, -(-kept // 2)),
     ):
         if region is not None:
-            body = {
+            yield {
                 "address": region.address + line * region.pitch + byte,
                 "pitch": region.pitch,
                 "rows": lines,
                 "row_bytes": size,
+                "source": Source[f"{name.upper()}_{what}"],
             }
-            yield Source[f"{name.upper()}_{what}"], body
 
 
-def _depthwise_tiles(where: LayerMemory, plan: UpdatePlan) -> Iterator[_UpdateTile]:
-    """Yield tiles of taps; their columns, the channels, become the rows of the copy."""
+def _depthwise_tiles(where: LayerMemory, plan: UpdatePlan) -> _Tiles:
+    """Return tiles of taps; their columns, the channels, become the rows of the copy."""
     region, taps = where["ff"], where.layer.taps
-    for column in range(0, where.padded_out, plan.columns):
-        columns = min(plan.columns, where.padded_out - column)
-        for row in range(0, taps, plan.rows):
-            rows = min(plan.rows, taps - row)
-            body = {
-                "address": region.address + column * region.pitch + 2 * row,
-                "pitch": region.pitch,
-                "rows": columns,
-                "row_bytes": 2 * rows,
-            }
-            yield _UpdateTile(row, column, rows, columns, ((Source.BP_VALUES, body),))
+    starts = np.arange(0, where.padded_out, plan.columns), np.arange(0, taps, plan.rows)
+    column, row = (axis.ravel() for axis in np.meshgrid(*starts, indexing="ij"))
+    columns = np.minimum(plan.columns, where.padded_out - column)
+    rows = np.minimum(plan.rows, taps - row)
+    store: dict[str, Value] = {
+        "address": region.address + column * region.pitch + 2 * row,
+        "pitch": region.pitch,
+        "rows": columns,
+        "row_bytes": 2 * rows,
+        "source": Source.BP_VALUES,
+    }
+    return _Tiles(row, column, rows, columns, [store])

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sat.dataflow import search
+from sat.dataflow.columns import with_end
 from sat.dataflow.compile import choose, compile_product
 from sat.dataflow.compile.choose import EACH, cycles, fastest_order, fewest_cycles, sampled_cycles
 from sat.dataflow.compile.memory import memory_map
@@ -20,7 +21,6 @@ from sat.dataflow.mapping import legal_mappings
 from sat.dataflow.products import Product, StartShape
 from sat.dataflow.program import Program
 from sat.rtl.config import AxiConfig, SatConfig
-from sat.rtl.isa import Instruction, Opcode
 from sat.sim.layer import Layer
 from sat.sim.memory import MemoryTiming
 
@@ -80,13 +80,13 @@ def test_the_best_order_is_taken(config, product, data):
     costs = []
     best = schedule([planner], fastest_order([planner], config, memory))
     for instructions in (best, *made):
-        program = Program([*instructions, Instruction(Opcode.END, {})])
+        program = Program.of(with_end(instructions))
         program.validate(config)
         costs.append(predict(program, config, memory).cycles)
     assert costs[0] == min(costs)
     assert costs[1] == cycles([planner], config, memory)
     # Orders differ in nothing but order.
-    assert len({tuple(sorted(i.encode() for i in order)) for order in made}) == 1
+    assert len({tuple(sorted(i.tobytes() for i in order)) for order in made}) == 1
 
 
 LONG = [Product(9000, 60, 96, 2, 8), Product(6000, 33, 40), Product(4000, 200, 64, 1, 4)]

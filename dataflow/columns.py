@@ -1,0 +1,158 @@
+"""Instructions by the thousand: columns of field values, encoded at once.
+
+A program of a layer has tens of thousands of instructions that differ in few fields. What makes
+them works on numpy arrays, an element an instruction, and never on one instruction at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sat.rtl import isa
+from sat.rtl.config import SEMAPHORES
+from sat.rtl.isa import Opcode
+
+Array = NDArray[np.int64]
+Words = NDArray[np.uint64]
+"""Encoded instructions: (count, 4)."""
+Value = int | Array
+
+WORDS = isa.INSTRUCTION_BYTES // 8
+
+
+@dataclass(frozen=True)
+class Block:
+    """Instructions of one opcode, each of which is needed by an owner.
+
+    Parameters
+    ----------
+    opcode : Opcode
+    fields : dict of str to int or (count,) int64
+        What all of them have, or each of them.
+    owner : (count,) int64
+        For each instruction the number of whose it is, ascending.
+    at : int or (count,) int64
+        Its place among all instructions of its owner, those of other blocks included.
+    """
+
+    opcode: Opcode
+    fields: Mapping[str, Value]
+    owner: Array
+    at: Value = 0
+
+    def encode(self, wait: Value = 0, release: Value = 0, signal: Value = 0) -> Words:
+        """Return the instructions with their semaphores."""
+        return encode(self.opcode, len(self.owner), self.fields, wait, release, signal)
+
+
+def encode(
+    opcode: Opcode,
+    count: int,
+    fields: Mapping[str, Value],
+    wait: Value = 0,
+    release: Value = 0,
+    signal: Value = 0,
+) -> Words:
+    """Return instructions as the device reads them.
+
+    Raises
+    ------
+    ValueError
+        The opcode has no such field, or a value is outside its range.
+    """
+    words = np.zeros((WORDS, count), np.uint64)
+    words[0] = opcode.value
+    at = 8
+    for mask in (wait, release, signal):
+        _put(words, at, SEMAPHORES, mask)
+        at += SEMAPHORES
+    places = isa.PLACES[opcode]
+    for name, value in fields.items():
+        if name not in places:
+            raise ValueError(f"{opcode.name} has no field {name!r}: it has {list(places)}")
+        at, width, legal = places[name]
+        if not isinstance(value, np.ndarray):
+            value = int(getattr(value, "value", value))
+            least = most = value
+        elif count:
+            least, most = int(value.min()), int(value.max())
+        else:
+            continue
+        if least < legal.start or most >= legal.stop:
+            wrong = least if least < legal.start else most
+            raise ValueError(
+                f"{opcode.name}.{name}={wrong}: must be {legal.start} to {legal.stop - 1}"
+            )
+        _put(words, at, width, value)
+    return np.ascontiguousarray(words.T)
+
+
+def with_end(words: Words) -> Words:
+    """Return instructions with END behind them."""
+    return np.concatenate([words, encode(Opcode.END, 1, {})])
+
+
+def _put(words: Words, at: int, width: int, value: Value) -> None:
+    """Set a field of all instructions; ``words`` is (4, count)."""
+    if isinstance(value, int):
+        if value == 0:
+            return
+        raw: int | Words = value & (1 << width) - 1
+    else:
+        raw = (value & ((1 << width) - 1)).astype(np.uint64)
+    word, shift = divmod(at, 64)
+    low = np.uint64((1 << 64) - 1)
+    if isinstance(raw, int):
+        words[word] |= np.uint64(raw << shift & int(low))
+        if shift + width > 64:
+            words[word + 1] |= np.uint64(raw >> 64 - shift)
+        return
+    words[word] |= raw << np.uint64(shift)
+    if shift + width > 64:
+        words[word + 1] |= raw >> np.uint64(64 - shift)
+
+
+def read(words: Words, opcode: Opcode, name: str) -> Array:
+    """Return an unsigned field of instructions of one opcode."""
+    at, width, _ = isa.PLACES[opcode][name]
+    word, shift = divmod(at, 64)
+    value = words[:, word] >> np.uint64(shift)
+    if shift + width > 64:
+        value = value | words[:, word + 1] << np.uint64(64 - shift)
+    return (value & np.uint64((1 << width) - 1)).astype(np.int64)
+
+
+def write(words: Words, rows: Array, opcode: Opcode, name: str, value: Array) -> None:
+    """Set a field of the instructions of one opcode in some rows."""
+    at, width, legal = isa.PLACES[opcode][name]
+    if len(value) and (value.min() < legal.start or value.max() >= legal.stop):
+        raise ValueError(f"{opcode.name}.{name}: must be {legal.start} to {legal.stop - 1}")
+    field = np.zeros((WORDS, len(rows)), np.uint64)
+    _put(field, at, width, np.full(len(rows), -1))
+    kept = words[rows] & ~field.T
+    field[:] = 0
+    _put(field, at, width, value)
+    words[rows] = kept | field.T
+
+
+def owned(blocks: Sequence[Block]) -> tuple[Array, Array]:
+    """Return the owner of each instruction of blocks, one after the other, and their order.
+
+    The order sorts them by owner, then by place.
+    """
+    owner = np.concatenate([block.owner for block in blocks])
+    at = np.concatenate(
+        [np.broadcast_to(np.asarray(block.at, np.int64), block.owner.shape) for block in blocks]
+    )
+    return owner, np.lexsort((at, owner))
+
+
+def spread(counts: Array) -> tuple[Array, Array]:
+    """Return, for owners that have so many instructions, whose each one is, and its place."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    first = np.cumsum(counts) - counts
+    return owner, np.arange(len(owner)) - first[owner]

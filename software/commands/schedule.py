@@ -44,6 +44,10 @@ def add_network(parser: argparse.ArgumentParser) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network(parser)
     add_machine(parser)
+    parser.add_argument(
+        "--no-host-patches", action="store_true",
+        help="the device gathers the first layer's patches, too",
+    )  # fmt: skip
     parser.add_argument("--compare", choices=("dense",), help="beside the dense twin's schedule")
     parser.add_argument(
         "--clock", type=count, default=200, metavar="MHZ", help="for seconds (default 200)"
@@ -102,16 +106,18 @@ def run(args: argparse.Namespace) -> int:
         return list_networks(args.json)
     from sat.schedules.files import save
     from sat.schedules.report import Comparison, notes, rows, summary, table
-    from sat.schedules.schedule import make_schedule
+    from sat.schedules.scheduler import make_schedule
     from sat.schedules.trace import trace
     from sat.sparsity.pattern import DENSE
 
     network, device, pattern = network_and_machine(args)
     with usage():
-        schedule = make_schedule(network, device, pattern)
+        patches = not args.no_host_patches
+        schedule = make_schedule(network, device, pattern, host_patches=patches)
     comparison = None
     if args.compare is not None:
-        comparison = Comparison(schedule, make_schedule(network, device, DENSE))
+        dense = make_schedule(network, device, DENSE, host_patches=patches)
+        comparison = Comparison(schedule, dense)
     hertz = args.clock * 1e6
     if args.output is not None:
         save(schedule, args.output)

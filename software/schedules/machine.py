@@ -91,6 +91,8 @@ def machine(
         b_words=words,
         sum_words=max(2 * words, array_only.sum_words),
         update_lanes=lanes,
+        # Long rows: a beat of pruned copies is worth its cycle.
+        tile_weights=max(256, min(16384, 16 * lanes * lanes)),
         axi=replace(base.axi, address_bits=ADDRESS_BITS),
     )
     config = MEMORIES[memory].device(config)

@@ -7,25 +7,16 @@ cycles are a sum. How much a perfect overlap across layers could save is stated 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 from sat.dataflow.compile.parts import StagePlan
-from sat.dataflow.cost import Cost, product_cost, stage_cost
-from sat.dataflow.fit import DoesNotFit
+from sat.dataflow.cost import Cost
 from sat.dataflow.products import Product
-from sat.networks.network import STAGES, Elementwise, Network, Operation
+from sat.networks.network import STAGES, Elementwise
 from sat.schedules.machine import Machine
-from sat.schedules.roofline import (
-    Bounds,
-    dense_macs,
-    layer_bounds,
-    layer_macs,
-    product_bounds,
-    total,
-)
+from sat.schedules.roofline import Bounds, total
 from sat.sim.layer import Layer
-from sat.sparsity.pattern import DENSE, Pattern
+from sat.sparsity.pattern import Pattern
 
 ALL_STAGES = (*STAGES, "update")
 """FF, BP, WU and the weight update."""
@@ -151,157 +142,3 @@ class Schedule:
         multiply-accumulates, and the bytes that every stage has to move.
         """
         return total([entry.bounds for entry in self.entries]).cycles
-
-
-def summed(costs: Sequence[Cost]) -> Cost:
-    """Return the cost of programs one after the other."""
-    names = [entry.name for entry in fields(Cost)]
-    return Cost(**{name: sum(getattr(cost, name) for cost in costs) for name in names})
-
-
-def sparse_layer(layer: Layer, pattern: Pattern) -> tuple[Layer, str]:
-    """Return a layer with its patterns, and why: sparse where M divides its channels (BDWP).
-
-    Returns
-    -------
-    layer : Layer
-        With FF pruned along input channels and BP along output channels, or dense.
-    reason : str
-    """
-    if pattern.dense:
-        return layer, "asked for"
-    each = "" if layer.groups == 1 else " per group"
-    fits, reason = pattern.fits(
-        {f"in_channels{each}": layer.in_per_group, f"out_channels{each}": layer.out_per_group}
-    )
-    if not fits:
-        return layer, reason
-    pair = pattern.n, pattern.m
-    return replace(layer, ff=pair, bp=pair), reason
-
-
-def make_schedule(
-    network: Network,
-    machine: Machine,
-    pattern: Pattern = DENSE,
-    *,
-    dataflow: str = "auto",
-    progress: Callable[[Entry], None] | None = None,
-) -> Schedule:
-    """Return the schedule of a network's training step.
-
-    Parameters
-    ----------
-    network : Network
-    machine : Machine
-    pattern : Pattern
-        Of the weights that both FF and BP prune (BDWP), where a layer's channels allow.
-    dataflow : {"auto", "os", "ws"}
-        Which mappings to choose among, for all stages that have any of them (WU is "os" always).
-    progress : callable, optional
-        Called with each entry when it is made.
-
-    Raises
-    ------
-    ValueError
-        The device cannot run the pattern.
-    """
-    if pattern.m > machine.config.max_m:
-        raise ValueError(
-            f"pattern {pattern}: this device has max_m={machine.config.max_m}; build it with "
-            f"max_m={pattern.m}"
-        )
-    entries = []
-    for entry in _entries(network, machine, pattern, dataflow):
-        entries.append(entry)
-        if progress is not None:
-            progress(entry)
-    return Schedule(
-        network=network.name,
-        batch=network.batch,
-        parameters=network.parameters,
-        pattern=pattern,
-        machine=machine,
-        entries=tuple(entries),
-        elementwise=network.elementwise,
-    )
-
-
-def _entries(
-    network: Network, machine: Machine, pattern: Pattern, dataflow: str
-) -> Iterator[Entry]:
-    for operation, stage in network.stages():
-        yield _entry(operation, stage, machine, pattern, dataflow)
-    # Every gradient has been checked before a weight changes; shared ones change once.
-    updated: set[str | None] = set()
-    for operation in network.operations:
-        layer = operation.layer
-        if layer is None or "wu" not in operation.products or operation.weight in updated:
-            continue
-        updated.add(operation.weight)
-        try:
-            made = _entry(operation, "update", machine, pattern, "auto")
-        except DoesNotFit:
-            continue  # its products are sent one by one, and the host updates
-        yield made
-
-
-def _entry(
-    operation: Operation, stage: str, machine: Machine, pattern: Pattern, dataflow: str
-) -> Entry:
-    reason, layer = "no layer: nothing to prune", operation.layer
-    chosen = DENSE
-    if layer is not None:
-        layer, reason = sparse_layer(layer, pattern)
-        n, m = {"ff": layer.ff, "bp": layer.bp}.get(stage, (1, 1))
-        chosen = Pattern(n, m)
-        try:
-            return _of_layer(operation, layer, stage, machine, chosen, reason, dataflow)
-        except DoesNotFit as error:
-            if stage == "update":
-                raise
-            reason += f"; sent as products ({error.what})"
-    products = tuple(
-        replace(product, n=chosen.n, m=chosen.m) for product in operation.products[stage]
-    )
-    costs = [product_cost(p, machine.config, machine.timing, dataflow=dataflow) for p in products]
-    return Entry(
-        operation=operation.name,
-        stage=stage,
-        kind=operation.kind,
-        pattern=chosen,
-        reason=reason,
-        layer=None,
-        products=products,
-        macs=sum(product.macs for product in products),
-        dense_macs=operation.macs(stage),
-        plan=StagePlan(tuple(cost.mapping for cost in costs)),
-        cost=summed(costs),
-        bounds=total([product_bounds(product, machine) for product in products]),
-    )
-
-
-def _of_layer(
-    operation: Operation,
-    layer: Layer,
-    stage: str,
-    machine: Machine,
-    pattern: Pattern,
-    reason: str,
-    dataflow: str,
-) -> Entry:
-    cost = stage_cost(stage, layer, machine.config, machine.timing, dataflow=dataflow)
-    return Entry(
-        operation=operation.name,
-        stage=stage,
-        kind=operation.kind,
-        pattern=pattern,
-        reason=reason,
-        layer=layer,
-        products=(),
-        macs=layer_macs(layer, stage),
-        dense_macs=dense_macs(layer, stage),
-        plan=cost.plan,
-        cost=summed([cost]),
-        bounds=layer_bounds(layer, stage, machine),
-    )

@@ -15,7 +15,7 @@ from sat.schedules import energy, pictures
 from sat.schedules.machine import machine
 from sat.schedules.page import page
 from sat.schedules.report import Comparison
-from sat.schedules.schedule import make_schedule
+from sat.schedules.scheduler import make_schedule
 from sat.schedules.trace import trace
 from sat.sparsity.pattern import Pattern
 

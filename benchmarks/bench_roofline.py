@@ -4,8 +4,9 @@ For a set of layers, dense and 2:8: the cycles of FF, BP and WU by the exact mod
 the array's multipliers), bytes read and written, and which share of the roofline
 (`sat.schedules.roofline`) that is.
 
-A result of few products is bound by what leaves the array, a sum a column and cycle; where that is
-more than the roofline, the row ends with what it allows ("drain").
+What leaves the array is a sum a column and cycle, however wide the ports are. Where that takes more
+cycles than the roofline, because a sum has fewer products than the array has rows, the row ends
+with them and with the share of them that is reached ("drain").
 """
 
 from __future__ import annotations
@@ -33,8 +34,7 @@ GOAL = {DENSE: 0.95, SPARSE: 0.90}
 DEVICES = {
     "8x8/16B": SatConfig(),
     "16x16/32B": SatConfig(
-        rows=16, cols=16, max_m=16, a_words=512, b_words=512, sum_words=1024,
-        axi=AxiConfig(data_bits=256, outstanding=64),
+        rows=16, cols=16, sum_words=1024, axi=AxiConfig(data_bits=256, outstanding=64),
     ),
     "32x32/64B": SatConfig(
         rows=32, cols=32, a_words=1024, b_words=1024, sum_words=2048,
@@ -164,7 +164,8 @@ def main() -> int:
         if args.json:
             print(json.dumps(row.__dict__), flush=True)
             continue
-        drain = f"  drain {row.drain:,}" if row.drain > row.roofline else ""
+        drain = f"  drain {row.drain:,} {row.drain / row.cycles:.3f}"
+        drain = drain if row.drain > row.roofline else ""
         missed = " " if row.share >= goal else "-"
         print(
             f"{row.device:<10} {row.layer:<24} {row.pattern} {row.stage:<3} {row.cycles:>12,} "

@@ -1,8 +1,8 @@
 """Speed of the simulated device: time to build, simulated cycles a second, bits compared.
 
-Prints a JSON line for each array and engine; ``--arrays`` and ``--engines`` name them, ``--fresh``
-builds anew. Seconds are the wall's; CPU seconds, of this process and of the compilers, are what
-compares on a machine that does other work.
+Prints a JSON line for each array, memory side and engine; ``--arrays``, ``--memories`` (ports) and
+``--engines`` name them, ``--fresh`` builds anew. Seconds are the wall's; CPU seconds, of this
+process and of the compilers, are what compares on a machine that does other work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status
 from sat.sim.device_rtl import DeviceRtl
 from sat.sim.golden import sore, stce
-from sat.sim.memory import MemoryTiming
+from sat.sim.memory import MEMORIES, MemoryTiming
 
 SIZES = {"4x4": 128, "8x8": 256, "16x16": 256, "32x32": 128, "64x64": 128}
 ENGINES = ("verilator", "simd")
@@ -35,13 +35,14 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def measure(array: str, size: int, engine: str) -> dict[str, object]:
-    """Return the figures of one array on a dense and a 2:8 product of size³."""
-    config = SatConfig().with_array(array)
+def measure(array: str, size: int, memory: str, engine: str) -> dict[str, object]:
+    """Return the figures of one array with a memory's ports, dense and 2:8 products of size³."""
+    config = MEMORIES[memory].device(SatConfig().with_array(array))
     began, spent = time.perf_counter(), cpu_seconds()
     device = DeviceRtl(config, memory_bytes=1 << 24, engine=engine)
     row: dict[str, object] = {
         "array": array,
+        "data_ports": f"{config.axi.ports} x {config.axi.data_bits}",
         "engine": engine,
         "build_seconds": round(time.perf_counter() - began, 1),
         "build_cpu_seconds": round(cpu_seconds() - spent, 1),
@@ -85,6 +86,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arrays", nargs="*", default=["8x8"], choices=SIZES)
+    parser.add_argument("--memories", nargs="*", default=["narrow"], choices=MEMORIES)
     parser.add_argument("--engines", nargs="*", choices=ENGINES)
     parser.add_argument("--fresh", action="store_true", help="build in an empty cache")
     arguments = parser.parse_args()
@@ -92,9 +94,11 @@ def main() -> None:
         if arguments.fresh:
             os.environ["SAT_CACHE"] = folder
         for array in arguments.arrays:
-            for engine in arguments.engines or ENGINES:
-                if arguments.engines or (engine, array) != HOURS:
-                    print(json.dumps(measure(array, SIZES[array], engine)), flush=True)
+            for memory in arguments.memories:
+                for engine in arguments.engines or ENGINES:
+                    if arguments.engines or (engine, array) != HOURS:
+                        row = measure(array, SIZES[array], memory, engine)
+                        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -223,13 +223,11 @@ class BandPlanner(PixelSums):
         self.col_tiles = ceil_div(product.cols, config.cols << mapping.split)
         units = shape.sets if mapping.rows_outer else self.col_tiles
         self.outer_blocks = ceil_div(units, mapping.block)
+        self.split = mapping.split
         self.a_slot, self.b_slot, self.i_slot = shape.slots
         self.sum_slot = config.rows * config.interleave
         self.a_keys, self.b_keys = shape.sets, self.col_tiles
         self.row_tiles = shape.sets * len(self.tiles)
-
-    def sum_width(self) -> int:
-        return 1 << self.mapping.split
 
     def row_tile(self, tile: Array) -> tuple[Array, Array]:
         # Of a tile all rows of the array, bands and sums that there are not included.
@@ -239,14 +237,6 @@ class BandPlanner(PixelSums):
     def column_tile(self, tile: Array) -> tuple[Array, Array]:
         size = self.config.cols << self.mapping.split
         return tile * size, np.minimum((tile + 1) * size, self.product.cols)
-
-    @property
-    def b_stride(self) -> int:
-        return self.b_slot >> self.mapping.split
-
-    @property
-    def i_stride(self) -> int:
-        return self.i_slot >> self.mapping.split
 
     @cached_property
     def _all_runs(self) -> Runs:

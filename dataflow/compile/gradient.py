@@ -135,7 +135,7 @@ class GradientPlanner(Planner):
         super().__init__(product, config, memory)
         self.layer, self.where, self.shape = layer, where, shape
         self.first_in, self.first_out = first_in, first_out
-        s = config.interleave
+        s, self.split = config.interleave, shape.split
         self.row_axis, self.col_axis = _axes(
             layer, config, shape.split, (shape.row_tiles, shape.col_tiles)
         )
@@ -154,9 +154,6 @@ class GradientPlanner(Planner):
         self.outer_blocks = (
             len(self.row_axis.blocks) * len(self.col_axis.blocks) * ceil_div(layer.taps, shape.taps)
         )
-
-    def sum_width(self) -> int:
-        return 1 << self.shape.split
 
     def gathers(self, channel: Array, channels: Array, chunk: Array, tap: Array | None) -> Block:
         """Return what gathers chunks of positions so that they lie along the words.

@@ -26,7 +26,7 @@ class OsPlanner(Planner):
         offsets: tuple[int, ...] = (0,),
     ):
         super().__init__(product, config, memory)
-        self.mapping = mapping
+        self.mapping, self.split = mapping, mapping.split
         self.offsets = offsets
         self.tile_rows = config.rows * (config.interleave >> mapping.split)
         self.tile_cols = config.cols << mapping.split
@@ -43,17 +43,6 @@ class OsPlanner(Planner):
             if mapping.rows_outer
             else ceil_div(self.col_tiles, mapping.col_block)
         )
-
-    @property
-    def b_stride(self) -> int:
-        return self.b_slot >> self.mapping.split
-
-    @property
-    def i_stride(self) -> int:
-        return self.i_slot >> self.mapping.split
-
-    def sum_width(self) -> int:
-        return 1 << self.mapping.split
 
     def row_tile(self, tile: Array) -> tuple[Array, Array]:
         return tile * self.tile_rows, np.minimum((tile + 1) * self.tile_rows, self.product.rows)

@@ -21,6 +21,9 @@ class Planner:
 
     Attributes
     ----------
+    split : int
+        Log2 of how many of a USPE's interleaved sums lie side by side in a row of the tile (OS): so
+        many groups of columns has a slot of B. 0 for WS.
     outer_blocks : int
         Blocks of tiles along the outer axis; set to fewer, it is a plan of the first ones.
     row_tiles, col_tiles : int
@@ -41,6 +44,7 @@ class Planner:
         self.per_word = values_per_word(product, config)
         self.words = ceil_div(product.depth, config.max_m)
         self.a_slot = self.b_slot = self.i_slot = self.sum_slot = 1
+        self.split = 0
         self.outer_blocks = 1
 
     @property
@@ -77,7 +81,7 @@ class Planner:
 
     def sum_width(self) -> int:
         """Return the words of a sum bank that one row of a tile takes."""
-        return 1
+        return 1 << self.split
 
     # B values and indices: columns are the rows in memory, a chunk is a part of each.
 
@@ -123,11 +127,11 @@ class Planner:
 
     @property
     def b_stride(self) -> int:
-        return self.b_slot
+        return self.b_slot >> self.split
 
     @property
     def i_stride(self) -> int:
-        return self.i_slot
+        return self.i_slot >> self.split
 
     @property
     def start_keys(self) -> int:
@@ -197,6 +201,9 @@ def blocks(
         Rows are the outer axis, of blocks; within a block, they are the inner one.
     tiles, block : (int, int)
         Tiles along rows and columns; of a block.
+    split : int
+        Log2 of how many of a USPE's interleaved sums lie side by side in a row of the tile (OS): so
+        many groups of columns has a slot of B. 0 for WS.
     outer_blocks : int
         Blocks along the outer axis, or the first ones only.
     """

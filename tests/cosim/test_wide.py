@@ -19,8 +19,6 @@ from sat.sim.memory import MemoryTiming
 sys.path.insert(0, str(Path(__file__).parent))
 from layers import random_layer, random_sgd, run_on_both
 
-pytestmark = pytest.mark.long
-
 CONFIGS = {
     "16x16, 2 x 256 bits": SatConfig(
         rows=16, cols=16, update_lanes=8, axi=AxiConfig(data_bits=256, ports=2, outstanding=64)
@@ -41,7 +39,9 @@ def devices(name: str) -> tuple[DeviceRtl, GoldenDevice]:
     return device, GoldenDevice(CONFIGS[name], device.memory.copy())
 
 
-@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize(
+    "part", [pytest.param(n, marks=pytest.mark.long if n else ()) for n in range(5)]
+)
 def test_random_layers_16x16(part):
     """5 x 11 whole steps of random layers; odd numbers in every second."""
     name = "16x16, 2 x 256 bits"
@@ -52,6 +52,7 @@ def test_random_layers_16x16(part):
         run_on_both(*devices(name), layer, seed, specials, random_sgd(rng))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pattern", [(1, 1), (2, 8)])
 @pytest.mark.parametrize(
     "shape",

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from sat.dataflow.compile.step import compile_step
+from sat.dataflow.compile.step import Sgd, compile_step
 from sat.dataflow.cycles import predict
 from sat.rtl.config import AxiConfig, SatConfig
 from sat.schedules.machine import Machine
@@ -141,6 +141,22 @@ def rows(devices: list[str], layers: list[str], stages: list[str]) -> Iterator[R
                         yield measure(device, DEVICES[device], name, layer, stage)
 
 
+def training_step(update_lanes: int) -> str:
+    """Return what a step (FF, BP, WU, update) of a layer takes on the largest device."""
+    device, tile = "32x32/256B", {2: 1024, 32: 16384}[update_lanes]
+    config = replace(DEVICES[device], update_lanes=update_lanes, tile_weights=tile)
+    cycles = []
+    for pattern in (DENSE, SPARSE):
+        layer = replace(conv(28, (128, 128), 3, 32), ff=pattern, bp=pattern)
+        step = compile_step(layer, config, MEMORY, (*STAGES, "update"), Sgd(momentum=0.9))
+        cycles.append(predict(step.program, config, MEMORY, step.address).cycles)
+    dense, sparse = cycles
+    return (
+        f"step of conv3x3 128→128 28x28, batch 32, {device}, {update_lanes} update lanes: dense "
+        f"{dense:,}, 2:8 {sparse:,}, {dense / sparse:.3f} x"
+    )
+
+
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -176,6 +192,7 @@ def main() -> int:
         )
     if not args.json:
         print(f"{met} of {total} stages reach {GOAL[DENSE]} (dense), {GOAL[SPARSE]} (2:8)")
+        print(training_step(2), training_step(32), sep="\n")
     return 0
 
 

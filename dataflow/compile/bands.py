@@ -240,13 +240,16 @@ class BandPlanner(PixelSums):
 
     @cached_property
     def _all_runs(self) -> Runs:
-        """The runs of every tile."""
+        """The runs of every tile that there are steps of."""
         rows, shape, grid = self.config.rows, self.shape, self.epilogue.grid
         lines, pixels = shape.grid
         y_side, x_side = shape.sides
         # A lane is a group of a tile: in a row of the array each, places of a band.
         groups = np.array(self.tiles)
-        number, tile = np.divmod(np.arange(self.row_tiles), len(self.tiles))
+        sets = shape.sets
+        if self.mapping.rows_outer:
+            sets = min(sets, self.outer_blocks * self.mapping.block)
+        number, tile = np.divmod(np.arange(sets * len(self.tiles)), len(self.tiles))
         line = np.abs(y_side.first - groups[tile, :, 0]).ravel()
         pixel = np.abs(x_side.first - groups[tile, :, 1]).ravel()
         band = np.repeat(number * rows, shape.sums) + np.arange(rows)[:, None]

@@ -61,6 +61,14 @@ class Compute {
         return {accept, release, signal};
     }
 
+    // Show what the next times depend on (leap.h).
+    template <typename State>
+    void show(State& state) {
+        state.time(idle), state.phase(issued, p.interleave), state.time(end);
+        state.number(last_long), state.number(last_ws), state.number(last_held);
+        state.ring(signals), state.count(busy_cycles);
+    }
+
   private:
     const Parameters& p;
     const int64_t chain;  // sums that a column's chain takes in or gives out

@@ -21,6 +21,13 @@ class Fetch {
     // The sequencer took the next instruction in this cycle.
     void taken(Cycle cycle) { left_the_queue.push(cycle); }
 
+    // Show what the next times depend on (leap.h), before instruction `pc` is taken.
+    template <typename State>
+    void show(State& state) {
+        for (Cycle& cycle : offered) state.time(cycle);
+        state.place(asked), state.ring(left_the_queue), state.time(ready), state.time(free);
+    }
+
   private:
     // Ask for the instructions up to the end of an aligned block, or of the program.
     void burst() {

@@ -47,6 +47,17 @@ class Load {
         return {accept, finish + 1, finish + 1};
     }
 
+    // Hold a TENSOR or WINDOW, as if it had been run.
+    void set(const Instruction& i) { walk.set(i); }
+
+    // Show what the next times depend on (leap.h); `walk` by what later GATHERs make of it.
+    template <typename State>
+    void show(State& state) {
+        state.time(idle), state.time(next_accept), state.time(taken), state.time(sent);
+        state.ring(last_beats), state.ring(popped), state.time(memory_free);
+        state.time(side_free), state.ring(begun), state.count(beats);
+    }
+
   private:
     // Call `give` for each segment; `taken` is then the cycle in which the cutter takes it.
     template <typename Give>

@@ -17,8 +17,8 @@ struct Device {
 extern "C" {
 
 void cycles_predict(const uint8_t* program, int64_t length, int64_t address, const Parameters* p,
-                    Times* times, Found* found) {
-    *found = predict(program, length, address, *p, times);
+                    int64_t leaps, Times* times, Found* found) {
+    *found = Model(program, length, address, *p, times).run(leaps);
 }
 
 // For tests of single engines, and of what cuts rows into bursts.

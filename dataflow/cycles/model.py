@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -39,20 +40,28 @@ class Prediction:
     ----------
     cycles : int
         Cycles in which STATUS is RUNNING.
-    times : (instructions, 3) int64
-        For each instruction of an engine the cycles of its `Times`; -1 for FENCE and END, and
-        for what lies behind END.
     beats_read, beats_written : int
         Data beats on the memory port.
     compute_cycles : int
         Cycles in which the array took operands.
+    leapt : int
+        Instructions that were leapt over.
     """
 
     cycles: int
-    times: NDArray[np.int64]
     beats_read: int
     beats_written: int
     compute_cycles: int
+    leapt: int
+    _times: Callable[[], NDArray[np.int64]]
+
+    @functools.cached_property
+    def times(self) -> NDArray[np.int64]:
+        """For each instruction of an engine the cycles of its `Times`: (instructions, 3).
+
+        -1 for FENCE and END, and for what lies behind END.
+        """
+        return self._times()
 
 
 class _Found(ctypes.Structure):
@@ -62,7 +71,7 @@ class _Found(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             *("verdict", "cycles", "beats_read", "beats_written", "compute_cycles"),
-            *("pc", "semaphore", "engine", "other"),
+            *("pc", "semaphore", "engine", "other", "leapt"),
         )
     ]
 
@@ -82,7 +91,7 @@ def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(compile_library("cycles", [SOURCE], flags)))
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     for name, result, arguments in (
-        ("predict", None, [ctypes.c_char_p, number, number, pointer, pointer, pointer]),
+        ("predict", None, [ctypes.c_char_p, number, number, pointer, number, pointer, pointer]),
         ("device", pointer, [pointer]),
         ("free", None, [pointer]),
         ("run", None, [pointer, number, ctypes.c_char_p, number, pointer]),
@@ -104,7 +113,12 @@ def _parameters(config: SatConfig, memory: MemoryTiming) -> ctypes.Array[ctypes.
 
 
 def predict(
-    program: Program | bytes, config: SatConfig, memory: MemoryTiming, address: int = 0
+    program: Program | bytes,
+    config: SatConfig,
+    memory: MemoryTiming,
+    address: int = 0,
+    *,
+    leaps: bool = True,
 ) -> Prediction:
     """Return exactly what a program takes.
 
@@ -116,6 +130,8 @@ def predict(
         for.
     address : int
         Byte address of the program; only its place in a block of 128 bytes matters.
+    leaps : bool
+        Leap over what repeats where that changes no figure; or run every instruction.
 
     Raises
     ------
@@ -134,16 +150,45 @@ def predict(
             f"a program of {len(raw)} bytes: must be instructions of {INSTRUCTION_BYTES} bytes, "
             "at least one"
         )
-    times = np.empty((length, 3), np.int64)
-    found = _Found()
-    _library().cycles_predict(
-        raw, length, address, _parameters(config, memory), times.ctypes.data, ctypes.byref(found)
-    )
+    found = _run(raw, config, memory, address, leaps, None)
     if found.verdict != Verdict.PREDICTED.value:
         raise _refusal(raw, found)
+
+    def times() -> NDArray[np.int64]:
+        made = np.empty((length, 3), np.int64)
+        _run(raw, config, memory, address, leaps, made)
+        return made
+
     return Prediction(
-        found.cycles, times, found.beats_read, found.beats_written, found.compute_cycles
+        found.cycles,
+        found.beats_read,
+        found.beats_written,
+        found.compute_cycles,
+        found.leapt,
+        times,
     )
+
+
+def _run(
+    raw: bytes,
+    config: SatConfig,
+    memory: MemoryTiming,
+    address: int,
+    leaps: bool,
+    times: NDArray[np.int64] | None,
+) -> _Found:
+    """Run the model."""
+    found = _Found()
+    _library().cycles_predict(
+        raw,
+        len(raw) // INSTRUCTION_BYTES,
+        address,
+        _parameters(config, memory),
+        int(leaps),
+        None if times is None else times.ctypes.data,
+        ctypes.byref(found),
+    )
+    return found
 
 
 def _refusal(raw: bytes, found: _Found) -> ValueError:

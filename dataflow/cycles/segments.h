@@ -60,7 +60,6 @@ class Walk {
         }
     }
 
-  private:
     struct {
         int64_t address, images, lines, pixels, pixel_pitch, line_pitch, image_pitch;
     } tensor = {};

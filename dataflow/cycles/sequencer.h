@@ -8,6 +8,7 @@
 
 #include "compute.h"
 #include "fetch.h"
+#include "leap.h"
 #include "load.h"
 #include "store.h"
 #include "update.h"
@@ -62,46 +63,53 @@ struct Semaphore {
 struct Found {
     int64_t verdict, cycles, beats_read, beats_written, compute_cycles;
     int64_t pc, semaphore, engine, other;
+    int64_t leapt;  // instructions that were not run
 };
 
-// Predict a program of `length` instructions at byte `address`; `times`, if given, receives
-// accept, release and signal of each instruction, -1 for FENCE and END and behind END.
-inline Found predict(const uint8_t* program, int64_t length, int64_t address, const Parameters& p,
-                     Times* times) {
-    Fetch fetch(address, length, p);
-    Engines engines(p);
-    std::vector<Last> accepts(ENGINES, Last(p.queue_depth));
-    Semaphore semaphores[SEMAPHORES];
-    Cycle dispatched = -1;
-    Found found = {};
-    const auto stop = [&](Verdict verdict, int64_t pc, int64_t semaphore, int64_t engine,
-                          int64_t other) {
+// A program on a device.
+class Model {
+  public:
+    // A program of `length` instructions at byte `address`; `times`, if given, receives accept,
+    // release and signal of each instruction, -1 for FENCE and END and behind END.
+    Model(const uint8_t* program, int64_t length, int64_t address, const Parameters& p,
+          Times* times)
+        : p(p),
+          program(program),
+          length(length),
+          first(address / INSTRUCTION_BYTES),
+          times(times),
+          fetch(address, length, p),
+          engines(p),
+          accepts(ENGINES, Last(p.queue_depth)) {
+        if (times) std::fill_n(times, length, Times{-1, -1, -1});
+    }
+
+    Found run(bool leaps) {
+        if (leaps) {
+            run_with_leaps();
+        } else {
+            for (int64_t pc = 0; pc < length && !done; ++pc) step(pc);
+        }
+        if (!done) stop(Verdict::NO_END, length - 1, 0, 0, 0);
+        return found;
+    }
+
+  private:
+    void stop(Verdict verdict, int64_t pc, int64_t semaphore, int64_t engine, int64_t other) {
+        done = true;
         found.verdict = int64_t(verdict);
         found.pc = pc, found.semaphore = semaphore, found.engine = engine, found.other = other;
-        return found;
-    };
-    if (times) std::fill_n(times, length, Times{-1, -1, -1});
+    }
 
-    for (int64_t pc = 0; pc < length; ++pc) {
+    void step(int64_t pc) {
         const Instruction i(program + pc * INSTRUCTION_BYTES);
         const Cycle taken = std::max(fetch.when(pc), dispatched + 1);
         fetch.taken(taken);
         const Cycle decided = taken + 1 + CHECK_CYCLES;
         if (i.opcode() == Opcode::FENCE || i.opcode() == Opcode::END) {
             dispatched = std::max(decided, engines.idle());
-            if (i.opcode() == Opcode::FENCE) continue;
-            for (int n = 0; n < SEMAPHORES; ++n) {
-                if (const Semaphore::Raise* raise = semaphores[n].too_high()) {
-                    found.cycles = raise->cycle;
-                    return stop(Verdict::RAISED_TOO_HIGH, raise->pc, n, semaphores[n].raiser, 0);
-                }
-            }
-            found.verdict = int64_t(Verdict::PREDICTED);
-            found.cycles = dispatched + 1;
-            found.beats_read = engines.load.beats;
-            found.beats_written = engines.store.beats;
-            found.compute_cycles = engines.compute.busy_cycles;
-            return found;
+            if (i.opcode() == Opcode::END) end();
+            return;
         }
         const int engine = ENGINE_OF[int(i.opcode())];
         if (engine < 0) return stop(Verdict::NO_INSTRUCTION, pc, 0, 0, 0);
@@ -146,5 +154,187 @@ inline Found predict(const uint8_t* program, int64_t length, int64_t address, co
             }
         }
     }
-    return stop(Verdict::NO_END, length - 1, 0, 0, 0);
-}
+
+    void end() {
+        for (int n = 0; n < SEMAPHORES; ++n) {
+            if (const Semaphore::Raise* raise = semaphores[n].too_high()) {
+                found.cycles = raise->cycle;
+                return stop(Verdict::RAISED_TOO_HIGH, raise->pc, n, semaphores[n].raiser, 0);
+            }
+        }
+        done = true;
+        found.verdict = int64_t(Verdict::PREDICTED);
+        found.cycles = dispatched + 1;
+        found.beats_read = engines.load.beats;
+        found.beats_written = engines.store.beats;
+        found.compute_cycles = engines.compute.busy_cycles;
+    }
+
+    // Show what all that follows depends on, but for the kinds of instructions.
+    template <typename State>
+    void show(State& state) {
+        fetch.show(state);
+        engines.load.show(state), engines.compute.show(state);
+        engines.store.show(state), engines.update.show(state);
+        for (Last& last : accepts) state.ring(last);
+    }
+
+    // A repeat that is being followed, and the model's states a period apart.
+    struct Followed {
+        int64_t period = 0, end = 0, next = 0;
+        std::vector<Snapshot> before;
+        std::vector<std::pair<size_t, size_t>> sizes[SEMAPHORES];
+    };
+
+    void run_with_leaps() {
+        Kinds kinds(p);
+        std::vector<int32_t> all;
+        all.reserve(length);
+        for (int64_t pc = 0; pc < length; ++pc) {
+            all.push_back(kinds.next(Instruction(program + pc * INSTRUCTION_BYTES)));
+        }
+        // The last block that is fetched is of less: it is no repeat.
+        all.resize(std::max<int64_t>(0, length - 2 * FETCH_INSTRUCTIONS));
+        const int64_t most = all.size();
+        Repeats repeats(std::move(all), first);
+        Followed followed[Repeats::SCALES];
+        for (int64_t pc = 0; pc < length && !done;) {
+            if (pc < most && repeats.aligned(pc)) {
+                for (int n = 0; n < Repeats::SCALES; ++n) follow(repeats, followed, n, pc);
+                const int64_t leapt = leap(followed, pc);
+                if (leapt) {
+                    pc += leapt;
+                    continue;
+                }
+            }
+            step(pc++);
+        }
+    }
+
+    // Follow the repeat of a scale that begins here, if there is one worth it, or remember a state.
+    void follow(Repeats& repeats, Followed* followed, int scale, int64_t pc) {
+        Followed& own = followed[scale];
+        const Repeats::Repeat here = repeats.at(scale, pc);
+        if (own.period && pc > own.next) own.period = 0;
+        if (!own.period) {
+            // It must have a period to be run, and one to be leapt over.
+            if (!here.period || here.end - pc < 2 * here.period) return;
+            for (int other = 0; other < Repeats::SCALES; ++other) {
+                if (followed[other].period == here.period) return;
+            }
+            own.period = here.period, own.end = here.end, own.next = pc;
+            own.before.clear();
+            for (auto& sizes : own.sizes) sizes.clear();
+        }
+    }
+
+    Snapshot snapshot(int64_t pc) {
+        Snapshot made(dispatched, pc, horizon);
+        show(made);
+        for (Semaphore& semaphore : semaphores) {
+            made.number(semaphore.raiser), made.number(semaphore.waiter);
+            made.number(semaphore.raises.size() - semaphore.takes.size());
+            for (size_t n = semaphore.takes.size(); n < semaphore.raises.size(); ++n) {
+                made.time(semaphore.raises[n].cycle);
+            }
+            made.time(semaphore.raises.empty() ? NEVER : semaphore.raises.back().cycle);
+        }
+        return made;
+    }
+
+    // Leap over what is known here; returns over how many instructions.
+    int64_t leap(Followed* followed, int64_t pc) {
+        for (int scale = 0; scale < Repeats::SCALES; ++scale) {
+            Followed& own = followed[scale];
+            if (!own.period || own.next != pc) continue;
+            Snapshot now = snapshot(pc);
+            // No farther than where a longer repeat's next state is to be remembered.
+            int64_t end = own.end;
+            for (int longer = 0; longer < scale; ++longer) {
+                if (followed[longer].period) end = std::min(end, followed[longer].next);
+            }
+            for (size_t n = own.before.size(); n-- > 0;) {
+                const Snapshot& then = own.before[n];
+                const int64_t periods = (end - pc) / (pc - then.pc);
+                if (periods == 0) break;
+                if (!now.like(then)) continue;
+                const int64_t leapt = periods * (pc - then.pc);
+                leap_from(then, now, own.sizes, n, periods);
+                // What is left of the repeat may be followed again.
+                for (int other = scale; other < Repeats::SCALES; ++other) {
+                    followed[other].period = 0;
+                }
+                return leapt;
+            }
+            own.next += own.period;
+            if (own.end - own.next < own.period || own.before.size() == MOST_STATES) {
+                own.period = 0;
+                continue;
+            }
+            own.before.push_back(std::move(now));
+            for (int n = 0; n < SEMAPHORES; ++n) {
+                own.sizes[n].emplace_back(semaphores[n].raises.size(), semaphores[n].takes.size());
+            }
+        }
+        return 0;
+    }
+
+    void leap_from(const Snapshot& then, const Snapshot& now,
+                   const std::vector<std::pair<size_t, size_t>>* sizes, size_t number,
+                   int64_t periods) {
+        const int64_t period = now.pc - then.pc;
+        const Cycle apart = now.now - then.now;
+        Leap leap(then, now, periods);
+        show(leap);
+        dispatched += leap.cycles;
+        for (int n = 0; n < SEMAPHORES; ++n) {
+            auto& [raises, takes, raiser, waiter] = semaphores[n];
+            const auto [first_raise, first_take] = sizes[n][number];
+            const size_t more_raises = raises.size() - first_raise;
+            const size_t more_takes = takes.size() - first_take;
+            for (size_t k = 0; k < periods * more_raises; ++k) {
+                const Semaphore::Raise before = raises[raises.size() - more_raises];
+                raises.push_back({before.cycle + apart, before.pc + period});
+            }
+            for (size_t k = 0; k < periods * more_takes; ++k) {
+                takes.push_back(takes[takes.size() - more_takes] + apart);
+            }
+        }
+        const int64_t leapt = periods * period;
+        if (times) {
+            for (int64_t pc = now.pc; pc < now.pc + leapt; ++pc) {
+                times[pc] = times[pc - period];
+                if (times[pc].accept < 0) continue;
+                times[pc].accept += apart, times[pc].release += apart, times[pc].signal += apart;
+            }
+        }
+        // Of TENSORs and WINDOWs the last ones hold.
+        for (int64_t pc = now.pc + leapt - period; pc < now.pc + leapt; ++pc) {
+            const Instruction i(program + pc * INSTRUCTION_BYTES);
+            if (i.opcode() == Opcode::TENSOR || i.opcode() == Opcode::WINDOW) engines.load.set(i);
+        }
+        found.leapt += leapt;
+    }
+
+    // States that are compared before a repeat is given up.
+    static constexpr size_t MOST_STATES = 16;
+
+    const Parameters& p;
+    const uint8_t* program;
+    const int64_t length, first;
+    Times* times;
+    Fetch fetch;
+    Engines engines;
+    std::vector<Last> accepts;
+    Semaphore semaphores[SEMAPHORES];
+    Cycle dispatched = -1;
+    // Nothing depends on how long ago what is older was: not the chain's sums, nor the bursts of
+    // instructions that the queue has room for, one after the other.
+    const Cycle horizon =
+        p.rows * p.interleave + p.write_latency + 64 +
+        2 * p.instruction_queue *
+            (p.read_latency + 4 +
+             FETCH_INSTRUCTIONS * INSTRUCTION_BYTES / p.fetch_beat_bytes * p.cycles_per_beat);
+    bool done = false;
+    Found found = {};
+};

@@ -61,6 +61,13 @@ class Store {
         return {accept, release, answer + 1};
     }
 
+    // Show what the next times depend on (leap.h).
+    template <typename State>
+    void show(State& state) {
+        state.time(idle), state.time(next_accept), state.time(address), state.time(free);
+        state.time(answer), state.ring(answers), state.ring(retired), state.count(beats);
+    }
+
   private:
     const Parameters& p;
     Cycle next_accept = 0;

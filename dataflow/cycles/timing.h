@@ -27,6 +27,12 @@ class Last {
         if (++at == cycles.size()) at = 0;
     }
 
+    // Call `give` for each, the oldest first.
+    template <typename Give>
+    void each(Give give) {
+        for (size_t n = 0; n < cycles.size(); ++n) give(cycles[(at + n) % cycles.size()]);
+    }
+
   private:
     std::vector<Cycle> cycles;
     size_t at = 0;

@@ -31,6 +31,12 @@ class Update {
         return {accept, last + 1, signal};
     }
 
+    // Show what the next times depend on (leap.h).
+    template <typename State>
+    void show(State& state) {
+        state.time(idle), state.time(row_free), state.time(column_free);
+    }
+
   private:
     const Parameters& p;
     Cycle row_free = 0;     // first cycle in which an UPDATE may be accepted

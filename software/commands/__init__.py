@@ -6,7 +6,7 @@ so that ``sat --help`` does not wait for torch.
 """
 
 COMMANDS = (
-    "simulate", "train", "schedule", "devices", "methods", "run", "demo", "board", "synth",
-    "program",
+    "simulate", "train", "schedule", "explore", "devices", "methods", "run", "demo", "board",
+    "synth", "program",
 )  # fmt: skip
 """Names, in the order of ``sat --help``; a new command is its module and its name here."""

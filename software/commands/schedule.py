@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,10 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lanes", type=count, help="of the update engine (default: columns, up to 32)"
     )
+    parser.add_argument(
+        "--config", metavar="FILE.json",
+        help="a whole device, as SatConfig.to_json writes it; --memory then gives the latency only",
+    )  # fmt: skip
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the device gathers the first layer's patches, too",
     )  # fmt: skip
     parser.add_argument("--compare", choices=("dense",), help="beside the dense twin's schedule")
+    parser.add_argument(
+        "--ablation", action="store_true", help="what the step takes without each idea"
+    )
     parser.add_argument(
         "--clock", type=count, default=200, metavar="MHZ", help="for seconds (default 200)"
     )
@@ -86,16 +94,19 @@ def list_networks(as_json: bool) -> int:
 def network_and_machine(args: argparse.Namespace) -> tuple[Any, Machine, Any]:
     """Return the network, the machine and the pattern that arguments describe."""
     from sat.networks.sources import load
-    from sat.schedules.machine import machine
+    from sat.schedules.machine import machine, machine_of
     from sat.sparsity.pattern import Pattern
 
     if args.model is None:
         raise UsageError("no MODEL: name one (--list), or give pkg.module:factory, or FILE.onnx")
     with usage():
         pattern = Pattern.parse(args.pattern)
-        device = machine(
-            args.array, args.memory, max_m=max(8, pattern.m), words=args.words, lanes=args.lanes
-        )
+        if args.config is not None:
+            device = machine_of(args.config, args.memory)
+        else:
+            device = machine(
+                args.array, args.memory, max_m=max(8, pattern.m), words=args.words, lanes=args.lanes
+            )
         network = load(args.model, batch=args.batch, shape=args.shape, tokens=args.tokens)
     return network, device, pattern
 
@@ -104,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
     """Schedule a network's training step: each stage under its best mapping, in exact cycles."""
     if args.list:
         return list_networks(args.json)
+    from sat.schedules.ablation import ablation
     from sat.schedules.files import save
     from sat.schedules.report import Comparison, notes, rows, summary, table
     from sat.schedules.scheduler import make_schedule
@@ -127,10 +139,17 @@ def run(args: argparse.Namespace) -> int:
         Path(args.html).write_text(page(schedule, hertz, comparison), encoding="utf-8")
     if args.trace is not None:
         Path(args.trace).write_text(to_json(trace(schedule, hertz)), encoding="utf-8")
+    losses = ablation(schedule, network) if args.ablation else []
     if args.json:
         values = summary(schedule, hertz) | (comparison.to_dict() if comparison else {})
+        if args.ablation:
+            values["ablation"] = [asdict(loss) for loss in losses]
         print(to_json({**values, "stages": rows(schedule)}))
     else:
         print(table(schedule))
         print("\n".join(notes(schedule, hertz, comparison)))
+        for loss in losses:
+            least = "" if loss.exact else " or more"
+            share = loss.cycles / schedule.cycles()
+            print(f"{loss.idea}: {loss.cycles:,} cycles{least}, {share:.3f}x{least}")
     return DONE

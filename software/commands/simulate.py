@@ -35,6 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stage", choices=("ff", "bp", "wu", "update", "step"), default="step",
         help="of the layer: one stage, or the whole step (default)",
     )  # fmt: skip
+    parser.add_argument(
+        "--schedule", metavar="FILE.json",
+        help="all stages of a schedule, under its plans, on its device (sat schedule --output)",
+    )  # fmt: skip
     parser.add_argument("--batch", type=count, default=1, help="images (default 1)")
     parser.add_argument("--size", type=count, default=8, help="lines and pixels (default 8)")
     parser.add_argument("--channels", type=count, default=64, help="input channels (default 64)")
@@ -76,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
         for name in ("waves", "engine"):
             if args.predict and getattr(args, name) is not None:
                 raise ValueError(f"--predict runs nothing: leave out --{name}, or --predict")
+    if args.schedule is not None:
+        return _run_schedule(args)
     if args.layer is not None:
         return _run_layer(args)
     import sat
@@ -315,6 +321,57 @@ def _run_layer(args: argparse.Namespace) -> int:
         **values,
         "dense_cycles_at_best": int(ideal),
         "speedup_over_best_dense": ideal / values["cycles"],
+    }
+    print_values(values, args.json, notes)
+    return FAILED if notes else DONE
+
+
+def _run_schedule(args: argparse.Namespace) -> int:
+    """Run all stages of a schedule; compare bits with golden and cycles with the schedule."""
+    from sat.devices.rtl import RtlDevice
+    from sat.schedules.files import load_schedule
+    from sat.schedules.report import SHOWN
+    from sat.schedules.running import run_schedule
+
+    began = time.perf_counter()
+    with usage():
+        for name in ("layer", "predict"):
+            if getattr(args, name):
+                raise ValueError(f"--{name}: a schedule says what runs; leave it or --schedule out")
+        schedule = load_schedule(args.schedule)
+        device = RtlDevice(
+            config=schedule.machine.config,
+            memory=schedule.machine.timing,
+            waves=args.waves,
+            engine=args.engine or "auto",
+        )
+    if not args.json:
+        print(f"simulating an array of {device.config.array}", file=sys.stderr, flush=True)
+    compared = cycles = 0
+    notes: list[str] = []
+    with device:
+        for ran in run_schedule(schedule, device, args.seed):
+            entry = ran.entry
+            what = f"{entry.operation} {SHOWN[entry.stage]}"
+            cycles, compared = cycles + ran.cycles, compared + ran.compared
+            if ran.mismatches:
+                notes.append(f"MISMATCH: {what}: {ran.mismatches} of {ran.compared} numbers")
+            if ran.cycles != entry.cycles:
+                notes.append(f"MISMATCH: {what}: {ran.cycles} cycles, scheduled {entry.cycles}")
+    values = {
+        "network": schedule.network,
+        "batch": schedule.batch,
+        "pattern": str(schedule.pattern),
+        "array": device.config.array,
+        "memory": schedule.machine.memory,
+        "engine": device.engine,
+        "seed": args.seed,
+        "programs": len(schedule.entries),
+        "bit_exact": not any("numbers" in note for note in notes),
+        "compared": compared,
+        "cycles": cycles,
+        "scheduled_cycles": schedule.cycles(),
+        "wall_seconds": time.perf_counter() - began,
     }
     print_values(values, args.json, notes)
     return FAILED if notes else DONE

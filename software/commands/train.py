@@ -10,6 +10,7 @@ from typing import Any
 from sat.commands.common import (
     DONE,
     FAILED,
+    UsageError,
     add_engine,
     count,
     device_options,
@@ -30,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pattern", default="2:8", help="N:M (default 2:8), or dense")
     parser.add_argument("--device", default="golden", help="golden (default) or rtl")
     parser.add_argument("--array", help="rows x columns (default 8x8)")
+    parser.add_argument(
+        "--schedule", metavar="FILE.json",
+        help="with --device rtl: map stages as a schedule says, on its device",
+    )  # fmt: skip
     add_engine(parser)
     parser.add_argument("--epochs", type=count, default=12, help="default 12")
     parser.add_argument("--steps", type=count, help="stop after so many steps")
@@ -57,10 +62,16 @@ def run(args: argparse.Namespace) -> int:
 
     use_one_thread()
     if args.ranks > 1 or args.compare:
+        if args.schedule is not None:
+            raise UsageError("--schedule: one rank takes it; leave --ranks and --compare out")
         return _train_ranks(args)
     with usage():
         data = load_data(args.data)
-        device = sat.device(args.device, **device_options(args))
+        schedule = None if args.schedule is None else _schedule(args)
+        if schedule is None:
+            device = sat.device(args.device, **device_options(args))
+        else:
+            device = _scheduled(schedule, args)
     with device:
         with usage():
             trainer = Trainer(
@@ -79,14 +90,50 @@ def run(args: argparse.Namespace) -> int:
             print(trainer.result.report)
         with sat.record_products() as log:
             result = trainer.fit(progress=not args.json, title=f"{args.model} on {device.name}")
-    more = {
+    more: dict[str, Any] = {
         "array": device.config.array,
         "products": len(log),
         "macs": log.macs,
         "cycles": log.cycles,
         "layers": [vars(layer) for layer in result.report.layers],
     }
+    if schedule is not None:
+        planned = getattr(device, "planned", set())
+        more["scheduled_stages"] = len(planned)
+        if not planned:
+            raise UsageError(
+                f"--schedule {args.schedule}: no stage of {args.model}, pattern {args.pattern}, "
+                f"batch {args.batch}, is in it; make it of this model, without the host's patches"
+            )
     return _print_training(args, device.name, result, more)
+
+
+def _schedule(args: argparse.Namespace) -> Any:
+    """Return the schedule that the arguments name.
+
+    Raises
+    ------
+    ValueError
+        It is none, or the device is not one that takes schedules.
+    """
+    from sat.schedules.files import load_schedule
+
+    if args.device != "rtl":
+        raise ValueError(f"--schedule: only --device rtl takes one, not {args.device}")
+    return load_schedule(args.schedule)
+
+
+def _scheduled(schedule: Any, args: argparse.Namespace) -> Any:
+    """Return the device that a schedule is for, which maps stages as it says."""
+    from sat.devices.rtl import RtlDevice
+    from sat.schedules.files import check_device
+
+    machine = schedule.machine
+    if args.array is not None:
+        check_device(schedule, machine.config.with_array(args.array), machine.timing)
+    device = RtlDevice(config=machine.config, memory=machine.timing, engine=args.engine or "auto")
+    device.use_plans(schedule.plans)
+    return device
 
 
 def _print_training(

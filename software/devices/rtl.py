@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from sat.dataflow.compile import CompiledProduct
+from sat.dataflow.compile.parts import StagePlan
 from sat.dataflow.compile.step import CompiledStep, Sgd, compile_step
 from sat.dataflow.cycles import predict
 from sat.dataflow.host import read_result, write_left, write_right
@@ -53,6 +55,13 @@ def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and np.array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
+def _seen(layer: Layer, stage: str) -> tuple[Layer, str]:
+    """Return a layer as one of its stages sees it."""
+    seen = {"ff": ("bias", "relu"), "bp": ("masked",)}.get(stage, ())
+    unseen = {name: False for name in ("bias", "relu", "masked") if name not in seen}
+    return replace(layer, **unseen), stage
+
+
 class RtlDevice(Device):
     """Runs products on the simulated RTL.
 
@@ -77,6 +86,11 @@ class RtlDevice(Device):
         faster of the two. Bits and cycles are the same.
     **options
         Further fields of `SatConfig`.
+
+    Attributes
+    ----------
+    planned : set of (Layer, str)
+        Stages that ran as a schedule says (`use_plans`).
 
     Raises
     ------
@@ -108,6 +122,20 @@ class RtlDevice(Device):
         self._waves = None if waves is None else WaveFile(waves)
         self._device: DeviceRtl | None = None
         self._residents = Residents(boundary_bytes(self.config))
+        self.use_plans({})
+
+    def use_plans(self, plans: Mapping[tuple[Layer, str], StagePlan]) -> None:
+        """Map stages of layers as a schedule says; those that are not named, by the search.
+
+        What a stage does not see of a layer, such as FF's bias in WU, does not count.
+
+        Parameters
+        ----------
+        plans : mapping of (Layer, str) to StagePlan
+            Replaces those given before. That of an update says nothing.
+        """
+        self._plans = {_seen(*key): plan for key, plan in plans.items() if plan.mappings}
+        self.planned: set[tuple[Layer, str]] = set()
         self._steps: Recent[tuple[CompiledStep, int]] = Recent(
             PROGRAM_INSTRUCTIONS, lambda made: len(made[0].program)
         )
@@ -241,7 +269,10 @@ class RtlDevice(Device):
         check_tensors(names, layer, tensors, self._there(owner, layer))
 
         def make() -> tuple[CompiledStep, int]:
-            step = compile_step(layer, self.config, self.memory_timing, names, rates)
+            seen = {name: _seen(layer, name) for name in names}
+            plans = {n: self._plans[key] for n, key in seen.items() if key in self._plans}
+            self.planned |= {seen[name] for name in plans}
+            step = compile_step(layer, self.config, self.memory_timing, names, rates, plans=plans)
             return step, predict(step.program, self.config, self.memory_timing, step.address).cycles
 
         # The rates of an update are in its program, and change from step to step.

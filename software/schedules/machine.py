@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from sat.rtl.config import SatConfig
 from sat.sim.memory import MEMORIES, MemoryTiming
@@ -96,4 +97,21 @@ def machine(
         axi=replace(base.axi, address_bits=ADDRESS_BITS),
     )
     config = MEMORIES[memory].device(config)
+    return Machine(config, MEMORIES[memory].timing, memory)
+
+
+def machine_of(path: str | Path, memory: str) -> Machine:
+    """Return the machine of a file that `SatConfig.to_json` wrote, with a memory's latency.
+
+    Raises
+    ------
+    ValueError
+        The file cannot be read or is no configuration; or there is no such memory.
+    """
+    if memory not in MEMORIES:
+        raise ValueError(f"memory {memory!r}: must be one of {', '.join(MEMORIES)}")
+    try:
+        config = SatConfig.from_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"device {str(path)!r}: is no configuration ({error})") from error
     return Machine(config, MEMORIES[memory].timing, memory)

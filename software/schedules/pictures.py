@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -145,3 +146,32 @@ def _bars(axes: Axes, schedule: Schedule, names: list[str], at: float, height: f
             label=SHOWN[stage],
         )  # fmt: skip
         left += width
+
+
+def pareto(rows: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]], title: str) -> bytes:
+    """Return cycles an example against LUTs: all designs, and those of the front marked."""
+    figure = _figure(8.5, 5.5)
+    axes = figure.subplots()
+    found = [row for row in rows if "refused" not in row]
+    patterns = list(dict.fromkeys(row["pattern"] for row in found))
+    for number, pattern in enumerate(patterns):
+        own = [row for row in found if row["pattern"] == pattern]
+        axes.scatter(
+            [row["lut4"] for row in own], [row["cycles_per_example"] for row in own],
+            s=[8 + row["ram"] / 30 for row in own], color=list(COLOURS.values())[number % 4],
+            alpha=0.5, label=pattern,
+        )  # fmt: skip
+    axes.scatter(
+        [row["lut4"] for row in chosen], [row["cycles_per_example"] for row in chosen],
+        s=90, facecolors="none", edgecolors="black", label="on the front",
+    )  # fmt: skip
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="LUT4 (sums of synthesised blocks: interpolated)",
+        ylabel="cycles an example",
+        title=f"{title}\nsize of a circle: block RAM",
+    )
+    axes.legend()
+    axes.grid(alpha=0.3, which="both")
+    return _png(figure)

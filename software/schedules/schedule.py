@@ -108,6 +108,11 @@ class Schedule:
     entries: tuple[Entry, ...]
     elementwise: dict[str, Elementwise]
 
+    @property
+    def plans(self) -> dict[tuple[Layer, str], StagePlan]:
+        """The plan of each layer's stage, as devices take them."""
+        return {(e.layer, e.stage): e.plan for e in self.entries if e.layer is not None}
+
     def of(self, stage: str) -> list[Entry]:
         """Return the entries of a stage."""
         return [entry for entry in self.entries if entry.stage == stage]

@@ -23,6 +23,7 @@ from sat.dataflow.search import best_mapping
 from sat.devices.stages import random_tensors
 from sat.networks.capture import capture
 from sat.networks.zoo import Attention
+from sat.schedules.ablation import ablation
 from sat.schedules.files import (
     VERSION,
     BadSchedule,
@@ -226,6 +227,21 @@ def test_a_pattern_needs_its_device():
         make_schedule(capture(Net(), torch.zeros(2, 3, 4, 4)), SMALL, Pattern(2, 16))
     with pytest.raises(ValueError, match="memory 'hbm': must be one of narrow, ddr4, ddr4x4"):
         machine("4x4", "hbm")
+
+
+def test_ablation_takes_one_idea_away_at_a_time(schedule):
+    network = capture(Net(), torch.zeros(2, 3, 4, 4), name="net")
+    found = {loss.idea: loss for loss in ablation(schedule, network)}
+    only = make_schedule(network, SMALL, SPARSE, dataflow="os")
+    assert found["output stationary only"].cycles == only.cycles()
+    assert {entry.dataflow for entry in only.entries} == {"os", "-"}
+    stationary = make_schedule(network, SMALL, SPARSE, dataflow="ws")
+    assert found["weight stationary only"].cycles == stationary.cycles()
+    assert {e.dataflow for e in stationary.of("ff")} == {"ws"}
+    assert all(loss.cycles >= schedule.cycles() for loss in found.values())
+    # The array's own cycles, times the stages of its adder, wherever that is more.
+    alone = sum(max(e.cycles, 4 * e.cost.compute_cycles) for e in schedule.entries)
+    assert found["no interleave"].cycles == alone and not found["no interleave"].exact
 
 
 # ------------------------------------------------------------------------------------------ files

@@ -1,0 +1,232 @@
+"""Many devices for a network: cycles against area, as a file that grows and can be gone on with.
+
+The file has a line of JSON a design, in the order of the designs, behind a first line that says
+what was asked for. A run that was killed is resumed by the same call, and gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sat.networks.network import Network
+from sat.networks.sources import load
+from sat.schedules.area import MEASURED, area
+from sat.schedules.machine import machine
+from sat.schedules.scheduler import make_schedule
+from sat.sparsity.pattern import Pattern
+
+FORMAT, VERSION = "sat exploration", 1
+
+OBJECTIVES = ("cycles_per_example", "lut4", "dsp", "ram")
+"""What a design on the front is not beaten in by any other: all of them, the less the better."""
+
+
+class OtherExploration(ValueError):
+    """A file holds the results of something else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """A device, its memory, and what it runs.
+
+    Parameters
+    ----------
+    array : str
+    memory : str
+    words : int
+        Depth of operand banks.
+    lanes : int
+        Of the update engine.
+    pattern : str
+    batch : int
+    """
+
+    array: str
+    memory: str
+    words: int
+    lanes: int
+    pattern: str
+    batch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What to explore: every combination.
+
+    Parameters
+    ----------
+    source : str
+        Of the network, as `sat.networks.sources.load` takes it.
+    arrays, memories, patterns : tuple of str
+    words, lanes, batches : tuple of int
+    """
+
+    source: str
+    arrays: tuple[str, ...] = ("8x8", "16x16", "32x32")
+    memories: tuple[str, ...] = ("narrow", "ddr4", "ddr4x4")
+    words: tuple[int, ...] = (512, 1024)
+    lanes: tuple[int, ...] = (8, 32)
+    patterns: tuple[str, ...] = ("dense", "2:4", "2:8")
+    batches: tuple[int, ...] = (32, 128)
+
+    def designs(self) -> list[Design]:
+        """Return all designs, in the order of the file."""
+        axes = (self.arrays, self.memories, self.words, self.lanes, self.patterns, self.batches)
+        names = ("array", "memory", "words", "lanes", "pattern", "batch")
+        return [Design(**dict(zip(names, v, strict=True))) for v in itertools.product(*axes)]
+
+    def head(self) -> dict[str, Any]:
+        """Return the file's first line."""
+        return {"format": FORMAT, "version": VERSION, "area": MEASURED, **asdict(self)}
+
+
+@functools.lru_cache(maxsize=8)
+def _network(source: str, batch: int) -> Network:
+    return load(source, batch=batch)
+
+
+def evaluate(source: str, design: Design) -> dict[str, Any]:
+    """Return a design's figures, or why there is no such device."""
+    made: dict[str, Any] = asdict(design)
+    pattern = Pattern.parse(design.pattern)
+    try:
+        device = machine(
+            design.array, design.memory, max_m=max(8, pattern.m), words=design.words,
+            lanes=design.lanes,
+        )  # fmt: skip
+    except ValueError as error:
+        return {**made, "refused": str(error)}
+    schedule = make_schedule(_network(source, design.batch), device, pattern)
+    return {
+        **made,
+        "cycles": schedule.cycles(),
+        "cycles_per_example": schedule.cycles() / schedule.batch,
+        "utilisation": schedule.utilisation(),
+        **asdict(area(device.config)),
+    }
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it does, even killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def explore(
+    space: Space,
+    path: str | Path,
+    *,
+    processes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Evaluate all designs of a space, but for those that a file already has.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; what is missing is added, design by design.
+    processes : int, optional
+        Side by side; as many as there are cores if not given.
+    progress : callable, optional
+        Called with designs done, and all, after each.
+
+    Raises
+    ------
+    OtherExploration
+        The file holds something else.
+    CannotCapture
+        The network's source is not known, or its work cannot be told.
+    """
+    designs, path = space.designs(), Path(path)
+    for batch in space.batches:
+        _network(space.source, batch)  # whatever is wrong with it shows here
+    rows = _resume(space, designs, path)
+    missing = designs[len(rows) :]
+    with path.open("a", encoding="utf-8") as file:
+        for row in _evaluated(space.source, missing, processes or os.cpu_count() or 1):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            rows.append(row)
+            if progress is not None:
+                progress(len(rows), len(designs))
+    return rows
+
+
+def _evaluated(source: str, designs: Sequence[Design], processes: int) -> Iterator[dict[str, Any]]:
+    work = functools.partial(evaluate, source)
+    if processes == 1 or len(designs) < 2:
+        yield from map(work, designs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _end_with_parent) as pool:
+        try:
+            yield from pool.map(work, designs)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _resume(space: Space, designs: Sequence[Design], path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file, whose torn last line is cut off; write the head of a new one."""
+    head = json.dumps(space.head())
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    lines = whole.splitlines()
+    if not lines:
+        if text and not head.startswith(text):
+            raise OtherExploration(f"{path}: is no exploration; give another file")
+        path.write_text(head + "\n", encoding="utf-8")
+        return []
+    if lines[0] != head:
+        raise OtherExploration(
+            f"{path}: holds another exploration, or one of another version; give another file, or "
+            "delete it"
+        )
+    try:
+        rows = [json.loads(line) for line in lines[1:]]
+        same = [{k: row[k] for k in asdict(d)} == asdict(d) for row, d in zip(rows, designs)]  # noqa: B905
+    except (ValueError, KeyError, TypeError) as error:
+        raise OtherExploration(f"{path}: is broken ({error}); delete it") from error
+    if not all(same) or len(rows) > len(designs):
+        raise OtherExploration(f"{path}: its designs are not this exploration's; delete it")
+    if whole != text:
+        with path.open("r+b") as file:
+            file.truncate(len(whole.encode("utf-8")))
+    return rows
+
+
+def front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the designs that no other of the same pattern and batch beats, the fastest first.
+
+    A design is beaten by one that is no worse in any of `OBJECTIVES`, and better in one.
+    """
+    found = [row for row in rows if "refused" not in row]
+
+    def values(row: dict[str, Any]) -> tuple[float, ...]:
+        return tuple(row[name] for name in OBJECTIVES)
+
+    def beaten(row: dict[str, Any]) -> bool:
+        own = values(row)
+        return any(
+            (other["batch"], other["pattern"]) == (row["batch"], row["pattern"])
+            and values(other) != own
+            and all(a <= b for a, b in zip(values(other), own, strict=True))
+            for other in found
+        )
+
+    return sorted((row for row in found if not beaten(row)), key=values)

@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         "layers": [vars(layer) for layer in result.report.layers],
     }
     if schedule is not None:
-        planned = getattr(device, "planned", set())
+        planned: set[Any] = getattr(device, "planned", set())
         more["scheduled_stages"] = len(planned)
         if not planned:
             raise UsageError(

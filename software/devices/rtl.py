@@ -57,9 +57,9 @@ def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 def _seen(layer: Layer, stage: str) -> tuple[Layer, str]:
     """Return a layer as one of its stages sees it."""
-    seen = {"ff": ("bias", "relu"), "bp": ("masked",)}.get(stage, ())
-    unseen = {name: False for name in ("bias", "relu", "masked") if name not in seen}
-    return replace(layer, **unseen), stage
+    ff, bp = stage == "ff", stage == "bp"
+    bias, relu, masked = ff and layer.bias, ff and layer.relu, bp and layer.masked
+    return replace(layer, bias=bias, relu=relu, masked=masked), stage
 
 
 class RtlDevice(Device):

@@ -82,8 +82,10 @@ class Space:
     def designs(self) -> list[Design]:
         """Return all designs, in the order of the file."""
         axes = (self.arrays, self.memories, self.words, self.lanes, self.patterns, self.batches)
-        names = ("array", "memory", "words", "lanes", "pattern", "batch")
-        return [Design(**dict(zip(names, v, strict=True))) for v in itertools.product(*axes)]
+        return [
+            Design(array=array, memory=memory, words=words, lanes=lanes, pattern=n_m, batch=batch)
+            for array, memory, words, lanes, n_m, batch in itertools.product(*axes)
+        ]
 
     def head(self) -> dict[str, Any]:
         """Return the file's first line."""

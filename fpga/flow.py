@@ -98,9 +98,10 @@ def implement(
     seconds: dict[str, Seconds] = {}
     script = (
         "read_rtlil top.il",
-        # Without a period abc9 maps for the least delay, at any price. It takes a wire for 0.3 ns;
-        # routed ones take about 1 ns, so what it may use is 3/8 of a period, in ps.
-        f"scratchpad -set abc9.D {round(0.375e12 / clock_hz)}",
+        # Without a period abc9 maps for the least delay, at any price. It takes a wire for 0.3 ns
+        # and a multiplier or block RAM for nothing; routed, a wire takes 1 ns, those 4 to 6. What
+        # it may use is 0.22 of a period, in ps.
+        f"scratchpad -set abc9.D {round(0.22e12 / clock_hz)}",
         f"synth_ecp5 -top top -json {_NETLIST}",
     )
     with _timed(seconds, "synthesis"):
@@ -108,7 +109,9 @@ def implement(
     text = netlist.read_bytes()
     module = json.loads(text)["modules"]["top"]
     area_of(Counter(cell["type"] for cell in module["cells"].values())).require(capacity)
-    options = [*nextpnr_options, "--freq", f"{clock_hz / 1e6:g}", "--seed", str(seed)]
+    # router2 settles congestion by cost; router1, the ECP5's default, by ripping up arc after arc.
+    options = [*nextpnr_options, "--router", "router2"]
+    options += ["--freq", f"{clock_hz / 1e6:g}", "--seed", str(seed)]
     key = digest([ready(NEXTPNR), text, files["top.lpf"], *options, *_KEPT])
 
     def place(folder: Path) -> Path:
@@ -166,16 +169,13 @@ def _of_yosys(heard: Callable[[str], None] | None) -> Callable[[str], None] | No
 def _of_nextpnr(heard: Callable[[str], None] | None) -> Callable[[str], None] | None:
     if heard is None:
         return None
-    routing = [False]
 
     def line(text: str) -> None:
         text = text.removeprefix("Info:").strip()
-        if text.startswith("Routing"):
-            routing[0] = True
         found = re.match(r"(?:at )?iteration #?(\d+)", text)
-        counted = re.match(r"(\d+)\s*\|", text)
-        if routing[0] and counted:
-            heard(f"routing: {int(counted[1]):,} arcs looked at")
+        routed = re.match(r"iter=(\d+) wires=\d+ overused=(\d+)", text)
+        if routed:
+            heard(f"routing: iteration {routed[1]}, {int(routed[2]):,} wires taken twice")
         elif found:
             heard(f"placing: iteration {found[1]}")
         elif re.match(r"Packing|Routing|Placed", text):

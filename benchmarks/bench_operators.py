@@ -1,6 +1,6 @@
 """Predicted cycles of a training step of the neural operators, dense beside N:M weights.
 
-    python benchmarks/bench_operators.py [--arrays 8x8 32x32] [--methods nn_to_no]
+    python benchmarks/bench_operators.py [--arrays 8x8 32x32] [--methods lsm]
 
 Nothing is simulated: the cycle model, which the RTL agrees with, is asked for each product, with
 the default memory. N:M weights are pruned in FF and BP (BDWP).
@@ -15,13 +15,20 @@ import torch
 from torch import Tensor, nn
 
 import sat
+from sat.methods.lsm import LSM, darcy_samples, relative_l2
+from sat.methods.lsm import demo as lsm
 from sat.methods.nn_to_no import demo as nn_to_no
 from sat.methods.nn_to_no import to_operator
-from sat.methods.problems.fields import relative_l2
 
 PATTERNS = ("dense", "2:4", "2:8")
 Case = tuple[nn.Module, Callable[[], Tensor], int]
 """A model, the loss of its step, and from how many channels on its layers are pruned."""
+
+
+def lsm_step(batch: int, size: int, **options: object) -> Case:
+    model = LSM(1, 1, **options)  # type: ignore[arg-type]
+    a, u = darcy_samples(batch, size, 0)
+    return model, lambda: relative_l2(model(a[..., None])[..., 0], u).sum(), 32
 
 
 def operator_step(n: int) -> Case:
@@ -36,6 +43,9 @@ def operator_step(n: int) -> Case:
 
 
 CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
+    "lsm": [
+        ("LSM of the demo, 20 media, 31 x 31", lambda: lsm_step(20, lsm.SIZE, **lsm.MODEL)),
+    ],
     "nn_to_no": [
         ("CNN 1-32-32-1 as an operator, 20 x 16 x 16", lambda: operator_step(16)),
     ],

@@ -171,6 +171,13 @@ _METHODS = (
         "fp16",
     ),
     Method(
+        "lsm",
+        "LSM: latent spectral models",
+        "Wu, Hu, Luo, Wang, Long 2023, arXiv 2301.12664",
+        "Darcy flow by LSM and by its U-Net alone; the block by loops, its series by least squares",
+        "fp16",
+    ),
+    Method(
         "nn_to_no",
         "From neural networks to neural operators",
         "Berner et al. 2025, arXiv 2506.10973",

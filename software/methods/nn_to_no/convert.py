@@ -14,8 +14,8 @@ from sat.methods.nn_to_no.convolutions import (
     ResampledLayer,
     paddings,
 )
-from sat.methods.nn_to_no.mesh import require_counts
 from sat.methods.nn_to_no.resample import WAYS
+from sat.methods.problems.arguments import require_counts
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 _GRID_CHANGING = (

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sat.methods.nn_to_no.mesh import QuadratureMesh, require_counts, scale_of
+from sat.methods.nn_to_no.mesh import QuadratureMesh, scale_of
 from sat.methods.nn_to_no.resample import resample
+from sat.methods.problems.arguments import require_counts
 
 MODES = ("hat", "authors")
 _CONV: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d}

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sat.methods.nn_to_no.mesh import QuadratureMesh, require_counts, require_weights
+from sat.methods.nn_to_no.mesh import QuadratureMesh, require_weights
+from sat.methods.problems.arguments import require_counts
 
 ATTENTIONS = ("softmax", "galerkin")
 
@@ -232,9 +233,8 @@ class QuadratureAttention(nn.Module):
             QuadratureNorm(each, affine=False) for _ in range(2 if kind == "galerkin" else 0)
         )
         pairs = each // (2 * space) if space else 0
-        self.register_buffer(
-            "waves", 2 * math.pi / (wavelength * 2.0 ** torch.arange(pairs)), persistent=False
-        )
+        octaves = 2.0 ** torch.arange(pairs, dtype=torch.float64)
+        self.register_buffer("waves", 2 * math.pi / (wavelength * octaves), persistent=False)
 
     waves: Tensor
 

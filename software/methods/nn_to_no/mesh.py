@@ -163,10 +163,3 @@ def scale_of(n: int, base: int) -> int:
             "in_out_interpolation"
         )
     return n // base
-
-
-def require_counts(**values: int) -> None:
-    """Raise ValueError for a number that is no int of at least 1."""
-    for name, value in values.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}: must be an int of at least 1; raise it")

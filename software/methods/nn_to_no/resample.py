@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from sat.methods.nn_to_no.mesh import require_counts
+from sat.methods.problems.arguments import require_counts
 
 WAYS = ("fourier", "linear")
 

@@ -5,5 +5,6 @@ No method of its own, so it is not in the registry. `text`: characters of Python
 optimiser's frame that checks everything before it changes anything; `orthogonal`: Newton-Schulz;
 `rounding`: how exact the products are that a demo's float64 checks rest on; `darcy`, `periodic`:
 boundary value problems and their solvers, in numpy and scipy; `fields`: their random data, and the
-error they are judged by; `training`: the loop over samples.
+error they are judged by; `normalizer`: fields by their statistics; `training`: the loop over
+samples; `arguments`: rules of arguments.
 """

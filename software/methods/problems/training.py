@@ -8,6 +8,8 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from sat.methods.problems.arguments import require_counts
+
 SCHEDULES = ("onecycle", "cosine")
 
 
@@ -49,9 +51,7 @@ def fit(
     ValueError
         If a number is no positive int, or there is no such schedule.
     """
-    for name, value in (("samples", samples), ("epochs", epochs), ("batch", batch)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}: must be an int of at least 1; raise it")
+    require_counts(samples=samples, epochs=epochs, batch=batch)
     steps = epochs * -(-samples // batch)
     scheduler: torch.optim.lr_scheduler.LRScheduler
     if schedule == "onecycle":

@@ -19,6 +19,7 @@ from sat.methods.dct_lowrank import DCTAdamW
 from sat.methods.dsnot import bake, prune_model
 from sat.methods.hesso import HESSO, extract, prunable_groups
 from sat.methods.lightsb.demo import train_swiss_roll
+from sat.methods.lsm import LSM
 from sat.methods.mc_smoe import MoELayer, merge_experts
 from sat.methods.nn_to_no import to_operator
 from sat.methods.problems.gpt import cross_entropy, make_gpt
@@ -141,6 +142,9 @@ def step_of(slug):
         train_swiss_roll(0, 1, n_potentials=20, batch=16)
     elif slug == "s4d":
         S4DModel(1, 10, 1, d_model=4, d_state=8)(torch.randn(2, 1, 16)).sum().backward()
+    elif slug == "lsm":
+        model = LSM(1, 1, 4, patch=(1, 1), heads=2)
+        model(torch.randn(2, 16, 16, 1)).sum().backward()
     elif slug == "nn_to_no":
         conv = torch.nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular")
         net = to_operator(torch.nn.Sequential(conv, torch.nn.Conv2d(4, 1, 1)), 8)
@@ -168,6 +172,7 @@ def step_of(slug):
         optimizer.step(loss)
         extract(cnn, optimizer)(x)
     else:
+        assert slug in ("auon", "dct_lowrank", "dsnot"), f"{slug}: has no step here; write one"
         model, x = gpt_step()
         matrices, _ = split_parameters(model)
         if slug == "auon":

@@ -1,0 +1,182 @@
+"""Central formulas of neural operators, written anew from their papers, in numpy and loops.
+
+Nothing here is shared with a method: what is compared was read off the papers alone.
+"""
+
+from __future__ import annotations
+
+import cmath
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import correlate
+from torch import nn
+
+from sat.methods.lsm import LSM
+from sat.methods.nn_to_no import InterpolatedConv, QuadratureAttention
+
+
+def arrays(module):
+    return {name: value.detach().numpy() for name, value in module.state_dict().items()}
+
+
+def gelu(x):
+    return np.array([v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x.flat]).reshape(x.shape)
+
+
+# ----------------------------------------------------------------------------------- nn_to_no
+
+
+@pytest.mark.parametrize("s", (1, 2, 3))
+def test_stretched_kernels_of_the_released_code(s):
+    """Bilinear between centres of taps, k² over the new size², s times the padding."""
+    torch.manual_seed(s)
+    conv = nn.Conv2d(2, 3, 3, padding=1).double()
+    base, k = 4, 3
+    size = s * (k - 1) + 1
+    w, b = conv.weight.detach().numpy(), conv.bias.detach().numpy()
+    rows = np.zeros((size, k))
+    for i in range(size):
+        place = min(max((i + 0.5) * k / size - 0.5, 0), k - 1)
+        low = min(int(place), k - 2)
+        rows[i, low], rows[i, low + 1] = 1 - (place - low), place - low
+    taps = np.einsum("pi,oaij,qj->oapq", rows, w, rows) * k**2 / size**2
+    x = torch.randn(1, 2, s * base, s * base, dtype=torch.float64)
+    padded = np.pad(x[0].numpy(), ((0, 0), (s, s), (s, s)))
+    expected = [
+        sum(correlate(padded[a], taps[o, a], "valid", "direct") for a in range(2)) + b[o]
+        for o in range(3)
+    ]
+    got = InterpolatedConv(conv, base, "authors")(x)[0].detach().numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ("softmax", "galerkin"))
+def test_attention_with_weights_and_places(kind):
+    """Queries and keys turned as complex numbers, sums over points one by one."""
+    torch.manual_seed(5)
+    heads, each, n = 2, 4, 7
+    layer = QuadratureAttention(heads * each, heads, kind, space=1, wavelength=0.25).double()
+    x = torch.randn(1, n, heads * each, dtype=torch.float64)
+    places = torch.rand(n, 1, dtype=torch.float64)
+    weights = torch.rand(n, dtype=torch.float64) + 0.1
+    w, state = weights.numpy(), arrays(layer)
+    total = np.zeros((n, heads * each))
+    for head in range(heads):
+        rows = slice(head * each, (head + 1) * each)
+        q, k, v = (
+            x[0].numpy() @ state[f"{name}.weight"][rows].T + state[f"{name}.bias"][rows]
+            for name in ("query", "key", "value")
+        )
+        for y in (q, k):
+            for i, place in enumerate(places[:, 0].tolist()):
+                for c, wavelength in enumerate((0.25, 0.5)):
+                    turned = complex(y[i, c], y[i, c + 2]) * cmath.exp(
+                        2j * math.pi * place / wavelength
+                    )
+                    y[i, c], y[i, c + 2] = turned.real, turned.imag
+        if kind == "galerkin":
+            for y in (k, v):
+                mean = sum(a * row for a, row in zip(w, y, strict=True)) / w.sum()
+                y -= mean
+                y /= np.sqrt(sum(a * row**2 for a, row in zip(w, y, strict=True)) / w.sum() + 1e-5)
+        for i in range(n):
+            if kind == "softmax":
+                parts = [w[j] * math.exp(q[i] @ k[j] / math.sqrt(each)) for j in range(n)]
+                total[i, rows] = sum(p * v[j] for j, p in enumerate(parts)) / sum(parts)
+            else:
+                total[i, rows] = sum(w[j] * (q[i] @ k[j]) * v[j] for j in range(n))
+    expected = total @ state["out.weight"].T + state["out.bias"]
+    got = layer(x, weights, points=places)[0].detach().numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+# ---------------------------------------------------------------------------------------- LSM
+
+
+def double_conv(state, name, x):
+    """Twice: 3 x 3 with zeros around, batch norm of an untrained net, ReLU."""
+    for place in (0, 3):
+        w = state[f"{name}.{place}.weight"]
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+        x = np.stack(
+            [
+                sum(correlate(c, k, "valid", "direct") for c, k in zip(padded, o, strict=True))
+                for o in w
+            ]
+        )
+        x = np.maximum(x / math.sqrt(1 + 1e-5), 0)
+    return x
+
+
+def doubled(x):
+    """Bilinear to twice the size, corners on corners."""
+    for axis in (1, 2):
+        n = x.shape[axis]
+        at = np.arange(2 * n) * (n - 1) / (2 * n - 1)
+        low = np.minimum(at.astype(int), max(n - 2, 0))
+        part = (at - low).reshape([-1 if a == axis else 1 for a in range(3)])
+        high = np.minimum(low + 1, n - 1)
+        x = x.take(low, axis) * (1 - part) + x.take(high, axis) * part
+    return x
+
+
+def spectral_block(state, name, x, patch, heads):
+    token, weight = state[f"{name}.token"], state[f"{name}.weight"]
+    enc, enc0 = state[f"{name}.encoder.weight"][..., 0], state[f"{name}.encoder.bias"]
+    dec, dec0 = state[f"{name}.decoder.weight"][..., 0], state[f"{name}.decoder.bias"]
+    width, basis = len(x), weight.shape[1] // 2
+    each, out = width // heads, x.copy()
+    for i, j in itertools.product(*(range(0, n, patch) for n in x.shape[1:])):
+        points = x[:, i : i + patch, j : j + patch].reshape(width, -1)
+        both = (enc @ points + enc0[:, None]).reshape(heads, each, 2, -1)
+        asked = (dec @ points + dec0[:, None]).reshape(heads, each, -1)
+        read = np.zeros((heads, each, points.shape[1]))
+        for h in range(heads):
+            keys, values = both[h, :, 0], both[h, :, 1]
+            score = np.exp(token[h] @ keys)
+            z = (score / score.sum(1, keepdims=True)) @ values.T + token[h]
+            series = np.zeros_like(z)
+            for n in range(basis):
+                w = weight[h * each : (h + 1) * each]
+                angle = math.pi * n / basis * z
+                series += w[:, n] * np.sin(angle) + w[:, basis + n] * np.cos(angle)
+            z = z + series
+            score = np.exp(z @ asked[h])
+            read[h] = z.T @ (score / score.sum(0))
+        shape = width, patch, patch
+        out[:, i : i + patch, j : j + patch] += read.reshape(shape)
+    return out
+
+
+@pytest.mark.parametrize("spectral", (True, False))
+def test_lsm_layer_by_layer(spectral):
+    """The whole network of one field, 30 x 32 points with two rows of padding, patches of 2 x 2."""
+    torch.manual_seed(0)
+    heads, width = 2, 4
+    model = LSM(
+        1, 2, width, num_token=3, num_basis=3, patch=(2, 2), padding=(2, 0), heads=heads,
+        spectral=spectral,
+    ).double().eval()  # fmt: skip
+    field = torch.randn(1, 30, 32, 1, dtype=torch.float64)
+    state = arrays(model)
+    rows, cols = np.meshgrid(np.arange(30) / 29, np.arange(32) / 31, indexing="ij")
+    h = np.stack([field[0, ..., 0].numpy(), rows, cols], -1)
+    h = (h @ state["lift.weight"].T + state["lift.bias"]).transpose(2, 0, 1)
+    scales = [double_conv(state, "first", np.pad(h, ((0, 0), (0, 2), (0, 0))))]
+    for i in range(4):
+        x = scales[-1]
+        pooled = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2).max((2, 4))
+        scales.append(double_conv(state, f"down.{i}.1", pooled))
+    if spectral:
+        scales = [spectral_block(state, f"blocks.{i}", x, 2, heads) for i, x in enumerate(scales)]
+    y = scales[4]
+    for i, skip in enumerate(reversed(scales[:4])):
+        y = double_conv(state, f"up.{i}.conv", np.concatenate([skip, doubled(y)]))
+    y = np.einsum("oi,ixy->xyo", state["out.weight"][..., 0, 0], y) + state["out.bias"]
+    y = gelu(y[:30] @ state["hidden.weight"].T + state["hidden.bias"])
+    expected = y @ state["head.weight"].T + state["head.bias"]
+    np.testing.assert_allclose(model(field)[0].detach().numpy(), expected, atol=1e-12)

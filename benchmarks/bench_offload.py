@@ -23,7 +23,7 @@ import torch
 import sat
 
 sys.path.insert(0, __file__.rpartition("/")[0] or ".")
-from offload_programs import Step, programs
+from offload_programs import Step, programs, s4d_steps
 
 WAYS = ("plain", "fp16", "fp32")
 
@@ -82,6 +82,17 @@ def small(table: Table, rounds: int, clock: Callable[[], float]) -> None:
     table.row("4096 * 4x4x4, fp16", many["fp16"] / many["plain"], 50, "x plain")
 
 
+def s4d(table: Table, rounds: int, clock: Callable[[], float]) -> None:
+    """Time what `sat run s4d` consists of: as many steps of each of its models."""
+    plain = precise = 0.0
+    for name, step in s4d_steps().items():
+        found = medians(step, rounds, 1, clock)
+        plain, precise = plain + found["plain"], precise + found["fp32"]
+        print(f"S4D's demo, a step of {name!r}: plain {found['plain'] * 1e3:.3g} ms")
+        print(f"        fp32: {found['fp32'] / found['plain']:.4g} x plain", flush=True)
+    table.row("S4D's demo, a step of each model, fp32", precise / plain, 1.5, "x plain")
+
+
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -126,6 +137,8 @@ def main() -> int:
         else:
             against, bound = precise
             table.row("fp32", found["fp32"] / found[against], bound, f"x {against}")
+    if args.threads == 1:
+        s4d(table, args.rounds, clock)
     print(f"{table.over} over their bounds" if table.over else "all keep their bounds")
     return 0
 

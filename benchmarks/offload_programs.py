@@ -160,6 +160,33 @@ def forward(model: nn.Module, x: Tensor) -> Step:
     return step
 
 
+def s4d_steps() -> dict[str, Step]:
+    """Return a training step of each model that `sat run s4d` trains, a batch of digits."""
+    from sat.data import load_data
+    from sat.methods.s4d.demo import MODELS, build
+    from sat.methods.s4d.digits import BATCH, CLIP, LR, SSM_LR
+    from sat.methods.s4d.layer import parameter_groups
+
+    x, target = next(iter(load_data("digits").batches(BATCH, torch.Generator().manual_seed(0))))
+    steps: dict[str, Step] = {}
+
+    def add(name: str, model: nn.Module) -> None:
+        optimizer = torch.optim.AdamW(parameter_groups(model, LR, ssm_lr=SSM_LR))
+
+        def step() -> None:
+            optimizer.zero_grad()
+            functional.cross_entropy(model(x.flatten(2)), target).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            optimizer.step()
+
+        steps[name] = step
+
+    for name in MODELS:
+        torch.manual_seed(0)
+        add(name, build(name))
+    return steps
+
+
 def programs() -> dict[str, Step]:
     """Return what is timed, by name."""
     torch.manual_seed(0)

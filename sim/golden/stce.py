@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sat.sim.build import compile_library
 from sat.sim.threads import Stopped, current_stop, side_by_side
@@ -91,6 +92,12 @@ class _Strides(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("stack", "row", "col")]
 
 
+class _Tables(ctypes.Structure):
+    """Where rows and columns lie that are no even distance apart."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("rows", "cols")]
+
+
 class _Plan(ctypes.Structure):
     """What the kernel needs to know of operands, but for where they lie."""
 
@@ -99,6 +106,8 @@ class _Plan(ctypes.Structure):
         *((name, _Strides) for name in ("a", "b", "start", "c")),
         *((name, ctypes.c_long) for name in ("threads", "a_kind", "a_numbers")),
         *((name, ctypes.c_long) for name in ("b_kind", "b_numbers")),
+        *((name, _Tables) for name in ("a_tables", "b_tables")),
+        ("c_outer", ctypes.c_long),
     ]
 
 
@@ -130,8 +139,71 @@ Layout = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape, and elements from one to the next along each of two or three axes."""
 
 
+@dataclass(frozen=True)
+class Loops:
+    """Rows or columns that lie as nested loops over memory, the last one fastest.
+
+    Parameters
+    ----------
+    sizes, steps : tuple of int
+        Of each loop; steps in elements.
+    """
+
+    sizes: tuple[int, ...]
+    steps: tuple[int, ...]
+
+    def places(self) -> NDArray[np.int64]:
+        """Return where each lies, in elements from the first one."""
+        at = np.zeros(1, np.int64)
+        for size, step in zip(self.sizes, self.steps, strict=True):
+            at = np.add.outer(at, step * np.arange(size)).ravel()
+        return at
+
+
+@dataclass(frozen=True)
+class LoopLayout:
+    """How a dense float16 operand lies whose rows and columns are nested loops over memory.
+
+    Parameters
+    ----------
+    count, step : int
+        Products of the stack, and elements from one to the next.
+    rows, cols : Loops
+    """
+
+    count: int
+    step: int
+    rows: Loops
+    cols: Loops
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(count, rows, cols)."""
+        return self.count, prod(self.rows.sizes), prod(self.cols.sizes)
+
+
 def _strides(layout: Layout) -> _Strides:
     return _Strides(*([0] * (3 - len(layout[1])) + list(layout[1])))
+
+
+def _placed(
+    layout: Layout | LoopLayout,
+) -> tuple[tuple[int, ...], _Strides, _Tables, list[NDArray[np.int64]]]:
+    """Return an operand's shape, strides and tables, and the arrays that hold the tables."""
+    if not isinstance(layout, LoopLayout):
+        return layout[0], _strides(layout), _Tables(), []
+    steps, kept = [layout.step], []
+    tables: list[int | None] = []
+    for loops in (layout.rows, layout.cols):
+        at = loops.places()
+        step = int(at[1]) if len(at) > 1 else 1
+        steps.append(step)
+        if (np.diff(at) == step).all():
+            tables.append(None)
+        else:
+            kept.append(at)
+            tables.append(at.ctypes.data)
+    return layout.shape, _Strides(*steps), _Tables(*tables), kept
 
 
 class Plan:
@@ -139,7 +211,7 @@ class Plan:
 
     Parameters
     ----------
-    a, b : Layout
+    a, b : Layout or LoopLayout
         (rows, depth) or (count, rows, depth), and (…, depth, cols) or, of pattern n:m,
         (…, kept, cols). An operand whose kind is not float16's fills its memory without gaps.
     start : Layout or None
@@ -147,6 +219,8 @@ class Plan:
     n, m, threads : int
     kinds : tuple of int
         Types of both operands, of `KINDS`.
+    outer : int
+        Columns are (outer, others), and the result's are (others, outer); without a start.
 
     Attributes
     ----------
@@ -156,17 +230,21 @@ class Plan:
 
     def __init__(
         self,
-        a: Layout,
-        b: Layout,
+        a: Layout | LoopLayout,
+        b: Layout | LoopLayout,
         start: Layout | None = None,
         n: int = 1,
         m: int = 1,
         threads: int = 1,
         kinds: tuple[int, int] = (0, 0),
+        outer: int = 1,
     ) -> None:
-        *stack, self.rows, self.depth = a[0]
+        a_shape, a_strides, a_tables, held = _placed(a)
+        b_shape, b_strides, b_tables, also = _placed(b)
+        self._tables = held + also
+        *stack, self.rows, self.depth = a_shape
         self.n, self.m, self.threads = n, m, threads
-        self.cols, kept = b[0][-1], b[0][-2]
+        kept, self.cols = b_shape[-2:]
         self.shape = (*stack, self.rows, self.cols)
         self.long = prod(self.shape) * kept >= LONG_MACS
         self._struct = _Plan(
@@ -176,15 +254,18 @@ class Plan:
             self.depth,
             n,
             m,
-            _strides(a),
-            _strides(b),
+            a_strides,
+            b_strides,
             _Strides() if start is None else _strides(start),
             _Strides(self.rows * self.cols, self.cols, 1),
             threads,
             kinds[0],
-            prod(a[0]),
+            prod(a_shape),
             kinds[1],
-            prod(b[0]),
+            prod(b_shape),
+            a_tables,
+            b_tables,
+            outer,
         )
         self._address = ctypes.addressof(self._struct)
 

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <vector>
+
 #include "fold_vectors.h"
 
 namespace {
@@ -77,17 +79,14 @@ void dense_product(const Slice& s) {
     const long depth_block = std::min(DEPTH_BLOCK, s.depth);
     const long row_pitch = by_depth ? depth_block : ROW_PITCH;
     float* const a_packed = a_buffer.room(row_block * row_pitch);
-    float* const b_packed = b_buffer.room(depth_block * col_block);
+    const bool one_block = s.rows <= row_block;
+    float* const b_packed = b_buffer.room(depth_block * (one_block ? tile_cols : col_block));
     const bool straight = s.c_at.col == 1 && (!s.start || s.start_at.col == 1);
     float edge[TILE_ROWS * TILE_COLS];
     for (long c0 = 0; c0 < s.cols; c0 += col_block) {
         const long cols = std::min(col_block, s.cols - c0);
         for (long k0 = 0; k0 < s.depth; k0 += depth_block) {
             const long depth = std::min(depth_block, s.depth - k0);
-            for (long c = 0; c < cols; c += tile_cols)
-                pack(s.b + k0 * s.b_at.row + (c0 + c) * s.b_at.col, s.b_at.col, s.b_at.row,
-                     std::min(tile_cols, cols - c), depth, b_packed + c * depth, tile_cols,
-                     tile_cols);
             const float* in = k0 ? s.c : s.start;
             const Strides in_at = k0 ? s.c_at : s.start_at;
             for (long r0 = 0; r0 < s.rows; r0 += row_block) {
@@ -95,16 +94,20 @@ void dense_product(const Slice& s) {
                 const long rows = std::min(row_block, s.rows - r0);
                 for (long r = 0; r < rows; r += tile_rows) {
                     const long high = std::min(tile_rows, rows - r);
-                    const uint16_t* from = s.a + (r0 + r) * s.a_at.row + k0 * s.a_at.col;
                     float* to = a_packed + r * row_pitch;
                     if (by_depth)
-                        pack(from, s.a_at.row, s.a_at.col, high, depth, to, high, high);
+                        pack(s.a, s.a_rows(), s.a_cols(), r0 + r, k0, high, depth, to, high, high);
                     else
-                        pack(from, 1, s.a_at.row, depth, high, to, ROW_PITCH, depth);
+                        pack(s.a, s.a_cols(), s.a_rows(), k0, r0 + r, depth, high, to, ROW_PITCH,
+                             depth);
                 }
                 for (long c = 0; c < cols; c += tile_cols) {
                     const long width = std::min(tile_cols, cols - c);
-                    const float* b = b_packed + c * depth;
+                    // Packed where it is used first; kept only if it is used again.
+                    float* const b = b_packed + (one_block ? 0 : c * depth);
+                    if (r0 == 0)
+                        pack(s.b, s.b_cols(), s.b_rows(), c0 + c, k0, width, depth, b, tile_cols,
+                             tile_cols);
                     for (long r = 0; r < rows; r += tile_rows) {
                         const long high = std::min(tile_rows, rows - r);
                         const Tile compute = tile_for(high, narrow, by_depth);
@@ -167,7 +170,15 @@ SideTile side_tile_of(long rows, long cols, std::integer_sequence<int, I...>) {
 
 // A matrix of LANES products as vectors, row by row.
 template <class T>
-void pack_side(const T* from, const Strides& at, long products, long rows, long cols, float* to) {
+void pack_side(const T* from, const Strides& at, long products, long rows, long cols, float* to,
+               const Tables& tables = {}) {
+    if (tables.rows || tables.cols) {
+        const Axis row = {at.row, tables.rows}, col = {at.col, tables.cols};
+        for (long r = 0; r < rows; r++)
+            for (long c = 0; c < cols; c++, to += LANES)
+                pack(from + row(r) + col(c), at.stack, 0, products, 1, to, LANES, LANES);
+        return;
+    }
     if (at.row == cols * at.col)  // without gaps: one row
         return pack(from, at.stack, at.col, products, rows * cols, to, LANES, LANES);
     if (cols == 1) return pack(from, at.stack, at.row, products, rows, to, LANES, LANES);
@@ -185,7 +196,7 @@ void side_products(const Slice& s, long first, long products) {
     float* const a_packed = a_buffer.room(row_block * depth_block * LANES);
     float* const b_packed = b_buffer.room(s.depth * s.cols * LANES);
     float* const sums = sum_buffer.room(row_block * s.cols * LANES);
-    pack_side(s.b + first * s.b_at.stack, s.b_at, products, s.depth, s.cols, b_packed);
+    pack_side(s.b + first * s.b_at.stack, s.b_at, products, s.depth, s.cols, b_packed, s.b_tables);
     for (long r0 = 0; r0 < s.rows; r0 += row_block) {
         const long rows = std::min(row_block, s.rows - r0);
         if (s.start)
@@ -196,8 +207,11 @@ void side_products(const Slice& s, long first, long products) {
         for (long k0 = 0; k0 < s.depth; k0 += depth_block) {
             if (*s.stop) return;
             const long depth = std::min(depth_block, s.depth - k0);
-            pack_side(s.a + first * s.a_at.stack + r0 * s.a_at.row + k0 * s.a_at.col, s.a_at,
-                      products, rows, depth, a_packed);
+            const Tables &at = s.a_tables,
+                         here = {at.rows ? at.rows + r0 : nullptr, at.cols ? at.cols + k0 : nullptr};
+            const long r = at.rows ? 0 : r0 * s.a_at.row, k = at.cols ? 0 : k0 * s.a_at.col;
+            pack_side(s.a + first * s.a_at.stack + r + k, s.a_at, products, rows, depth, a_packed,
+                      here);
             for (long r = 0; r < rows; r += SIDE)
                 for (long c = 0; c < s.cols; c += SIDE) {
                     const long high = std::min<long>(SIDE, rows - r);
@@ -229,6 +243,8 @@ Slice turned(const Slice& s) {
     Slice t = s;
     t.a = s.b, t.a_at = turn(s.b_at);
     t.b = s.a, t.b_at = turn(s.a_at);
+    t.a_tables = {s.b_tables.cols, s.b_tables.rows};
+    t.b_tables = {s.a_tables.cols, s.a_tables.rows};
     t.rows = s.cols, t.cols = s.rows;
     t.start_at = turn(s.start_at), t.c_at = turn(s.c_at);
     return t;
@@ -255,7 +271,42 @@ long side_cost(const Slice& s) {
            s.depth * s.cols * turns(s.b_at) + 2 * s.rows * s.cols * turns(s.c_at);
 }
 
+void dense(const Slice& s);
+
+// Blocks of the columns of a result that are stored the other way around: rows of sums stay in the
+// caches until they are.
+void dense_turned(const Slice& s) {
+    static thread_local Buffer sum_buffer;
+    constexpr long WIDTH = 4 * LANES;
+    const long outer = s.c_outer, inner = s.cols / outer;
+    const long width = std::min(WIDTH, inner), most_rows = std::min(ROW_BLOCK, s.rows);
+    std::vector<long> places(outer * width);
+    float* const sums = sum_buffer.room(most_rows * outer * width);
+    const Axis cols = s.b_cols(), rows = s.a_rows();
+    for (long p = 0; p < s.count; p++)
+        for (long i0 = 0; i0 < inner; i0 += width) {
+            const long wide = std::min(width, inner - i0);
+            for (long o = 0; o < outer; o++)
+                for (long i = 0; i < wide; i++) places[o * wide + i] = cols(o * inner + i0 + i);
+            Slice part = s;
+            part.c_outer = 1, part.count = 1;
+            part.b += p * s.b_at.stack;
+            part.b_tables.cols = places.data(), part.cols = outer * wide;
+            part.c = sums, part.c_at = {0, outer * wide, 1};
+            for (long r0 = 0; r0 < s.rows; r0 += most_rows) {
+                part.rows = std::min(most_rows, s.rows - r0);
+                part.a = s.a + p * s.a_at.stack + (s.a_tables.rows ? 0 : rows(r0));
+                if (s.a_tables.rows) part.a_tables.rows = s.a_tables.rows + r0;
+                dense(part);
+                float* to = s.c + p * s.c_at.stack + r0 * s.c_at.row + i0 * outer;
+                for (long r = 0; r < part.rows; r++, to += s.c_at.row)
+                    unpack(sums + r * outer * wide, wide, wide, outer, to, outer, 1);
+            }
+        }
+}
+
 void dense(const Slice& s) {
+    if (s.c_outer > 1) return dense_turned(s);
     const Slice t = turned(s);
     const long straight = dense_cost(s), around = dense_cost(t);
     const long each = std::min(straight, around);

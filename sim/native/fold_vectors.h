@@ -178,6 +178,54 @@ void pack(const T* from, long lane, long step, long lanes, long steps, float* to
     }
 }
 
+// Where the rows or columns of a matrix lie: `step` apart, or as a table says.
+struct Axis {
+    long step;
+    const long* at;
+
+    long operator()(long i) const { return at ? at[i] : i * step; }
+    // Numbers from `i` on, at most `most`, that lie side by side.
+    long run(long i, long most) const {
+        if (!at) return step == 1 ? most : std::min(most, 1L);
+        long length = std::min(most, 1L);
+        while (length < most && at[i + length] == at[i] + length) length++;
+        return length;
+    }
+};
+
+// The same for lanes and steps from `lane0` and `step0` on that lie anywhere.
+template <class T>
+void pack(const T* from, const Axis& lane, const Axis& step, long lane0, long step0, long lanes,
+          long steps, float* to, long width, long filled) {
+    if (!lane.at && !step.at)
+        return pack(from + lane(lane0) + step(step0), lane.step, step.step, lanes, steps, to, width,
+                    filled);
+    if (step.step == 1 && lane.step != 1 && filled % LANES == 0) {
+        for (long s = 0, run; s < steps; s += run) {
+            run = step.run(step0 + s, std::min<long>(LANES, steps - s));
+            for (long l = 0; l < lanes; l += LANES) {
+                const long high = std::min<long>(LANES, lanes - l);
+                Vector square[LANES] = {};
+                for (long i = 0; i < high; i++)
+                    square[i] = widened(from + lane(lane0 + l + i) + step(step0 + s), run);
+                turn(square);
+                for (long i = 0; i < run; i++) store(to + (s + i) * width + l, square[i]);
+            }
+        }
+        const long packed = (lanes + LANES - 1) / LANES * LANES;
+        for (long s = 0; packed < filled && s < steps; s++)
+            std::fill(to + s * width + packed, to + s * width + filled, 0.0f);
+        return;
+    }
+    for (long l = 0, run; l < lanes; l += run) {
+        run = lane.run(lane0 + l, lanes - l);
+        const T* const first = from + lane(lane0 + l);
+        for (long s = 0; s < steps; s++) widen(first + step(step0 + s), to + s * width + l, run);
+    }
+    for (long s = 0; lanes < filled && s < steps; s++)
+        std::fill(to + s * width + lanes, to + s * width + filled, 0.0f);
+}
+
 // The other way: `lanes` numbers of each of `steps` rows of `width` go to their places.
 inline void unpack(const float* from, long width, long lanes, long steps, float* to, long lane,
                    long step) {
@@ -221,6 +269,13 @@ struct Slice {
     long count, rows, cols, depth;
     long n, m;  // the pattern
     const volatile int* stop;  // not zero: the caller wants no result any more
+    Tables a_tables, b_tables;
+    long c_outer;  // as in the plan
+
+    Axis a_rows() const { return {a_at.row, a_tables.rows}; }
+    Axis a_cols() const { return {a_at.col, a_tables.cols}; }
+    Axis b_rows() const { return {b_at.row, b_tables.rows}; }
+    Axis b_cols() const { return {b_at.col, b_tables.cols}; }
 };
 
 }  // namespace

@@ -37,8 +37,14 @@ Slice part_of(const Slice& s, long Slice::*axis, long from, long to) {
     const auto move = [&](const Strides& at) {
         return from * (axis == &Slice::count ? at.stack : axis == &Slice::rows ? at.row : at.col);
     };
-    if (axis != &Slice::cols) part.a += move(s.a_at);
-    if (axis != &Slice::rows) {
+    // A table is moved along, or else the operand.
+    if (axis == &Slice::rows && s.a_tables.rows)
+        part.a_tables.rows += from;
+    else if (axis != &Slice::cols)
+        part.a += move(s.a_at);
+    if (axis == &Slice::cols && s.b_tables.cols) {
+        part.b_tables.cols += from;
+    } else if (axis != &Slice::rows) {
         part.b += move(s.b_at);
         if (s.indices) part.indices += move(s.b_at);
     }
@@ -48,11 +54,11 @@ Slice part_of(const Slice& s, long Slice::*axis, long from, long to) {
 }
 
 // Whole products go to the threads, or else rows or columns, whichever are more, in multiples of a
-// full block.
+// full block; rows if columns are stored in another order.
 std::vector<Slice> split(const Slice& s, long threads) {
     long Slice::*axis = s.count >= threads  ? &Slice::count
-                        : s.rows >= s.cols ? &Slice::rows
-                                           : &Slice::cols;
+                        : s.rows >= s.cols || s.c_outer > 1 ? &Slice::rows
+                                                            : &Slice::cols;
     long step = 1;
     if (axis == &Slice::rows) step = s.indices ? NM_ROWS : TILE_ROWS;
     if (axis == &Slice::cols) step = s.indices ? 2 : TILE_COLS;
@@ -144,7 +150,10 @@ extern "C" long golden_fold(const Plan* plan, const void* a, const void* b, cons
                            p.depth,
                            p.n,
                            p.m,
-                           stop};
+                           stop,
+                           p.a_tables,
+                           p.b_tables,
+                           p.c_outer};
         const long status = fold(p, all);
         left.end(), right.end();
         return status;

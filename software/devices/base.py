@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from sat.arrays import array_of, tensor_of
 from sat.devices.account import Run
-from sat.devices.operand import RightOperand
+from sat.devices.operand import RightOperand, Windows
 from sat.errors import DeviceClosedError, DeviceError
 from sat.rtl.config import SatConfig
 from sat.sim.threads import Turn
@@ -76,25 +76,29 @@ class RoundingDevice(Protocol):
 
     def multiply(
         self,
-        a: torch.Tensor,
-        b: torch.Tensor | RightOperand,
+        a: torch.Tensor | Windows,
+        b: torch.Tensor | Windows | RightOperand,
         start: torch.Tensor | None,
         lost: ctypes.Array[ctypes.c_long],
         out: torch.Tensor | None = None,
+        outer: int = 1,
     ) -> tuple[torch.Tensor, Product, Run]:
         """Return ``start + a @ b`` of operands rounded to float16, in turn, and the account.
 
         Parameters
         ----------
-        a : (rows, depth) or (count, rows, depth) tensor
+        a : (rows, depth) or (count, rows, depth) tensor, or Windows
             Of a real floating-point type, strided, in the host's memory, no number lazy.
-        b : (…, depth, cols) tensor or RightOperand
+        b : (…, depth, cols) tensor, Windows or RightOperand
         start : (…, rows, cols) or (cols,) float32 tensor, or None
         lost : array of three c_long
             How many numbers became infinite, zero and subnormal by rounding is added; of a
             `RightOperand` none did.
         out : (…, rows, cols) float32 tensor, contiguous, optional
             For the result.
+        outer : int
+            Columns are (outer, others), and the result's are (others, outer). Without a start,
+            dense operands only, unless it is 1.
 
         Returns
         -------

@@ -17,7 +17,13 @@ from sat.dataflow.compile.step import Sgd
 from sat.dataflow.products import Product
 from sat.devices.account import Prediction
 from sat.devices.base import Device, Run, Tensors, exclusive, make_config
-from sat.devices.operand import RightOperand, bytes_passing, product_between, product_of
+from sat.devices.operand import (
+    RightOperand,
+    Windows,
+    bytes_passing,
+    product_between,
+    product_of,
+)
 from sat.devices.stages import check_tensors, stage_macs
 from sat.rtl.config import SatConfig
 from sat.sim.golden import layer as golden
@@ -36,7 +42,7 @@ PLANS = 4096
 
 _KINDS = {getattr(torch, name): kind for name, kind in stce.KINDS.items()}
 
-Operand = TypeVar("Operand", Tensor, Tensor | RightOperand)
+Operand = TypeVar("Operand", Tensor | Windows, Tensor | Windows | RightOperand)
 
 
 class _Form:
@@ -58,12 +64,26 @@ class _Form:
         self.right = 2 * product.count * product.depth * product.cols  # bytes, if it is dense
 
 
-def _has_gaps(x: Tensor | RightOperand) -> bool:
+def _key(x: Tensor | Windows | RightOperand) -> tuple[object, ...]:
+    """Return what an operand's form depends on."""
+    if isinstance(x, Tensor):
+        return x.shape, x.stride(), x.dtype
+    return (x.layout,) if isinstance(x, Windows) else (x.layout, x.pattern.n, x.pattern.m)
+
+
+def _lies(x: Tensor | Windows | RightOperand) -> tuple[stce.Layout | stce.LoopLayout, int]:
+    """Return an operand's layout, and its type as the kernel knows it."""
+    if isinstance(x, Tensor):
+        return (tuple(x.shape), tuple(x.stride())), _KINDS[x.dtype]
+    return x.layout, 0
+
+
+def _has_gaps(x: Tensor | Windows | RightOperand) -> bool:
     """Return whether numbers that have to be rounded do not fill their memory, one after another.
 
     In whatever order.
     """
-    if isinstance(x, RightOperand) or x.dtype is torch.float16:
+    if not isinstance(x, Tensor) or x.dtype is torch.float16:
         return False
     step = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
@@ -153,25 +173,31 @@ class GoldenDevice(Device):
 
     def multiply(
         self,
-        a: Tensor,
-        b: Tensor | RightOperand,
+        a: Tensor | Windows,
+        b: Tensor | Windows | RightOperand,
         start: Tensor | None,
         lost: ctypes.Array[ctypes.c_long],
         out: Tensor | None = None,
+        outer: int = 1,
     ) -> tuple[Tensor, Product, Run]:
         """Return ``start + a @ b`` of operands rounded to float16; see `RoundingDevice`."""
         with self._turn():
             self._require_open()
             before = time.perf_counter()
-            form = self._form(a, b, start)
+            form = self._form(a, b, start, outer)
             if form is None:
                 a, b = _without_gaps(a), _without_gaps(b)
-                form = self._form(a, b, start)
+                form = self._form(a, b, start, outer)
                 assert form is not None, "what is laid out anew has no gaps"
             result = torch.empty(form.plan.shape) if out is None else out
-            at_b, indices = b.addresses if isinstance(b, RightOperand) else (b.data_ptr(), None)
+            at_a = a.data_ptr() if isinstance(a, Tensor) else a.address
+            at_b, indices = b.data_ptr() if isinstance(b, Tensor) else 0, None
+            if isinstance(b, Windows):
+                at_b = b.address
+            elif isinstance(b, RightOperand):
+                at_b, indices = b.addresses
             at_start = None if start is None else start.data_ptr()
-            status = form.plan.run(a.data_ptr(), at_b, indices, at_start, result.data_ptr(), lost)
+            status = form.plan.run(at_a, at_b, indices, at_start, result.data_ptr(), lost)
             assert status == -1, "a compact operand is checked where it is made"
             kept, right = False, form.right
             if isinstance(b, RightOperand):
@@ -197,37 +223,43 @@ class GoldenDevice(Device):
         )
         return run
 
-    def _form(self, a: Tensor, b: Tensor | RightOperand, start: Tensor | None) -> _Form | None:
+    def _form(
+        self,
+        a: Tensor | Windows,
+        b: Tensor | Windows | RightOperand,
+        start: Tensor | None,
+        outer: int,
+    ) -> _Form | None:
         """Return the form of a product; None if an operand to be rounded has gaps."""
-        key: tuple[object, ...]
-        if isinstance(b, RightOperand):
-            key = (a.shape, a.stride(), a.dtype, b.layout, b.pattern.n, b.pattern.m)
-        else:
-            key = (a.shape, a.stride(), a.dtype, b.shape, b.stride(), b.dtype)
+        key = (*_key(a), *_key(b), outer)
         if start is not None:
             key = (*key, start.shape, start.stride())
         form = self._forms.get(key)
         if form is None and not (_has_gaps(a) or _has_gaps(b)):
             if len(self._forms) >= PLANS:
                 self._forms.clear()
-            form = self._forms[key] = self._new_form(a, b, start)
+            form = self._forms[key] = self._new_form(a, b, start, outer)
         return form
 
-    def _new_form(self, a: Tensor, b: Tensor | RightOperand, start: Tensor | None) -> _Form:
-        if isinstance(b, RightOperand):
-            right, n, m = b.layout, b.pattern.n, b.pattern.m
-        else:
-            right, n, m = (tuple(b.shape), tuple(b.stride())), 1, 1
-        shape = (*a.shape[:-1], right[0][-1])
+    def _new_form(
+        self,
+        a: Tensor | Windows,
+        b: Tensor | Windows | RightOperand,
+        start: Tensor | None,
+        outer: int,
+    ) -> _Form:
+        n, m = (b.pattern.n, b.pattern.m) if isinstance(b, RightOperand) else (1, 1)
+        cols = b.cols if isinstance(b, RightOperand) else b.shape[-1]
+        shape = (*a.shape[:-1], cols)
         first: stce.Layout | None = None
         row_step = None
         if start is not None:
             first = shape, tuple(start.expand(shape).stride())
             row_step = first[1][-2] if shape[-2] > 1 else 0
         product = product_between(tuple(a.shape), shape[-1], n, m, row_step)
-        kinds = _KINDS[a.dtype], 0 if isinstance(b, RightOperand) else _KINDS[b.dtype]
-        left = tuple(a.shape), tuple(a.stride())
-        plan = stce.Plan(left, right, first, n, m, self.threads_for(product.macs), kinds)
+        (left, a_kind), (right, b_kind) = _lies(a), _lies(b)
+        threads = self.threads_for(product.macs)
+        plan = stce.Plan(left, right, first, n, m, threads, (a_kind, b_kind), outer)
         return _Form(product, plan, self._prediction(product, "auto"))
 
     def threads_for(self, macs: int) -> int:

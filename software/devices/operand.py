@@ -8,8 +8,10 @@ from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sat.dataflow.products import Product, StartShape
+from sat.sim.golden.stce import LoopLayout
 from sat.sparsity.pattern import DENSE, Pattern
 
 
@@ -70,6 +72,36 @@ class RightOperand:
     def nbytes(self) -> int:
         """Bytes that the host sends of it."""
         return self.values.nbytes + (0 if self.indices is None else self.indices.nbytes)
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """A dense operand whose rows and columns are nested loops over memory, not copied.
+
+    As are what a convolution's taps read of a picture.
+
+    Parameters
+    ----------
+    memory : Tensor
+        float16, what they lie in.
+    first : int
+        Elements from its first one to theirs.
+    layout : LoopLayout
+    """
+
+    memory: Tensor
+    first: int
+    layout: LoopLayout
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(count, rows, columns)."""
+        return self.layout.shape
+
+    @property
+    def address(self) -> int:
+        """Where the first number lies."""
+        return self.memory.data_ptr() + 2 * self.first
 
 
 def product_of(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sat.arrays import array_of, tensor_of
-from sat.devices.operand import RightOperand
+from sat.devices.operand import RightOperand, Windows
 from sat.offload import precision as fp32
 from sat.offload.handlers import COMPLEX, as_type
 from sat.offload.meter import Array16, Meter
@@ -40,24 +40,29 @@ class Arithmetic:
     ) -> None:
         self.meter, self.precision = meter, precision
         self.prune_left, self.prune_right = prune_left, prune_right
+        dense = prune_left.dense and prune_right.dense
+        self.takes_windows = meter.takes_windows and dense and precision == "fp16"
         self.space = Workspace()
         self._seen = SeenOperands()
 
     def matmul(
         self,
-        a: Tensor,
-        b: Tensor,
+        a: Tensor | Windows,
+        b: Tensor | Windows,
         wide: torch.dtype,
         start: Tensor | None = None,
         *,
         passing: bool = False,
+        lasting: bool = False,
+        outer: int = 1,
     ) -> Tensor:
         """Return start + a @ b for matrices, or for stacks of as many.
 
         Parameters
         ----------
-        a, b : Tensor
+        a, b : Tensor or Windows
             (rows, depth) and (depth, cols), or with the number of products in front of both.
+            Windows if ``takes_windows``.
         wide : torch.dtype
             float32, float64 or complex: type of the result.
         start : Tensor, optional
@@ -66,7 +71,19 @@ class Arithmetic:
         passing : bool
             Whether the operands are no weights to keep, and the result is read before the next
             product.
+        lasting : bool
+            Whether the result is kept, though operands are passing.
+        outer : int
+            Columns are (outer, others), and the result's are (others, outer); 1 unless
+            ``takes_windows``, and without a start.
         """
+        if isinstance(a, Windows) or isinstance(b, Windows) or outer > 1:
+            space = None if lasting else self.space
+            first = as_type(start, torch.float32) if start is not None else None
+            if wide is not torch.float64:
+                return self.meter.multiply(a, b, first, space, outer)
+            made = self.meter.multiply(a, b, None, space, outer).double()
+            return made if start is None else made + start
         if wide in COMPLEX:
             return self._complex(a, b, wide, start)
         if b.ndim == 3 and b.stride(0) == 0 and len(b) > 1 and (start is None or start.ndim == 1):
@@ -93,7 +110,8 @@ class Arithmetic:
             kept = None if passing else self._seen.operand(b, self.lost, self._pruned)
             if kept is None and not self.prune_right.dense:
                 kept = self._pruned(self._halves(b))
-            space = self.space if passing and wide is torch.float32 else None
+            brief = passing and not lasting and wide is torch.float32
+            space = self.space if brief else None
             made = self.meter.multiply(a, b if kept is None else kept, first, space)
         else:
             if first is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sat.devices.operand import Windows
 from sat.offload.handlers import Products, Size, handles, wide_type
-from sat.offload.layout import channels_first, channels_last
+from sat.offload.layout import channels_first, channels_last, kernel_first
 from sat.offload.lowering import (
+    CACHED,
     Geometry,
     Phase,
+    Taps,
     at_positions,
     backward_phases,
     every_phase,
@@ -23,17 +27,28 @@ from sat.offload.lowering import (
     place,
     result_format,
     stacked_windows,
+    windows_in,
 )
+from sat.offload.rounding import Lost
 
 
 def _geometry(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry:
-    axes = weight.ndim - 2
+    return _geometry_of(weight.shape[2:], tuple(stride), tuple(padding), tuple(dilation), groups)
 
-    def each(value: Any) -> tuple[int, ...]:
-        return tuple(value) * axes if len(value) == 1 else tuple(value)
+
+@functools.lru_cache(CACHED)
+def _geometry_of(
+    kernel: torch.Size,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Geometry:
+    def each(value: tuple[int, ...]) -> tuple[int, ...]:
+        return value * len(kernel) if len(value) == 1 else value
 
     return Geometry(
-        tuple(weight.shape[2:]),
+        tuple(kernel),
         each(stride),
         tuple((p, p) for p in each(padding)),
         each(dilation),
@@ -50,17 +65,26 @@ def _correlate(
     wide: torch.dtype,
     outputs: Sequence[int] | None = None,
 ) -> Tensor:
-    """Return a convolution: x (batch, *sizes, in), w (out, *kernel, in per group).
+    """Return a convolution: x (batch, *sizes, in), w (*kernel, in per group, out).
 
     As (batch, *outputs, groups, out per group): groups are a stack of products.
     """
     taps = forward_taps(g, x.shape[1:-1], outputs)
-    reads = [[t] for t in taps]
-    left = stacked_windows(pad(x, reads), taps, front(reads), g.groups, mode.space)
-    right = w.reshape(g.groups, len(w) // g.groups, -1).transpose(1, 2)
+    reads = tuple((t,) for t in taps)
+    left = _windows(mode, pad(x, reads, mode.space), taps, front(reads), g.groups)
+    right = w.reshape(-1, g.groups, w.shape[-1] // g.groups).transpose(0, 1)
     start = _by_group(bias, g.groups, left.shape[1])
     made = mode.matmul(left, right, wide, start, passing=True)
     return made.view(g.groups, len(x), *(t.outputs for t in taps), -1).movedim(0, -2)
+
+
+def _windows(
+    mode: Products, x: Tensor, taps: Sequence[Taps], low: Sequence[int], groups: int
+) -> Tensor | Windows:
+    """Return what taps read of a padded picture, as `stacked_windows`, copied only if need be."""
+    if mode.takes_windows and x.dtype is torch.float16:
+        return windows_in(x, taps, low, groups)
+    return stacked_windows(x, taps, low, groups, mode.space)
 
 
 def _by_group(bias: Tensor | None, groups: int, rows: int) -> Tensor | None:
@@ -82,13 +106,13 @@ def _scatter(
     The weight is (*kernel, out, in per group). As (batch, *sizes, groups, in per group).
     """
     phases = backward_phases(g, sizes)
-    reads = [[phase.taps for phase in axis] for axis in phases]
-    padded = pad(dy, reads)
+    reads = tuple(tuple(phase.taps for phase in axis) for axis in phases)
+    padded = pad(dy, reads, mode.space)
     ins = w.shape[-1]
 
     def part(chosen: Sequence[Phase]) -> Tensor:
         taps = [phase.taps for phase in chosen]
-        left = stacked_windows(padded, taps, front(reads), g.groups, mode.space)
+        left = _windows(mode, padded, taps, front(reads), g.groups)
         # (*kernel, out, in) to (groups, kernel positions and out per group, in)
         kept = at_positions(w, chosen, 0).flatten(0, -3).unflatten(1, (g.groups, -1))
         right = kept.movedim(1, 0).flatten(1, 2)
@@ -107,21 +131,41 @@ def _scatter(
 
 
 def _weight_gradient(
-    mode: Products, x: Tensor, dy: Tensor, g: Geometry, wide: torch.dtype
+    mode: Products,
+    x: Tensor,
+    dy: Tensor,
+    g: Geometry,
+    weight: Tensor,
+    layout: torch.memory_format,
 ) -> Tensor:
-    """Return (out, *kernel, in per group) from x (batch, *sizes, in), dy (batch, *outputs, out)."""
+    """Return a gradient like the weight from x (batch, *sizes, in), dy (batch, *outputs, out)."""
+    wide = wide_type(weight.dtype)
     taps = forward_taps(g, x.shape[1:-1], dy.shape[1:-1])
-    reads = [[t] for t in taps]
+    reads = tuple((t,) for t in taps)
     outs = dy.shape[-1]
     left = dy.reshape(-1, g.groups, outs // g.groups).permute(1, 2, 0)
-    right = stacked_windows(pad(x, reads), taps, front(reads), g.groups, mode.space)
-    return mode.matmul(left, right, wide, passing=True).view(outs, *g.kernel, -1)
+    right = _windows(mode, pad(x, reads, mode.space), taps, front(reads), g.groups)
+    if isinstance(right, Windows):
+        # Its columns come out as torch has them, channels before the kernel.
+        as_is = weight.dtype is wide and layout is torch.contiguous_format
+        made = mode.matmul(left, right, wide, passing=True, lasting=as_is, outer=g.taps)
+        made = made.view(weight.shape)
+        return made if as_is else made.to(weight.dtype, memory_format=layout, copy=True)
+    made = mode.matmul(left, right, wide, passing=True).view(outs, *g.kernel, -1)
+    return channels_first(made, weight.dtype, layout)
 
 
-def _last(mode: Products, x: Tensor, name: str, *, outside: bool = False) -> Tensor:
-    """Return a picture or weight with its second axis last, rounded now if it will be anyway."""
-    early = mode.precision == "fp16" and not x.is_complex()
-    return channels_last(x, mode.lost if early else None, mode.space, name, outside=outside)
+def _early(mode: Products, x: Tensor) -> Lost | None:
+    """Return where losses go if an operand is rounded before it is turned, as it will be anyway."""
+    return mode.lost if mode.precision == "fp16" and not x.is_complex() else None
+
+
+def _last(mode: Products, x: Tensor, name: str) -> Tensor:
+    return channels_last(x, _early(mode, x), mode.space, name)
+
+
+def _weight(mode: Products, x: Tensor, *, swap: bool) -> Tensor:
+    return kernel_first(x, _early(mode, x), mode.space, "weight", swap=swap)
 
 
 def _conv_size(
@@ -189,7 +233,7 @@ def _convolution(
     groups: int,
 ) -> Tensor:
     g, wide = _geometry(weight, stride, padding, dilation, groups), wide_type(x.dtype)
-    pictures, lanes = _last(mode, x, "x"), _last(mode, weight, "weight", outside=transposed)
+    pictures, lanes = _last(mode, x, "x"), _weight(mode, weight, swap=not transposed)
     if transposed:
         sizes = _outputs(x, g, True, output_padding)
         assert sizes is not None
@@ -234,7 +278,7 @@ def _convolution_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     g, wide = _geometry(weight, stride, padding, dilation, groups), wide_type(x.dtype)
     gradient, pictures = _last(mode, dy, "dy"), _last(mode, x, "x")
-    lanes = _last(mode, weight, "weight", outside=not transposed)
+    lanes = _weight(mode, weight, swap=transposed)
     layout = result_format(x, weight)
     dx = dw = db = None
     if output_mask[0]:
@@ -245,8 +289,7 @@ def _convolution_backward(
         dx = channels_first(made.flatten(-2), x.dtype, layout)
     if output_mask[1]:
         pair = (gradient, pictures) if transposed else (pictures, gradient)
-        made = _weight_gradient(mode, *pair, g, wide)
-        dw = channels_first(made, weight.dtype, layout)
+        dw = _weight_gradient(mode, *pair, g, weight, layout)
     if output_mask[2]:
         db = dy.detach().sum([0, *range(2, dy.ndim)])
     return dx, dw, db

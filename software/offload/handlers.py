@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sat.devices.operand import Windows
 from sat.offload.report import size_text
 from sat.offload.rounding import Lost
 from sat.offload.workspace import Workspace
@@ -43,22 +44,28 @@ class Products(Protocol):
     def lost(self) -> Lost:
         """What rounding loses of the operation at hand."""
 
+    takes_windows: bool
+    """Whether operands may be windows in pictures of float16, and results' columns turned."""
+
     space: Workspace
     """Memory for what a handler makes on its way."""
 
     def matmul(
         self,
-        a: Tensor,
-        b: Tensor,
+        a: Tensor | Windows,
+        b: Tensor | Windows,
         wide: torch.dtype,
         start: Tensor | None = None,
         *,
         passing: bool = False,
+        lasting: bool = False,
+        outer: int = 1,
     ) -> Tensor:
         """Return start + a @ b, as ``wide``; stacks have their number in front.
 
         ``passing`` if the operands were made just now, and the result is read before the next
-        product: the first are no weights to keep, and the other's memory is used again.
+        product, unless it is ``lasting``: the first are no weights to keep, and the other's memory
+        is used again. ``outer`` as for `Arithmetic.matmul`.
         """
 
     def refusal(self, tensors: Sequence[Tensor], macs: int) -> str | None:

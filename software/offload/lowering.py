@@ -7,6 +7,7 @@ each. Everything that is computed from a convolution (SAT layers, `sat.offload`)
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,12 @@ from torch._prims_common import suggest_memory_format
 from torch.nn import functional
 
 from sat.arrays import array_of
+from sat.devices.operand import Windows
 from sat.offload.workspace import Workspace
+from sat.sim.golden.stce import LoopLayout, Loops
+
+CACHED = 4096
+"""Shapes of convolutions that are known by heart."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class Phase:
 
 def forward_taps(
     g: Geometry, sizes: Sequence[int], outputs: Sequence[int] | None = None
-) -> list[Taps]:
+) -> tuple[Taps, ...]:
     """Return what each axis of a convolution reads of an input of these sizes.
 
     Parameters
@@ -109,14 +115,21 @@ def forward_taps(
         Sizes of the output, where they are not all that the input has room for: an input that was
         made by a transposed convolution may be longer, by its output padding.
     """
+    return _forward_taps(g, tuple(sizes), None if outputs is None else tuple(outputs))
+
+
+@functools.lru_cache(CACHED)
+def _forward_taps(
+    g: Geometry, sizes: tuple[int, ...], outputs: tuple[int, ...] | None
+) -> tuple[Taps, ...]:
     made = outputs or [g.outputs(axis, size) for axis, size in enumerate(sizes)]
-    return [
+    return tuple(
         Taps(-g.padding[i][0], g.dilation[i], g.kernel[i], g.stride[i], count)
         for i, count in enumerate(made)
-    ]
+    )
 
 
-def backward_phases(g: Geometry, sizes: Sequence[int]) -> list[list[Phase]]:
+def backward_phases(g: Geometry, sizes: Sequence[int]) -> tuple[tuple[Phase, ...], ...]:
     """Split the input's gradient, axis by axis, into convolutions of the output's gradient.
 
     Input position h takes from output o through kernel position r exactly if
@@ -124,10 +137,15 @@ def backward_phases(g: Geometry, sizes: Sequence[int]) -> list[list[Phase]]:
     share their r, and along them o moves by 1: no zeros are inserted, no product is wasted. The r
     ascend, as the device sums over them, so the o that they read descend.
     """
-    return [_axis_phases(g, axis, size) for axis, size in enumerate(sizes)]
+    return _backward_phases(g, tuple(sizes))
 
 
-def _axis_phases(g: Geometry, axis: int, size: int) -> list[Phase]:
+@functools.lru_cache(CACHED)
+def _backward_phases(g: Geometry, sizes: tuple[int, ...]) -> tuple[tuple[Phase, ...], ...]:
+    return tuple(_axis_phases(g, axis, size) for axis, size in enumerate(sizes))
+
+
+def _axis_phases(g: Geometry, axis: int, size: int) -> tuple[Phase, ...]:
     stride, dilation, low = g.stride[axis], g.dilation[axis], g.padding[axis][0]
     step = -(dilation // gcd(stride, dilation))
     phases = []
@@ -137,7 +155,7 @@ def _axis_phases(g: Geometry, axis: int, size: int) -> list[Phase]:
         first = (start + low - positions[0] * dilation) // stride if positions else 0
         outputs = (size - start + stride - 1) // stride
         phases.append(Phase(start, Taps(first, step, len(positions), 1, outputs), positions))
-    return phases
+    return tuple(phases)
 
 
 def every_phase(phases: Sequence[Sequence[Phase]]) -> Iterator[tuple[Phase, ...]]:
@@ -149,18 +167,48 @@ def every_phase(phases: Sequence[Sequence[Phase]]) -> Iterator[tuple[Phase, ...]
 
 def front(taps: Sequence[Sequence[Taps]]) -> tuple[int, ...]:
     """Return the zeros that must stand in front of a picture, by axis."""
+    return _front(tuple(map(tuple, taps)))
+
+
+@functools.lru_cache(CACHED)
+def _front(taps: tuple[tuple[Taps, ...], ...]) -> tuple[int, ...]:
     return tuple(max([0, *(-t.least for t in axis if t.count)]) for axis in taps)
 
 
-def pad(x: Tensor, taps: Sequence[Sequence[Taps]]) -> Tensor:
+@functools.lru_cache(CACHED)
+def _back(taps: tuple[tuple[Taps, ...], ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the zeros that must stand behind a picture, by axis."""
+    return tuple(
+        max([0, *(t.greatest - size + 1 for t in axis if t.count)])
+        for axis, size in zip(taps, sizes, strict=True)
+    )
+
+
+def pad(
+    x: Tensor,
+    taps: Sequence[Sequence[Taps]],
+    space: Workspace | None = None,
+) -> Tensor:
     """Return a picture with zeros wherever any of the taps (by axis) read outside of it.
 
-    `front` says where the old first position is now.
+    `front` says where the old first position is now. In a workspace's memory, if one is given, and
+    if the picture is of float16 or float32.
     """
-    sides: list[int] = []
-    for low, axis, size in reversed(list(zip(front(taps), taps, x.shape[1:-1], strict=True))):
-        sides += [low, max([0, *(t.greatest - size + 1 for t in axis if t.count)])]
-    return functional.pad(x, (0, 0, *sides)) if any(sides) else x
+    every, sizes = tuple(map(tuple, taps)), x.shape[1:-1]
+    lows, highs = _front(every), _back(every, sizes)
+    if not any(lows) and not any(highs):
+        return x
+    if space is None or x.dtype not in (torch.float16, torch.float32):
+        sides = (side for pair in zip(lows[::-1], highs[::-1], strict=True) for side in pair)
+        return functional.pad(x, (0, 0, *sides))
+    array = array_of(x)
+    grown = (a + n + b for a, n, b in zip(lows, sizes, highs, strict=True))
+    shape = (len(array), *grown, array.shape[-1])
+    made, _ = space.array(f"padded {array.dtype}", shape, array.dtype.type)
+    made.view(np.uint8).fill(0)  # as bytes: numpy fills float16 number by number
+    inside = (slice(low, low + size) for low, size in zip(lows, sizes, strict=True))
+    made[(slice(None), *inside)] = array
+    return torch.from_numpy(made)
 
 
 def windows(x: Tensor, taps: Sequence[Taps], front: Sequence[int]) -> Tensor:
@@ -189,6 +237,53 @@ def stacked_windows(
 
     In a workspace's memory, if one is given.
     """
+    view = _window_view(x, taps, front, groups)
+    channels = view.shape[-1]
+    rows, count = len(x) * prod(t.outputs for t in taps), prod(t.count for t in taps)
+    if channels == 1:
+        # Groups stay side by side: so they are copied, and read, by rows.
+        beside = _copied(np.moveaxis(view, 0, -2), space)
+        lanes = beside.reshape(rows, count, groups).transpose(2, 0, 1)
+    else:
+        lanes = _copied(view, space).reshape(groups, rows, count * channels)
+    return torch.from_numpy(lanes).view(x.dtype)
+
+
+def windows_in(x: Tensor, taps: Sequence[Taps], front: Sequence[int], groups: int) -> Windows:
+    """Return what `stacked_windows` copies where it lies, in a picture of float16."""
+    return Windows(x, *_window_layout(x.shape, x.stride(), tuple(taps), tuple(front), groups))
+
+
+@functools.lru_cache(CACHED)
+def _window_layout(
+    shape: torch.Size,
+    strides: tuple[int, ...],
+    taps: tuple[Taps, ...],
+    front: tuple[int, ...],
+    groups: int,
+) -> tuple[int, LoopLayout]:
+    """Return how far the first number is from the picture's, and where the others are."""
+    outer, *inner, last = strides
+    channels = shape[-1] // groups
+    first = sum((t.first + low) * s for t, low, s in zip(taps, front, inner, strict=True))
+    rows = Loops(
+        (shape[0], *(t.outputs for t in taps)),
+        (outer, *(t.stride * s for t, s in zip(taps, inner, strict=True))),
+    )
+    cols = Loops(
+        (*(t.count for t in taps), channels),
+        (*(t.step * s for t, s in zip(taps, inner, strict=True)), last),
+    )
+    return first, LoopLayout(groups, channels * last, rows, cols)
+
+
+def _window_view(
+    x: Tensor, taps: Sequence[Taps], front: Sequence[int], groups: int
+) -> NDArray[Any]:
+    """Return a view of what `stacked_windows` copies: (groups, batch, *outputs, *taps, channels).
+
+    Of bfloat16, the bits, as int16.
+    """
     # numpy copies such views several times faster than torch, and steps backwards.
     bits = x.view(torch.int16) if x.dtype is torch.bfloat16 else x  # which numpy lacks
     array = array_of(bits)
@@ -196,30 +291,24 @@ def stacked_windows(
     inner = strides[1:-1]
     corner = tuple(slice(t.first + low, None) for t, low in zip(taps, front, strict=True))
     channels = x.shape[-1] // groups
-    view = np.lib.stride_tricks.as_strided(
+    view: NDArray[Any] = np.lib.stride_tricks.as_strided(
         array[(slice(None), *corner)],
         (
+            groups,
             len(x),
             *(t.outputs for t in taps),
             *(t.count for t in taps),
-            groups,
             channels,
         ),
         (
+            channels * strides[-1],
             strides[0],
             *(t.stride * s for t, s in zip(taps, inner, strict=True)),
             *(t.step * s for t, s in zip(taps, inner, strict=True)),
-            channels * strides[-1],
             strides[-1],
         ),
     )
-    rows, count = len(x) * prod(t.outputs for t in taps), prod(t.count for t in taps)
-    if channels == 1:
-        # Groups stay side by side: so they are copied, and read, by rows.
-        lanes = _copied(view, space).reshape(rows, count, groups).transpose(2, 0, 1)
-    else:
-        lanes = _copied(np.moveaxis(view, -2, 0), space).reshape(groups, rows, count * channels)
-    return torch.from_numpy(lanes).view(x.dtype)
+    return view
 
 
 def _copied(view: NDArray[Any], space: Workspace | None) -> NDArray[Any]:

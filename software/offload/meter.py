@@ -14,7 +14,7 @@ from sat.arrays import array_of, tensor_of
 from sat.dataflow.products import Product
 from sat.devices.base import Device, RoundingDevice, Run
 from sat.devices.context import current_label
-from sat.devices.operand import RightOperand, product_between, product_of
+from sat.devices.operand import RightOperand, Windows, product_between, product_of
 from sat.errors import CycleBudgetError
 from sat.offload import precision
 from sat.offload.report import DeviceWork, OffloadReport, Work, size_text
@@ -38,6 +38,7 @@ class Meter(Device):
         self._rounding: RoundingDevice | None = None
         if isinstance(inner, RoundingDevice) and inner.rounds:
             self._rounding = inner
+        self.takes_windows = self._rounding is not None
 
     def predict(self, product: Product, dataflow: str = "auto") -> int:
         return self.inner.predict(product, dataflow)
@@ -59,20 +60,25 @@ class Meter(Device):
 
     def multiply(
         self,
-        a: Tensor,
-        b: Tensor | RightOperand,
+        a: Tensor | Windows,
+        b: Tensor | Windows | RightOperand,
         start: Tensor | None,
         space: Workspace | None = None,
+        outer: int = 1,
     ) -> Tensor:
         """Return ``start + a @ b`` for the operation at hand, operands rounded to float16.
 
         Parameters
         ----------
         a : (rows, depth) or (count, rows, depth) tensor
+            Or Windows, as b, if this meter takes them.
         b : (…, depth, cols) tensor or RightOperand
         start : (…, rows, cols) or (cols,) float32 tensor, or None
         space : Workspace, optional
             Memory for the result, if it will be read before the next product.
+        outer : int
+            Columns are (outer, others), and the result's are (others, outer); 1 unless this meter
+            takes windows, and without a start.
 
         Returns
         -------
@@ -82,6 +88,7 @@ class Meter(Device):
         assert self.work is not None, "products are computed for an operation"
         lost = self.work.lost
         if self._rounding is None:
+            assert not isinstance(a, Windows) and not isinstance(b, Windows), "copied before"
             right = b if isinstance(b, RightOperand) else RightOperand.dense(halves(b, lost))
             first = None
             if start is not None:
@@ -94,7 +101,7 @@ class Meter(Device):
             cols = b.cols if isinstance(b, RightOperand) else b.shape[-1]
             out = space.tensor("product", (*a.shape[:-1], cols), torch.float32)
         began = time.perf_counter()
-        result, product, run = self._rounding.multiply(a, b, start, lost.counts, out)
+        result, product, run = self._rounding.multiply(a, b, start, lost.counts, out, outer)
         self._book(product, run, time.perf_counter() - began)
         return result
 
@@ -161,7 +168,9 @@ class Meter(Device):
         self.cycles += need
 
 
-def _product(a: Tensor, b: Tensor | RightOperand, start: Tensor | None) -> Product:
+def _product(
+    a: Tensor | Windows, b: Tensor | Windows | RightOperand, start: Tensor | None
+) -> Product:
     n, m, cols = 1, 1, 0
     if isinstance(b, RightOperand):
         n, m, cols = b.pattern.n, b.pattern.m, b.cols

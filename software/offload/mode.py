@@ -119,6 +119,7 @@ class Mode(TorchDispatchMode):
         # What handlers ask for, without a step between.
         self.precision, self.space = precision, self.arithmetic.space
         self.matmul = self.arithmetic.matmul
+        self.takes_windows = self.arithmetic.takes_windows
         self._known: dict[Form, tuple[Work, int]] = {}
 
     @classmethod

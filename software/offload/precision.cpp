@@ -264,7 +264,9 @@ struct Work {
         return (band ? of.further[band - 1].exponents : of.first->exponents).data();
     }
 
-    // Adds what the device returned to the total, scaled back.
+    // Adds what the device returned to the total, scaled back. FRESH: to zeros that nobody wrote, of
+    // a pair of first bands, which has all elements.
+    template <bool FRESH = false>
     void add(const float* sums, double* total) const {
         const int32_t *a = exponents(left, a_band), *b = exponents(right, b_band);
         const long lines = long(job.products.size()) * job.rows_each, each = job.cols_each;
@@ -296,10 +298,12 @@ struct Work {
                 // ldexp is right everywhere, but slow.
                 if (left_exponent + ends.first > -1000 && left_exponent + ends.second < 900) {
                     for (long c = 0; c < cols; c++)
-                        to[c] += sum[c] * power<double>(left_exponent + right_exponents[c]);
+                        to[c] = (FRESH ? 0 : to[c]) +
+                                sum[c] * power<double>(left_exponent + right_exponents[c]);
                 } else {
                     for (long c = 0; c < cols; c++)
-                        to[c] += std::ldexp(double(sum[c]), left_exponent + right_exponents[c]);
+                        to[c] = (FRESH ? 0 : to[c]) +
+                                std::ldexp(double(sum[c]), left_exponent + right_exponents[c]);
                 }
             }
         });
@@ -422,7 +426,7 @@ static long multiply(const Work& work, Fold fold, float* sums, const volatile in
     const long depth = as_they_lie ? work.depth : job.depth();
     Plan plan = {};
     plan.count = count, plan.rows = rows, plan.depth = depth, plan.cols = cols;
-    plan.n = plan.m = 1;
+    plan.n = plan.m = plan.c_outer = 1;
     plan.a = {rows * depth, depth, 1}, plan.b = {depth * cols, cols, 1};
     plan.c = plan.start = {rows * cols, cols, 1};
     plan.threads = work.threads;
@@ -442,6 +446,33 @@ static long multiply(const Work& work, Fold fold, float* sums, const volatile in
         work.spread(of, band, number, made);
         return made;
     };
+    if (!work.a_band && !work.b_band) {
+        // A block of the result stays in the caches while all passes add to it.
+        constexpr long SMALL = 1 << 17, COLS = 1024, ROWS = 96;
+        const bool small = rows * cols <= SMALL;
+        const long wide = small ? cols : std::min(COLS, cols);
+        const long high = small ? rows : std::min(rows, std::max(ROWS, SMALL / wide));
+        Plan block = plan;
+        if (!small) block.count = 1;
+        for (long p = 0; p < count; p += block.count)
+            for (long c = 0; c < cols; c += wide)
+                for (long r = 0; r < rows; r += high) {
+                    block.rows = std::min(high, rows - r), block.cols = std::min(wide, cols - c);
+                    const long a = p * plan.a.stack + r * plan.a.row;
+                    const long b = p * plan.b.stack + c * plan.b.col;
+                    float* const out = sums + (p * rows + r) * cols + c;
+                    const float* start = nullptr;
+                    for (const auto& pass : job.passes) {
+                        const long status = fold(
+                            &block, left.first->parts.get() + pass.first * left.size() + a,
+                            right.first->parts.get() + pass.second * right.size() + b, nullptr,
+                            start, out, stop, nullptr);
+                        if (status != -1) return status;
+                        start = out;
+                    }
+                }
+        return -1;
+    }
     const float* start = nullptr;
     for (const auto& pass : job.passes) {
         const uint16_t* a = part(left, work.a_band, pass.first, rows, a_room);
@@ -476,18 +507,25 @@ extern "C" long fp32_whole(const void* a, const void* b, const float* start,
         if (long(work->left.bands() * work->right.bands()) > most) return -1;
         double* const total =
             out_double ? static_cast<double*>(out) : totals(count * rows * cols);
-        std::fill_n(total, count * rows * cols, 0.0);
         long number = 0;
+        bool fresh = true;
         for (; work->advance(); number++) {
             const Job& job = work->job;
             float* const sums = made(job.products.size() * job.rows_each * job.cols_each);
             const long status = multiply(*work, fold, sums, stop, left, right);
             if (status != -1) return status;
-            work->add(sums, total);
+            if (fresh && !work->a_band && !work->b_band) {
+                work->add<true>(sums, total);
+            } else {
+                if (fresh) std::fill_n(total, count * rows * cols, 0.0);
+                work->add(sums, total);
+            }
+            fresh = false;
             const long size[] = {long(job.products.size()), job.rows_each, job.depth(),
                                  job.cols_each};
             std::copy_n(size, 4, jobs + 4 * number);
         }
+        if (fresh) std::fill_n(total, count * rows * cols, 0.0);
         const auto finish = [&](long from, long end, long) {
             for (long line = from; line < end; line++) {
                 double* const sum = total + line * cols;

@@ -425,8 +425,9 @@ void cut_all(const T* x, Operand& to, long threads) {
         if (&one != &found[0]) rest.insert(rest.end(), one.rest.begin(), one.rest.end());
     }
     // Products one after the other, as they are looked for.
-    std::stable_sort(rest.begin(), rest.end(),
-                     [](const Rest<T>& a, const Rest<T>& b) { return a.outer < b.outer; });
+    const auto before = [](const Rest<T>& a, const Rest<T>& b) { return a.outer < b.outer; };
+    if (!std::is_sorted(rest.begin(), rest.end(), before))
+        std::stable_sort(rest.begin(), rest.end(), before);
     cut_further(std::move(rest), to);
 }
 

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sat.sim import build
@@ -137,6 +137,58 @@ def test_a_stack_is_its_products_one_by_one_however_it_lies(
         first = start[i] if start_shape == "full" else start
         stored = None if pattern is None else sore.mask(b[i], *pattern)
         assert same_bits(got[i], fold(a[i], b[i], first, stored))
+
+
+def spread_out(rng, count, rows, cols):
+    """Return memory, where its first number is, and a layout of nested loops over it."""
+    loops = []
+    for sizes in (rows, cols):
+        steps = rng.integers(-9, 40, len(sizes))
+        steps[-1] = rng.choice([1, 1, 3, -2])
+        loops.append(stce.Loops(tuple(sizes), tuple(int(step) for step in steps)))
+    layout = stce.LoopLayout(count, int(rng.integers(50)), *loops)
+    at = np.add.outer(layout.step * np.arange(count), np.add.outer(*(x.places() for x in loops)))
+    return corner_weighted(rng, (int(at.max() - at.min()) + 1,)), at - at.min(), layout
+
+
+@settings(deadline=None)
+@given(
+    count=st.sampled_from([1, 2, 17]),
+    rows=st.lists(st.integers(1, 6), min_size=2, max_size=3),
+    depth=st.lists(st.integers(1, 6), min_size=2, max_size=3),
+    cols=st.tuples(st.integers(1, 10), st.integers(1, 40)),
+    spread=st.sampled_from(["left", "right", "both"]),
+    turn=st.booleans(),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**32),
+)
+@example(1, [2, 100], [300], (9, 70), "right", True, 1, 0)
+@example(1, [2, 100], [3, 100], (9, 70), "both", True, 2, 0)
+@example(1, [2, 100], [3, 100], (9, 140), "both", False, 2, 0)
+def test_rows_and_columns_may_be_nested_loops(
+    count, rows, depth, cols, spread, turn, threads, seed
+):
+    rng = np.random.default_rng(seed)
+    (a, a_at, left), (b, b_at, right) = (
+        spread_out(rng, count, *sizes) for sizes in ((rows, depth), (depth, cols))
+    )
+    whole_a, whole_b = a[a_at], b[b_at]
+    if spread != "both":
+        array = whole_a if spread == "right" else whole_b
+        lies = array.shape, tuple(step // 2 for step in array.strides)
+        if spread == "right":
+            a, a_at, left = array, np.zeros((1, 1, 1), int), lies
+        else:
+            b, b_at, right = array, np.zeros((1, 1, 1), int), lies
+    outer = cols[0] if turn else 1
+    plan = stce.Plan(left, right, threads=threads, outer=outer)
+    made = np.empty(plan.shape, np.float32)
+    first = [x.ctypes.data + 2 * int(at[0, 0, 0]) for x, at in ((a, a_at), (b, b_at))]
+    assert plan.run(*first, None, None, made.ctypes.data) == -1
+    want = stce.matmul(whole_a, whole_b)
+    if turn:
+        want = want.reshape(*want.shape[:2], *cols).swapaxes(2, 3).reshape(want.shape)
+    assert same_bits(made, want)
 
 
 def other_flags():

@@ -14,7 +14,8 @@ import sat
 from sat.dataflow.products import StartShape
 from sat.devices.operand import RightOperand
 from sat.offload import precision
-from sat.offload.layout import channels_first, channels_last
+from sat.offload.layout import channels_first, channels_last, kernel_first
+from sat.offload.lowering import Geometry, forward_taps, pad
 from sat.offload.rounding import Lost, halves
 from sat.offload.workspace import Workspace
 from sat.sim.golden import stce
@@ -162,13 +163,17 @@ pictures = st.lists(st.integers(1, 40), min_size=3, max_size=4)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@given(pictures, st.booleans(), st.booleans())
-def test_channels_are_turned_and_rounded_as_by_torch(threads, shape, rounded, outside):
+@given(pictures, st.booleans(), st.sampled_from(["picture", "weight", "swapped weight"]))
+def test_channels_are_turned_and_rounded_as_by_torch(threads, shape, rounded, what):
     x, lost, want_lost = wild(shape, len(shape)), Lost(), Lost()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        got = channels_last(x, lost if rounded else None, Workspace(), "x", outside=outside).clone()
+        given = x, lost if rounded else None, Workspace(), "x"
+        if what == "picture":
+            got = channels_last(*given).clone()
+        else:
+            got = kernel_first(*given, swap=what == "swapped weight").clone()
         back = channels_first(
             channels_last(x, None, Workspace(), "x").contiguous(),
             torch.float32,
@@ -177,12 +182,38 @@ def test_channels_are_turned_and_rounded_as_by_torch(threads, shape, rounded, ou
     finally:
         torch.set_num_threads(before)
     want = torch.from_numpy(halves(x, want_lost)) if rounded else x
-    want = want.movedim(1, -1)
-    want = want.movedim(0, -2) if outside else want
+    want = want.movedim(1, -1) if what == "picture" else want.movedim((0, 1), (-2, -1))
+    want = want.mT if what == "swapped weight" else want
     assert same(got.nan_to_num(7).contiguous(), want.nan_to_num(7).contiguous())
     assert torch.equal(got.isnan(), want.isnan())
     assert list(lost.counts) == list(want_lost.counts)
     assert same(back, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_picture_is_padded_in_a_workspace_as_without(dtype):
+    space = Workspace()
+    for sizes, padding in (((5, 7), ((1, 2), (0, 3))), ((3, 2), ((0, 1), (2, 0)))):
+        g = Geometry((2, 3), (1, 1), padding, (2, 1))
+        x = torch.randn(2, 4, *sizes).to(dtype).movedim(1, -1)
+        reads = [[t] for t in forward_taps(g, sizes)]
+        got = pad(x, reads, space)
+        assert torch.equal(got, pad(x, reads)) and got.shape[1:3] == (
+            sizes[0] + sum(padding[0]),
+            sizes[1] + sum(padding[1]),
+        )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_large_result_is_made_in_blocks_with_the_same_bits(threads):
+    rng = np.random.default_rng(0)
+    a, b = (
+        rng.standard_normal(shape).astype(np.float32) for shape in ((2, 150, 20), (2, 20, 1100))
+    )
+    made = precision.whole(
+        torch.from_numpy(a), torch.from_numpy(b), None, torch.float64, stce.kernel(), threads
+    )
+    assert made is not None and same(made[0], precision.matmul(a, b, stce.matmul))
 
 
 def test_operands_that_cannot_be_wrong_are_not_copied():

@@ -87,6 +87,15 @@ def test_layer_by_an_explicit_loop(activation, top_k):
     assert copy.deepcopy(layer).router.weight.equal(layer.router.weight)
 
 
+def test_experts_start_as_those_of_switch_transformers():
+    """Normal, of deviation 1/sqrt(inputs): both moments within 4 standard errors."""
+    layer = MoELayer(40, 90, 6)
+    for weights, inputs in ((layer.wi, 40), (layer.wo, 90)):
+        z = weights.detach() * math.sqrt(inputs)
+        assert abs(float(z.std()) - 1) < 4 / math.sqrt(2 * z.numel())
+        assert abs(float((z**4).mean()) - 3) < 4 * math.sqrt(96 / z.numel())
+
+
 def test_uniform_routing_is_balanced():
     layer = MoELayer(6, 10, 4, aux=1.0)
     with torch.no_grad():

@@ -166,6 +166,8 @@ class RowPruner:
     def step(self, k: int) -> int:
         """Set rows to zero, after the optimiser's step k with its gradients still there.
 
+        A module without a gradient, as of an expert that no token was sent to, has gradient 0.
+
         Returns
         -------
         int
@@ -174,18 +176,17 @@ class RowPruner:
         Raises
         ------
         ValueError
-            If a module has no gradient.
+            If no module has a gradient.
         """
-        for number, module in enumerate(self.modules):
-            if module.s.grad is None:
-                raise ValueError(
-                    f"module {number} has no gradient at step {k}: its importance is |s · "
-                    "gradient|; call step after backward and the optimiser, before zero_grad"
-                )
+        if all(module.s.grad is None for module in self.modules):
+            raise ValueError(
+                f"no module has a gradient at step {k}: importance is |s · gradient|; call step "
+                "after backward and the optimiser, before zero_grad"
+            )
         for module, last, average in zip(self.modules, self._last, self._mean, strict=True):
-            assert module.s.grad is not None
             average.mul_(SMOOTHING).add_(last, alpha=1 - SMOOTHING)
-            last.copy_((module.s * module.s.grad).abs())
+            grad = module.s.grad
+            last.copy_(torch.zeros_like(last) if grad is None else (module.s * grad).abs())
         scores = torch.cat([average.mean(1) for average in self._mean])
         kept = math.ceil(self.share(k) * len(scores) - 1e-9)
         lost = torch.zeros(len(scores), dtype=torch.bool)

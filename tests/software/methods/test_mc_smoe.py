@@ -360,14 +360,16 @@ def test_pruner_follows_its_schedule():
     averages = [np.zeros((len(m.s), 6)) for m in modules]
     last = [a.copy() for a in averages]
     for k in range(1, 41):
-        for module in modules:
-            module.s.grad = torch.randn_like(module.s)
+        for i, module in enumerate(modules):
+            # Now and then an expert has no token: its gradient is 0.
+            module.s.grad = None if i and k % 3 == 0 else torch.randn_like(module.s)
             with torch.no_grad():
                 module.s.add_(1e-3 * torch.randn_like(module.s))
         expected = []
         for i, module in enumerate(modules):
             averages[i] = 0.85 * averages[i] + 0.15 * last[i]
-            last[i] = np.abs(module.s.detach().numpy() * module.s.grad.numpy())
+            grad = 0 if module.s.grad is None else module.s.grad.numpy()
+            last[i] = np.abs(module.s.detach().numpy() * grad)
             expected.append(averages[i].mean(1))
         kept = pruner.step(k)
         share = 1 if k <= 5 else 0.1 if k > 20 else 0.1 + 0.9 * (1 - (k - 5) / 15) ** 3
@@ -512,7 +514,7 @@ def test_arguments_are_checked():
         (lambda: RowPruner([split], 25, 5), "total_steps=25: must be more than 5 warm-ups of 5"),
         (lambda: RowPruner([split], 25, 0), "warmup=0"),
         (lambda: RowPruner([split], 100, 5, 1.5), "final=1.5"),
-        (lambda: RowPruner([split], 100, 5).step(1), "module 0 has no gradient at step 1"),
+        (lambda: RowPruner([split], 100, 5).step(1), "no module has a gradient at step 1"),
     ):
         with pytest.raises(ValueError, match=words):
             call()

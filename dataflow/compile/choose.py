@@ -29,8 +29,8 @@ EACH = 3
 SAMPLE = 800
 """MULTIPLYs from which on a mapping is costed by a part of its product, if it has blocks enough."""
 
-ENOUGH = 4096
-"""A layer's mapping is good enough when others could save at most 1/4096 of its cycles."""
+ENOUGH = 1024
+"""A layer's mapping is good enough when others could save at most 1/1024 of its cycles."""
 
 
 def cycles(planners: Sequence[Planner], config: SatConfig, memory: MemoryTiming) -> int:
@@ -122,9 +122,11 @@ def fastest_order(
     """
     best: tuple[int, Order] | None = None
     for order, made in zip(ORDERS, schedules(planners, ORDERS), strict=True):
-        found = predict(with_end(made).tobytes(), config, memory).cycles
-        if best is None or found < best[0]:
-            best = found, order
+        found = predict(with_end(made).tobytes(), config, memory)
+        if best is None or found.cycles < best[0]:
+            best = found.cycles, order
+        # In any order the array takes as many operands.
+        least = max(least, found.compute_cycles)
         if best[0] - least <= best[0] / ENOUGH:
             break
     assert best is not None

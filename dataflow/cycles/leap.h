@@ -20,6 +20,7 @@ class Snapshot {
     void ring(Last& last) {
         last.each([&](Cycle cycle) { time(cycle); });
     }
+    void moved(Cycle) {}  // no time depends on it
     void number(int64_t value) { state.push_back(value); }
     void place(int64_t at) { state.push_back(at - pc); }
     void count(int64_t so_far) { counts.push_back(so_far); }
@@ -49,6 +50,7 @@ class Leap {
     void ring(Last& last) {
         last.each([&](Cycle& cycle) { cycle += cycles; });
     }
+    void moved(Cycle& cycle) { cycle += cycles; }
     void number(int64_t) {}
     void place(int64_t& at) { at += pcs; }
     void count(int64_t& so_far) { so_far += counts[counted++]; }
@@ -83,6 +85,7 @@ class Repeats {
         int64_t period, end;
     };
 
+    int32_t kind(int64_t pc) const { return kinds[pc]; }
     bool aligned(int64_t pc) const { return (pc + phase) % FETCH_INSTRUCTIONS == 0; }
 
     // The repeat from `pc` on that begins with as many instructions as the scale's window has; its

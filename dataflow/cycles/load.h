@@ -1,6 +1,8 @@
 // When the load engine does what: the timing that rtl/load.py describes.
 #pragma once
 
+#include <unordered_map>
+
 #include "bursts.h"
 #include "segments.h"
 #include "timing.h"
@@ -13,9 +15,55 @@ class Load {
     Cycle idle = 0;     // first cycle in which `busy` is low after all accepted so far
     int64_t beats = 0;  // read so far
 
-    // When an instruction offered from cycle `earliest` on is accepted and done.
-    Times run(const Instruction& i, Cycle earliest) {
+    // When an instruction offered from cycle `earliest` on is accepted and done; `kind` is its
+    // number among those of kinds.h, or negative.
+    Times run(const Instruction& i, Cycle earliest, int32_t kind) {
         const Cycle accept = std::max({earliest, next_accept, begun.oldest() + 1});
+        // Where nothing is under way, all that it does is known from the accept on. So is what
+        // the next ones do, as long as they are of the same kinds and as far apart.
+        const bool alone = taken < accept && sent < accept && memory_free <= accept &&
+                           side_free <= accept + 1 && last_beats.newest() < accept &&
+                           popped.newest() < accept;
+        if (kind < 0 || (!alone && (chain < 0 || chained == LONGEST_CHAIN))) {
+            chain = -1;
+            return run_from(i, accept);
+        }
+        chained = alone ? 0 : chained + 1;
+        const Link link{alone ? -1 : chain, kind, alone ? 0 : accept - chain_accept};
+        const auto [found, is_new] = links.try_emplace(link, known.size());
+        chain = found->second, chain_accept = accept;
+        if (is_new && known.size() == MOST_KNOWN) {
+            links.erase(found);
+            chain = -1;
+        }
+        const bool sets = i.opcode() == Opcode::TENSOR || i.opcode() == Opcode::WINDOW;
+        if (is_new || sets) {
+            const int64_t beats_before = beats;
+            pushed_beats = pushed_segments = 0;
+            const Times times = run_from(i, accept);
+            if (is_new && chain >= 0) {
+                Known& own = known.emplace_back();
+                own = {times, begun.newest(), next_accept, taken, sent, memory_free, {}, {}, 0};
+                last_beats.latest(pushed_beats, [&](Cycle c) { own.last_beats.push_back(c); });
+                popped.latest(pushed_segments, [&](Cycle c) { own.popped.push_back(c); });
+                own.move(-accept);
+                own.beats = beats - beats_before;
+            }
+            return times;
+        }
+        const Known& own = known[chain];
+        begun.push(own.begun + accept);
+        next_accept = own.next_accept + accept, taken = own.taken + accept;
+        sent = own.sent + accept, memory_free = own.memory_free + accept;
+        for (const Cycle cycle : own.last_beats) last_beats.push(cycle + accept);
+        for (const Cycle cycle : own.popped) popped.push(cycle + accept);
+        beats += own.beats;
+        side_free = own.times.signal + accept, idle = side_free + 1;
+        return {accept, own.times.release + accept, own.times.signal + accept};
+    }
+
+    // As `run`, from the cycle on in which it is accepted.
+    Times run_from(const Instruction& i, Cycle accept) {
         // The data side takes it when it is done with the last, or two cycles after the accept.
         begun.push(std::max(accept + 1, side_free - 1));
         Cycle finish;
@@ -55,15 +103,52 @@ class Load {
     void show(State& state) {
         state.time(idle), state.time(next_accept), state.time(taken), state.time(sent);
         state.ring(last_beats), state.ring(popped), state.time(memory_free);
-        state.time(side_free), state.ring(begun), state.count(beats);
+        state.time(side_free), state.ring(begun), state.count(beats), state.moved(chain_accept);
     }
 
   private:
+    // Instructions behind one that was alone whose doings are kept, and how many are kept in all.
+    static constexpr int LONGEST_CHAIN = 12;
+    static constexpr size_t MOST_KNOWN = 1 << 15;
+
+    // An instruction behind others: the last of them (-1: it is alone), its kind, and how long
+    // after the last it is accepted.
+    struct Link {
+        int64_t before, kind, apart;
+        bool operator==(const Link& other) const {
+            return before == other.before && kind == other.kind && apart == other.apart;
+        }
+    };
+    struct HashLink {
+        size_t operator()(const Link& link) const {
+            uint64_t hash = static_cast<uint64_t>(link.before) * 0x9E3779B97F4A7C15u;
+            hash = (hash ^ static_cast<uint64_t>(link.kind)) * 0xBF58476D1CE4E5B9u;
+            hash = (hash ^ static_cast<uint64_t>(link.apart)) * 0x94D049BB133111EBu;
+            return hash ^ hash >> 31;
+        }
+    };
+
+    // What an instruction does, all times counted from its accept.
+    struct Known {
+        Times times;
+        Cycle begun, next_accept, taken, sent, memory_free;
+        std::vector<Cycle> last_beats, popped;
+        int64_t beats;
+
+        void move(Cycle by) {
+            times.accept += by, times.release += by, times.signal += by;
+            begun += by, next_accept += by, taken += by, sent += by, memory_free += by;
+            for (Cycle& cycle : last_beats) cycle += by;
+            for (Cycle& cycle : popped) cycle += by;
+        }
+    };
+
     // Call `give` for each segment; `taken` is then the cycle in which the cutter takes it.
     template <typename Give>
     void each_segment(const Instruction& i, Give give) {
         walk.segments(i, [&](const Segment& segment) {
             taken = std::max({taken + 1, sent, popped.oldest() + 1});
+            ++pushed_segments;
             give(segment);
         });
     }
@@ -77,6 +162,7 @@ class Load {
             // A burst follows the last one, and the end of the burst `outstanding` before it.
             sent = std::max({sent + 1, earliest, last_beats.oldest() + 1});
             beats += count;
+            ++pushed_beats;
             give(count, std::max(sent + 1 + p.read_latency, memory_free));
         });
     }
@@ -218,4 +304,10 @@ class Load {
     Cycle memory_free = 0;  // first cycle in which memory may offer the next beat
     Cycle side_free = 0;    // first cycle in which the data side may take the next
     Last begun;             // of instructions: when the queue gave them to the data side
+    int64_t pushed_beats = 0, pushed_segments = 0;  // of the instruction in turn
+    std::vector<Known> known;
+    std::unordered_map<Link, int64_t, HashLink> links;  // numbers in `known`
+    int64_t chain = -1;      // that of the last instruction, or -1
+    Cycle chain_accept = 0;  // when that was accepted
+    int chained = 0;         // instructions since one that was alone
 };

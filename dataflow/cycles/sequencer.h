@@ -17,9 +17,9 @@
 struct Engines {
     explicit Engines(const Parameters& p) : compute(p), load(p), store(p), update(p) {}
 
-    Times run(Engine engine, const Instruction& i, Cycle earliest) {
+    Times run(Engine engine, const Instruction& i, Cycle earliest, int32_t kind = -1) {
         switch (engine) {
-            case Engine::load: return load.run(i, earliest);
+            case Engine::load: return load.run(i, earliest, kind);
             case Engine::multiply: return compute.run(i, earliest);
             case Engine::store: return store.run(i, earliest);
             case Engine::update: return update.run(i, earliest);
@@ -101,7 +101,8 @@ class Model {
         found.pc = pc, found.semaphore = semaphore, found.engine = engine, found.other = other;
     }
 
-    void step(int64_t pc) {
+    // Run an instruction of a kind (kinds.h), or a negative one.
+    void step(int64_t pc, int32_t kind = -1) {
         const Instruction i(program + pc * INSTRUCTION_BYTES);
         const Cycle taken = std::max(fetch.when(pc), dispatched + 1);
         fetch.taken(taken);
@@ -132,7 +133,7 @@ class Model {
             }
             through = std::max(through, semaphore.raises[taken_before].cycle + 1);
         }
-        const Times moment = engines.run(Engine(engine), i, through + 1);
+        const Times moment = engines.run(Engine(engine), i, through + 1, kind);
         for (int64_t mask = i[HEADER::wait]; mask; mask &= mask - 1) {
             semaphores[__builtin_ctzll(mask)].takes.push_back(through);
         }
@@ -207,7 +208,8 @@ class Model {
                     continue;
                 }
             }
-            step(pc++);
+            step(pc, pc < most ? repeats.kind(pc) : -1);
+            ++pc;
         }
     }
 

@@ -27,6 +27,14 @@ class Last {
         if (++at == cycles.size()) at = 0;
     }
 
+    // Call `give` for the last so many, or all that are held, the oldest first.
+    template <typename Give>
+    void latest(int64_t count, Give give) const {
+        const size_t size = cycles.size();
+        for (size_t n = size - std::min<size_t>(count, size); n < size; ++n) {
+            give(cycles[(at + n) % size]);
+        }
+    }
     // Call `give` for each, the oldest first.
     template <typename Give>
     void each(Give give) {

@@ -1,7 +1,8 @@
 """Speed of the exact cycle model: instructions a second, beside what makes the instructions.
 
 For stages of a convolution and products of a transformer: microseconds an instruction that it takes
-to compile a program, to encode it, and to predict its cycles. Then what a first use costs: building
+to compile a program, its mapping searched, and to predict its cycles, running every instruction and
+leaping over what repeats. Then what a first use costs: building
 the model in an empty cache, in a process of its own.
 """
 
@@ -67,21 +68,30 @@ def main() -> None:
     """Run the benchmark."""
     config = SatConfig()
     predict(*next(cases(config))[1]()[:1], config, MEMORY)  # builds the model, if it is not there
-    print("program              instructions      cycles  compile encode predict  instructions/s")
     print("                                              microseconds an instruction")
+    print(
+        "program              instructions      cycles  compile   plain   leaps  leapt "
+        "instructions/s: plain, leaps"
+    )
     for name, compile_it in cases(config):
         program, address = compile_it()
         count = len(program)
         made = seconds(compile_it, 2)
-        encoded = seconds(lambda program=program: Program(program).encode(), 2)
-        predicted = seconds(
-            lambda program=program, address=address: predict(program, config, MEMORY, address), 5
+        plain, predicted = (
+            seconds(
+                lambda program=program, address=address, leaps=leaps: predict(
+                    program, config, MEMORY, address, leaps=leaps
+                ),
+                5,
+            )
+            for leaps in (False, True)
         )
-        cycles = predict(program, config, MEMORY, address).cycles
-        micros = [1e6 * x / count for x in (made, encoded, predicted)]
+        found = predict(program, config, MEMORY, address)
+        cycles, leapt = found.cycles, found.leapt / count
+        micros = [1e6 * x / count for x in (made, plain, predicted)]
         print(
-            f"{name:<20} {count:>12,} {cycles:>11,} {micros[0]:>8.1f} {micros[1]:>6.2f} "
-            f"{micros[2]:>7.3f} {count / predicted:>15,.0f}",
+            f"{name:<20} {count:>12,} {cycles:>11,} {micros[0]:>8.2f} {micros[1]:>7.3f} "
+            f"{micros[2]:>7.3f} {leapt:>6.0%} {count / plain:>12,.0f} {count / predicted:>12,.0f}",
             flush=True,
         )
     with tempfile.TemporaryDirectory() as cache:

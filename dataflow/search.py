@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sat.dataflow.compile.choose import fewest_cycles, is_long, sampled_cycles
-from sat.dataflow.compile.memory import memory_map
-from sat.dataflow.compile.planner import Planner
-from sat.dataflow.compile.product import CompiledProduct, compile_product, planner_of
+from sat.dataflow.compile.choose import fewest_cycles
+from sat.dataflow.compile.product import CompiledProduct, compile_product
 from sat.dataflow.cycles import predict
 from sat.dataflow.estimate import estimate
 from sat.dataflow.mapping import Mapping, ceil_div, legal_mappings
@@ -59,15 +57,8 @@ def _search(
         few, _ = best_mapping(replace(product, count=SAMPLE), config, memory, dataflow)
         compiled = compile_product(product, config, few.mapping)
         return compiled, predict(compiled.program, config, memory).cycles
-    one = replace(product, count=1)
-    where = memory_map(one, config, 0)
 
-    def cost(mapping: Mapping) -> float:
-        def plan() -> Planner:
-            return planner_of(one, config, mapping, where)
-
-        if is_long(plan()):
-            return product.count * sampled_cycles(plan, config, memory)
+    def cost(mapping: Mapping) -> int:
         program = compile_product(product, config, mapping).program
         return predict(program, config, memory).cycles
 

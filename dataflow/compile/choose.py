@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from sat.dataflow.columns import with_end
+from sat.dataflow.columns import Words, with_end
 from sat.dataflow.compile.planner import Planner
 from sat.dataflow.compile.schedule import ORDERS, Order, schedule, schedules
 from sat.dataflow.cycles import predict
@@ -29,8 +29,8 @@ EACH = 3
 SAMPLE = 800
 """MULTIPLYs from which on a mapping is costed by a part of its product, if it has blocks enough."""
 
-ENOUGH = 1024
-"""A layer's mapping is good enough when others could save at most 1/1024 of its cycles."""
+ENOUGH = 4096
+"""A mapping is good enough when others could save at most 1/4096 of its cycles."""
 
 
 def cycles(planners: Sequence[Planner], config: SatConfig, memory: MemoryTiming) -> int:
@@ -38,18 +38,11 @@ def cycles(planners: Sequence[Planner], config: SatConfig, memory: MemoryTiming)
     return predict(with_end(schedule(planners)).tobytes(), config, memory).cycles
 
 
-def _steps(planner: Planner) -> int:
-    """Return how many MULTIPLYs a plan has."""
-    return len(planner.all_steps())
-
-
-def is_long(planner: Planner) -> bool:
-    """Whether a plan is costed by a part of it."""
-    return planner.outer_blocks > 4 and _steps(planner) >= SAMPLE
-
-
 def sampled_cycles(make: Callable[[], Planner], config: SatConfig, memory: MemoryTiming) -> float:
-    """Return what a product takes: exactly, or if it is long by its first blocks and as many more.
+    """Return what mappings are compared by: a product's cycles, exactly if it is not long.
+
+    Of a long one its first blocks are costed, and as many more, where these repeat: within 2 % of
+    what it takes.
 
     Parameters
     ----------
@@ -64,9 +57,10 @@ def sampled_cycles(make: Callable[[], Planner], config: SatConfig, memory: Memor
 
     whole = make()
     blocks = whole.outer_blocks
-    if is_long(whole):
-        part = max(2, SAMPLE // 2 // _steps(plan(1)))
-        if 2 * part < blocks:
+    if blocks > 4:
+        part = max(2, SAMPLE // 2 // len(plan(1).steps()))
+        # Less is run than the whole.
+        if 3 * part < blocks:
             first, second = (cycles([plan(count)], config, memory) for count in (part, 2 * part))
             return first + (second - first) * (blocks - part) / part
     return cycles([whole], config, memory)
@@ -112,22 +106,22 @@ def fewest_cycles(
 
 def fastest_order(
     planners: Sequence[Planner], config: SatConfig, memory: MemoryTiming, least: float = 0
-) -> Order:
-    """Return the order of the instructions of products that takes fewest cycles.
+) -> tuple[Order, Words]:
+    """Return the order of products' instructions that takes fewest cycles, and them, without END.
 
     Parameters
     ----------
     least : float
         Cycles that any order takes: one that is good enough is not compared with others.
     """
-    best: tuple[int, Order] | None = None
+    best: tuple[int, Order, Words] | None = None
     for order, made in zip(ORDERS, schedules(planners, ORDERS), strict=True):
         found = predict(with_end(made).tobytes(), config, memory)
         if best is None or found.cycles < best[0]:
-            best = found.cycles, order
+            best = found.cycles, order, made
         # In any order the array takes as many operands.
         least = max(least, found.compute_cycles)
         if best[0] - least <= best[0] / ENOUGH:
             break
     assert best is not None
-    return best[1]
+    return best[1:]

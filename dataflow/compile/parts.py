@@ -113,8 +113,8 @@ def plan(
     config: SatConfig,
     memory: MemoryTiming,
     dataflow: str = "auto",
-) -> StagePlan:
-    """Return the plan that takes the fewest cycles, of those that are costed.
+) -> tuple[StagePlan, Words]:
+    """Return the plan that takes the fewest cycles, of those that are costed, and its instructions.
 
     Parameters
     ----------
@@ -135,11 +135,11 @@ def plan(
         if part.key not in known:
             known[part.key] = _choose(part, memory, dataflow)
     if not parts:
-        return StagePlan()
+        return StagePlan(), instructions(parts, StagePlan())
     mappings = tuple(known.values())
     least = sum(part.least for part in parts)
-    order = fastest_order(_planners(parts, mappings), config, memory, least)
-    return StagePlan(mappings, order)
+    order, made = fastest_order(_planners(parts, mappings), config, memory, least)
+    return StagePlan(mappings, order), made
 
 
 def _choose(part: Part, memory: MemoryTiming, dataflow: str) -> Shape:

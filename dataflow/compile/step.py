@@ -64,12 +64,15 @@ class Stage:
             return cls([update(layer, where, rates)], [])
         raise ValueError(f"stage={name!r}: must be one of {', '.join(STAGES)}")
 
-    def plan(self, config: SatConfig, memory: MemoryTiming, dataflow: str = "auto") -> StagePlan:
-        """Return how the products are mapped: as `sat.dataflow.compile.parts.plan`."""
-        return plan(self.parts, config, memory, dataflow)
+    def best(
+        self, config: SatConfig, memory: MemoryTiming, dataflow: str = "auto"
+    ) -> tuple[StagePlan, Words]:
+        """Return the best plan, as `sat.dataflow.compile.parts.plan`, and all without END."""
+        best, made = plan(self.parts, config, memory, dataflow)
+        return best, np.concatenate([*self.first, made])
 
     def instructions(self, plan: StagePlan) -> Words:
-        """Return all, without END."""
+        """Return all under a plan, without END."""
         return np.concatenate([*self.first, instructions(self.parts, plan)])
 
 
@@ -189,8 +192,11 @@ def compile_step(
                 count += 1
             stage = Stage.of(name, layer, where, rates)
             given = (plans or {}).get(name)
-            chosen[name] = given or stage.plan(config, memory, dataflow)
-            made.append(stage.instructions(chosen[name]))
+            if given is None:
+                chosen[name], words = stage.best(config, memory, dataflow)
+            else:
+                chosen[name], words = given, stage.instructions(given)
+            made.append(words)
             marks.append((name, count, count + len(made[-1])))
             count += len(made[-1])
         made.append(encode(Opcode.END, 1, {}))

@@ -31,7 +31,8 @@ def small(name: str):
         "vit": lambda: (zoo.vit(width=16, depth=1, heads=2), (1, 3, 32, 32)),
         "vgg19": lambda: (zoo.vgg19(width=8), (1, 3, 32, 32)),
         "resnet18": lambda: (zoo.resnet18(width=8), (1, 3, 16, 16)),
-        "resnet50": lambda: (zoo.resnet50(width=8), (1, 3, 32, 32)),
+        # At batch 1 its last normalisation would have one value a channel.
+        "resnet50": lambda: (zoo.resnet50(width=8), (2, 3, 32, 32)),
     }
     with torch.device("meta"):
         model, shape = makers[name]()
@@ -44,14 +45,7 @@ def schedule_of(name: str):
 
 
 @pytest.mark.xdist_group("8x8")
-@pytest.mark.parametrize(
-    "name",
-    [
-        "resnet9",
-        "vit",
-        *(pytest.param(n, marks=pytest.mark.long) for n in ("vgg19", "resnet18", "resnet50")),
-    ],
-)
+@pytest.mark.parametrize("name", zoo.PAPER)
 def test_a_training_step_is_as_scheduled(name):
     schedule = schedule_of(name)
     stages = {entry.stage for entry in schedule.entries}

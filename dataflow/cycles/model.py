@@ -153,20 +153,23 @@ def predict(
     found = _run(raw, config, memory, address, leaps, None)
     if found.verdict != Verdict.PREDICTED.value:
         raise _refusal(raw, found)
-
-    def times() -> NDArray[np.int64]:
-        made = np.empty((length, 3), np.int64)
-        _run(raw, config, memory, address, leaps, made)
-        return made
-
     return Prediction(
         found.cycles,
         found.beats_read,
         found.beats_written,
         found.compute_cycles,
         found.leapt,
-        times,
+        functools.partial(_times, raw, config, memory, address, leaps),
     )
+
+
+def _times(
+    raw: bytes, config: SatConfig, memory: MemoryTiming, address: int, leaps: bool
+) -> NDArray[np.int64]:
+    """Return `Prediction.times`."""
+    made = np.empty((len(raw) // INSTRUCTION_BYTES, 3), np.int64)
+    _run(raw, config, memory, address, leaps, made)
+    return made
 
 
 def _run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 from collections import Counter
@@ -153,3 +154,5 @@ def test_most_of_long_products_is_leapt_over(product):
     for mapping in {m.sort: m for m in legal_mappings(product, config)}.values():
         found = same(compile_product(product, config, mapping).program, config, memory)
         assert found is not None and found.leapt >= 0.6 * len(found.times), mapping
+        # It goes to other processes.
+        assert np.array_equal(pickle.loads(pickle.dumps(found)).times, found.times)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sat.devices.operand import Windows
 from sat.offload.handlers import Products, Size, handles, wide_type
-from sat.offload.layout import channels_first, channels_last, kernel_first
+from sat.offload.layout import channels_first, channels_last
 from sat.offload.lowering import (
     CACHED,
     Geometry,
@@ -29,7 +29,6 @@ from sat.offload.lowering import (
     stacked_windows,
     windows_in,
 )
-from sat.offload.rounding import Lost
 
 
 def _geometry(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry:
@@ -65,14 +64,14 @@ def _correlate(
     wide: torch.dtype,
     outputs: Sequence[int] | None = None,
 ) -> Tensor:
-    """Return a convolution: x (batch, *sizes, in), w (*kernel, in per group, out).
+    """Return a convolution: x (batch, *sizes, in), w (out, *kernel, in per group).
 
     As (batch, *outputs, groups, out per group): groups are a stack of products.
     """
     taps = forward_taps(g, x.shape[1:-1], outputs)
     reads = tuple((t,) for t in taps)
     left = _windows(mode, pad(x, reads, mode.space), taps, front(reads), g.groups)
-    right = w.reshape(-1, g.groups, w.shape[-1] // g.groups).transpose(0, 1)
+    right = w.reshape(g.groups, len(w) // g.groups, -1).transpose(1, 2)
     start = _by_group(bias, g.groups, left.shape[1])
     made = mode.matmul(left, right, wide, start, passing=True)
     return made.view(g.groups, len(x), *(t.outputs for t in taps), -1).movedim(0, -2)
@@ -155,17 +154,10 @@ def _weight_gradient(
     return channels_first(made, weight.dtype, layout)
 
 
-def _early(mode: Products, x: Tensor) -> Lost | None:
-    """Return where losses go if an operand is rounded before it is turned, as it will be anyway."""
-    return mode.lost if mode.precision == "fp16" and not x.is_complex() else None
-
-
-def _last(mode: Products, x: Tensor, name: str) -> Tensor:
-    return channels_last(x, _early(mode, x), mode.space, name)
-
-
-def _weight(mode: Products, x: Tensor, *, swap: bool) -> Tensor:
-    return kernel_first(x, _early(mode, x), mode.space, "weight", swap=swap)
+def _last(mode: Products, x: Tensor, name: str, *, outside: bool = False) -> Tensor:
+    """Return a picture or weight with its second axis last, rounded now if it will be anyway."""
+    early = mode.precision == "fp16" and not x.is_complex()
+    return channels_last(x, mode.lost if early else None, mode.space, name, outside=outside)
 
 
 def _conv_size(
@@ -233,7 +225,7 @@ def _convolution(
     groups: int,
 ) -> Tensor:
     g, wide = _geometry(weight, stride, padding, dilation, groups), wide_type(x.dtype)
-    pictures, lanes = _last(mode, x, "x"), _weight(mode, weight, swap=not transposed)
+    pictures, lanes = _last(mode, x, "x"), _last(mode, weight, "weight", outside=transposed)
     if transposed:
         sizes = _outputs(x, g, True, output_padding)
         assert sizes is not None
@@ -278,7 +270,7 @@ def _convolution_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     g, wide = _geometry(weight, stride, padding, dilation, groups), wide_type(x.dtype)
     gradient, pictures = _last(mode, dy, "dy"), _last(mode, x, "x")
-    lanes = _weight(mode, weight, swap=transposed)
+    lanes = _last(mode, weight, "weight", outside=not transposed)
     layout = result_format(x, weight)
     dx = dw = db = None
     if output_mask[0]:

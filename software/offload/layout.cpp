@@ -64,54 +64,7 @@ void turn_all(const From* from, long batch, long rows, long cols, To* to, long t
             for (int i = 0; i < 3; i++) lost[i] += one[i];
 }
 
-// A weight (outs, ins, taps) as (taps, ins, outs).
-template <class To>
-void turn_weight(const float* from, long outs, long ins, long taps, To* to, long* lost,
-                 long threads) {
-    const long chunk = std::max<long>(1, 4096 / LANES / taps);
-    const long row = ins * taps, blocks = (outs + LANES - 1) / LANES;
-    std::vector<std::array<long, 3>> each(std::max(1L, threads));
-    share(threads, blocks, outs * row, [&](long first, long end, long part) {
-        for (long o = first * LANES; o < std::min(end * LANES, outs); o += LANES) {
-            const long high = std::min<long>(LANES, outs - o);
-            for (long i0 = 0; i0 < ins; i0 += chunk) {
-                const long i1 = std::min(ins, i0 + chunk);
-                // Rows are too short, one by one, for the processor to see what comes.
-                const long after = std::min(row, (i1 + chunk) * taps);
-                for (long l = 0; l < high; l++)
-                    for (long k = i1 * taps; k < after; k += 16)
-                        __builtin_prefetch(from + (o + l) * row + k);
-                for (long l = 0; lost && l < high; l++)
-                    for (long k = i0 * taps; k < i1 * taps; k += RUN)
-                        count_lost(from + (o + l) * row + k, std::min(RUN, i1 * taps - k),
-                                   each[part].data());
-                for (long i = i0; i < i1; i++)
-                    turn_matrix(from + o * row + i * taps, row, high, taps, to + i * outs + o,
-                                ins * outs);
-            }
-        }
-    });
-    if (lost)
-        for (const auto& one : each)
-            for (int i = 0; i < 3; i++) lost[i] += one[i];
-}
-
 }  // namespace
-
-// Turns a weight (outs, ins, taps) float32 into (taps, ins, outs); else as below.
-extern "C" long turn_weight_floats(const float* x, long outs, long ins, long taps, void* to,
-                                   long to_halves, long* lost, long threads) {
-    const DefaultArithmetic arithmetic;
-    try {
-        if (to_halves)
-            turn_weight(x, outs, ins, taps, static_cast<uint16_t*>(to), lost, threads);
-        else
-            turn_weight(x, outs, ins, taps, static_cast<float*>(to), nullptr, threads);
-        return 1;
-    } catch (const std::exception&) {
-        return 0;
-    }
-}
 
 // Turns (batch, rows, cols) float32 into (batch, cols, rows) binary16, if so said, else float32.
 // What rounding loses is added to `lost`. Returns whether that went well: threads may run out.

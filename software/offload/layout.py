@@ -30,8 +30,6 @@ def _native() -> ctypes.CDLL:
     pointer, number = ctypes.c_void_p, ctypes.c_long
     library.turn_floats.argtypes = [pointer, *[number] * 3, pointer, *[number] * 3, pointer, number]
     library.turn_floats.restype = number
-    library.turn_weight_floats.argtypes = [pointer, *[number] * 3, pointer, number, pointer, number]
-    library.turn_weight_floats.restype = number
     return library
 
 
@@ -50,20 +48,14 @@ def _turn(x: Tensor, rows: int, cols: int, made: Tensor, outside: bool, lost: Lo
         None if lost is None else lost.counts,
         torch.get_num_threads(),
     )
-    _require(good, x)
-
-
-def _require(good: int, x: Tensor) -> None:
     if not good:
         raise MemoryError(f"a tensor of shape {tuple(x.shape)}: threads ran out; use fewer threads")
 
 
-def _has_short_way(x: Tensor) -> bool:
-    return x.dtype is torch.float32 and x[:1, :1].numel() > 1 and x.is_contiguous()
-
-
-def channels_last(x: Tensor, lost: Lost | None, space: Workspace, name: str) -> Tensor:
-    """Return a picture with its channels last, perhaps in a workspace's memory.
+def channels_last(
+    x: Tensor, lost: Lost | None, space: Workspace, name: str, *, outside: bool = False
+) -> Tensor:
+    """Return a picture or a weight with its second axis last, perhaps in a workspace's memory.
 
     Parameters
     ----------
@@ -71,67 +63,24 @@ def channels_last(x: Tensor, lost: Lost | None, space: Workspace, name: str) -> 
     lost : Lost or None
         Where to add what rounding to float16 loses; None to keep the type.
     space, name : Workspace, str
+    outside : bool
+        Whether the first axis, too, comes after the others.
 
     Returns
     -------
     Tensor
-        (batch, *sizes, channels).
+        (batch, *sizes, channels) or (*sizes, batch, channels).
     """
     x = x.detach()
-    if _has_short_way(x):
-        batch, channels, *sizes = x.shape
-        made = space.tensor(name, (batch, *sizes, channels), _type(lost))
-        _turn(x, channels, prod(sizes), made, False, lost)
+    _, channels, *sizes = x.shape
+    if x.dtype is torch.float32 and prod(sizes) > 1 and x.is_contiguous():
+        shape = (*sizes, len(x), channels) if outside else (len(x), *sizes, channels)
+        made = space.tensor(name, shape, torch.float32 if lost is None else torch.float16)
+        _turn(x, channels, prod(sizes), made, outside, lost)
         return made
     made = x if lost is None else torch.from_numpy(halves(x, lost))
-    return made.movedim(1, -1)
-
-
-def kernel_first(
-    x: Tensor, lost: Lost | None, space: Workspace, name: str, *, swap: bool
-) -> Tensor:
-    """Return a weight with its kernel's axes first, perhaps in a workspace's memory.
-
-    Parameters
-    ----------
-    x : (outs, ins, *kernel)
-    lost, space, name
-        As for `channels_last`.
-    swap : bool
-        Whether its first two axes change places.
-
-    Returns
-    -------
-    Tensor
-        (*kernel, outs, ins), or with ``swap`` (*kernel, ins, outs).
-    """
-    x = x.detach()
-    outs, ins, *kernel = x.shape
-    if _has_short_way(x):
-        shape = (*kernel, ins, outs) if swap else (*kernel, outs, ins)
-        made = space.tensor(name, shape, _type(lost))
-        if not swap:
-            _turn(x, ins, prod(kernel), made, True, lost)
-            return made
-        good = _native().turn_weight_floats(
-            x.data_ptr(),
-            outs,
-            ins,
-            prod(kernel),
-            made.data_ptr(),
-            lost is not None,
-            None if lost is None else lost.counts,
-            torch.get_num_threads(),
-        )
-        _require(good, x)
-        return made
-    made = x if lost is None else torch.from_numpy(halves(x, lost))
-    made = made.movedim((0, 1), (-2, -1))
-    return made.mT if swap else made
-
-
-def _type(lost: Lost | None) -> torch.dtype:
-    return torch.float32 if lost is None else torch.float16
+    made = made.movedim(1, -1)
+    return made.movedim(0, -2) if outside else made
 
 
 def channels_first(x: Tensor, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:

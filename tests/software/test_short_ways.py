@@ -14,7 +14,7 @@ import sat
 from sat.dataflow.products import StartShape
 from sat.devices.operand import RightOperand
 from sat.offload import precision
-from sat.offload.layout import channels_first, channels_last, kernel_first
+from sat.offload.layout import channels_first, channels_last
 from sat.offload.lowering import Geometry, forward_taps, pad
 from sat.offload.rounding import Lost, halves
 from sat.offload.workspace import Workspace
@@ -163,17 +163,13 @@ pictures = st.lists(st.integers(1, 40), min_size=3, max_size=4)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@given(pictures, st.booleans(), st.sampled_from(["picture", "weight", "swapped weight"]))
-def test_channels_are_turned_and_rounded_as_by_torch(threads, shape, rounded, what):
+@given(pictures, st.booleans(), st.booleans())
+def test_channels_are_turned_and_rounded_as_by_torch(threads, shape, rounded, outside):
     x, lost, want_lost = wild(shape, len(shape)), Lost(), Lost()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        given = x, lost if rounded else None, Workspace(), "x"
-        if what == "picture":
-            got = channels_last(*given).clone()
-        else:
-            got = kernel_first(*given, swap=what == "swapped weight").clone()
+        got = channels_last(x, lost if rounded else None, Workspace(), "x", outside=outside).clone()
         back = channels_first(
             channels_last(x, None, Workspace(), "x").contiguous(),
             torch.float32,
@@ -182,8 +178,8 @@ def test_channels_are_turned_and_rounded_as_by_torch(threads, shape, rounded, wh
     finally:
         torch.set_num_threads(before)
     want = torch.from_numpy(halves(x, want_lost)) if rounded else x
-    want = want.movedim(1, -1) if what == "picture" else want.movedim((0, 1), (-2, -1))
-    want = want.mT if what == "swapped weight" else want
+    want = want.movedim(1, -1)
+    want = want.movedim(0, -2) if outside else want
     assert same(got.nan_to_num(7).contiguous(), want.nan_to_num(7).contiguous())
     assert torch.equal(got.isnan(), want.isnan())
     assert list(lost.counts) == list(want_lost.counts)

@@ -77,15 +77,14 @@ def encode(
         at, width, legal = places[name]
         if not isinstance(value, np.ndarray):
             value = int(getattr(value, "value", value))
-            least = most = value
-        elif count:
-            least, most = int(value.min()), int(value.max())
+            wrong = [] if value in legal else [value]
+        elif legal == range(1 << width):
+            wrong = value[value >> width != 0] if np.bitwise_or.reduce(value) >> width else []
         else:
-            continue
-        if least < legal.start or most >= legal.stop:
-            wrong = least if least < legal.start else most
+            wrong = value[(value < legal.start) | (value >= legal.stop)]
+        if len(wrong):
             raise ValueError(
-                f"{opcode.name}.{name}={wrong}: must be {legal.start} to {legal.stop - 1}"
+                f"{opcode.name}.{name}={wrong[0]}: must be {legal.start} to {legal.stop - 1}"
             )
         _put(words, at, width, value)
     return np.ascontiguousarray(words.T)
@@ -103,7 +102,7 @@ def _put(words: Words, at: int, width: int, value: Value) -> None:
             return
         raw: int | Words = value & (1 << width) - 1
     else:
-        raw = (value & ((1 << width) - 1)).astype(np.uint64)
+        raw = (value & ((1 << width) - 1)).view(np.uint64)
     word, shift = divmod(at, 64)
     low = np.uint64((1 << 64) - 1)
     if isinstance(raw, int):

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sat.dataflow.columns import Array, Block, Value, spread
 from sat.dataflow.compile.epilogue import Epilogue, PixelSums
 from sat.dataflow.compile.memory import MemoryMap
-from sat.dataflow.compile.patches import Patches, Runs
+from sat.dataflow.compile.patches import Patches, Runs, run_begins
 from sat.dataflow.compile.planner import blocks
 from sat.dataflow.compile.slots import NONE, Steps
 from sat.dataflow.estimate import INSTRUCTION, Traffic, segment_cycles, store_cycles
@@ -259,7 +258,7 @@ class BandPlanner(PixelSums):
         at_x = band_x * self.mapping.pixels + pixel
         there = (band < shape.bands) & (at_y < grid.size[0]) & (at_x < grid.size[1])
         where = grid.pixel(image, at_y, at_x)
-        begins = _run_begins(there, where)
+        begins = run_begins(there, where)
         lane, row = np.nonzero(begins.T)
         which = np.cumsum(begins.T.ravel()) - 1
         count = np.bincount(which[there.T.ravel()], minlength=len(lane))
@@ -394,28 +393,6 @@ class BandPlanner(PixelSums):
             row=row,
             col=col,
         )
-
-
-def _run_begins(there: NDArray[np.bool_], pixel: Array) -> NDArray[np.bool_]:
-    """Return where runs of following rows at evenly spaced pixels begin: (rows, lanes).
-
-    Parameters
-    ----------
-    there : (rows, lanes) bool
-        The others belong to no run.
-    """
-    begins = np.zeros_like(there)
-    count = np.zeros(there.shape[1], np.int64)  # of the run that the row before belongs to
-    apart = np.ones_like(count)
-    before = np.zeros_like(count)
-    for row, (is_there, at) in enumerate(zip(there, pixel, strict=True)):
-        step = at - before
-        goes_on = is_there & (count > 0) & ((count == 1) | (step == apart))
-        begins[row] = is_there & ~goes_on
-        apart = np.where(goes_on, step, apart)
-        count = np.where(goes_on, count + 1, is_there)
-        before = at
-    return begins
 
 
 def band_mappings(

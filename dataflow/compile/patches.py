@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sat.dataflow.columns import Array, Block, spread
 from sat.dataflow.layers import Layer, LayerMemory, Pair, Region
@@ -28,6 +29,28 @@ class Runs(NamedTuple):
     count: Array
     pixel: Array
     apart: Array
+
+
+def run_begins(there: NDArray[np.bool_], pixel: Array) -> NDArray[np.bool_]:
+    """Return where runs of following rows at evenly spaced pixels begin: (rows, lanes).
+
+    Parameters
+    ----------
+    there : (rows, lanes) bool
+        The others belong to no run.
+    """
+    begins = np.zeros_like(there)
+    count = np.zeros(there.shape[1], np.int64)  # of the run that the row before belongs to
+    apart = np.ones_like(count)
+    before = np.zeros_like(count)
+    for row, (is_there, at) in enumerate(zip(there, pixel, strict=True)):
+        step = at - before
+        goes_on = is_there & (count > 0) & ((count == 1) | (step == apart))
+        begins[row] = is_there & ~goes_on
+        apart = np.where(goes_on, step, apart)
+        count = np.where(goes_on, count + 1, is_there)
+        before = at
+    return begins
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sat.dataflow.columns import Block, encode, owned, read, spread, write
 from sat.dataflow.compile import native
-from sat.dataflow.compile.bands import _run_begins
+from sat.dataflow.compile.patches import run_begins
 from sat.dataflow.program import Program
 from sat.rtl import isa
 from sat.rtl.isa import Buffer, Instruction, Opcode
@@ -144,7 +144,7 @@ def test_what_stores_write_is_told(stores, gap):
 def test_runs_of_pixels_are_as_long_as_can_be(case):
     there, apart = case
     pixel = np.cumsum(apart)
-    begins = _run_begins(np.array(there)[:, None], pixel[:, None])[:, 0]
+    begins = run_begins(np.array(there)[:, None], pixel[:, None])[:, 0]
     wanted, run = [], []
     for row, is_there in enumerate(there):
         steps = [pixel[row] - pixel[run[-1]]] if run else []

@@ -19,6 +19,8 @@ from sat.methods.lsm import LSM, darcy_samples, relative_l2
 from sat.methods.lsm import demo as lsm
 from sat.methods.nn_to_no import demo as nn_to_no
 from sat.methods.nn_to_no import to_operator
+from sat.methods.spon import SPON, FeDecoder, ProjectionEncoder, relative_fe_error
+from sat.methods.spon import demo as spon
 
 PATTERNS = ("dense", "2:4", "2:8")
 Case = tuple[nn.Module, Callable[[], Tensor], int]
@@ -42,9 +44,23 @@ def operator_step(n: int) -> Case:
     return model, lambda: relative_l2(model(f[places]), u[places]).mean(), 16
 
 
+def spon_step(processor: str) -> Case:
+    data = spon.make_data(0, 20)
+    model = SPON(
+        ProjectionEncoder(data.space), spon.processors()[processor](), FeDecoder(data.space)
+    )
+    c, u = data.inputs.float(), torch.from_numpy(data.solutions).float()
+    return model, lambda: relative_fe_error(model(c).dofs, u, data.space).mean(), 16
+
+
 CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "lsm": [
         ("LSM of the demo, 20 media, 31 x 31", lambda: lsm_step(20, lsm.SIZE, **lsm.MODEL)),
+    ],
+    "spon": [
+        ("SPON, multigrid, 20 sources", lambda: spon_step("multigrid")),
+        ("SPON, single level, 20 sources", lambda: spon_step("single level")),
+        ("SPON, MLP 225-64-225, 20 sources", lambda: spon_step("MLP")),
     ],
     "nn_to_no": [
         ("CNN 1-32-32-1 as an operator, 20 x 16 x 16", lambda: operator_step(16)),

@@ -198,6 +198,13 @@ _METHODS = (
         "exact extraction, digits at 70 % and 90 % fewer channels beside N:M, a trap",
         "fp16",
     ),
+    Method(
+        "spon",
+        "SPON: structure-preserving operator networks",
+        "Bouziani, Boullé 2024, arXiv 2410.01065",
+        "boundary values exactly; -Laplace u + u³ = f on the L-shape, multigrid against one level",
+        "fp16",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from skfem import Basis, ElementTriP1, MeshTri
 
 import sat
 from sat.cli import main
@@ -28,6 +29,15 @@ from sat.methods.problems.text import load_text
 from sat.methods.s4_ptd import S4PTDModel, S5Model
 from sat.methods.s4d import S4DModel
 from sat.methods.s4d.demo import accuracy
+from sat.methods.spon import (
+    SPON,
+    FeDecoder,
+    FeSpace,
+    MeshHierarchy,
+    MultigridProcessor,
+    ProjectionEncoder,
+    fe_norm,
+)
 from sat.methods.ssvi import SparseBayesLinear
 
 FOLDER = Path(importlib.import_module("sat.methods").__file__).parent
@@ -171,6 +181,13 @@ def step_of(slug):
         loss.backward()
         optimizer.step(loss)
         extract(cnn, optimizer)(x)
+    elif slug == "spon":
+        meshes = MeshHierarchy.from_skfem(MeshTri(), 2)
+        space = FeSpace.from_skfem(Basis(meshes.meshes[-1], ElementTriP1()), dirichlet=True)
+        processor = MultigridProcessor(meshes, 8)
+        sat.sparsify_(processor, "bdwp", "2:8")
+        net = SPON(ProjectionEncoder(space), processor, FeDecoder(space))
+        fe_norm(net(torch.randn(2, space.dofs)).dofs, space).sum().backward()
     else:
         assert slug in ("auon", "dct_lowrank", "dsnot"), f"{slug}: has no step here; write one"
         model, x = gpt_step()

@@ -13,10 +13,20 @@ import numpy as np
 import pytest
 import torch
 from scipy.signal import correlate
+from skfem import Basis, ElementTriP1, MeshTri
 from torch import nn
 
 from sat.methods.lsm import LSM
 from sat.methods.nn_to_no import InterpolatedConv, QuadratureAttention
+from sat.methods.spon import (
+    SPON,
+    FeDecoder,
+    FeSpace,
+    MeshHierarchy,
+    MultigridProcessor,
+    ProjectionEncoder,
+    relative_fe_error,
+)
 
 
 def arrays(module):
@@ -180,3 +190,101 @@ def test_lsm_layer_by_layer(spectral):
     y = gelu(y[:30] @ state["hidden.weight"].T + state["hidden.bias"])
     expected = y @ state["head.weight"].T + state["head.bias"]
     np.testing.assert_allclose(model(field)[0].detach().numpy(), expected, atol=1e-12)
+
+
+# --------------------------------------------------------------------------------------- SPON
+
+
+def moment(area, *corners):
+    """∫ of a product of barycentric coordinates over a triangle: 2 A Π nᵢ! / (Σ nᵢ + 2)!."""
+    powers = [corners.count(i) for i in range(3)]
+    top = math.prod(math.factorial(p) for p in powers)
+    return 2 * area * top / math.factorial(sum(powers) + 2)
+
+
+def triangles(mesh):
+    for corners in mesh.t.T:
+        a, b, c = mesh.p.T[corners]
+        yield corners, abs(np.linalg.det([b - a, c - a])) / 2
+
+
+def test_projection_and_norms_by_moments():
+    """x y is Σ x_p y_q λ_p λ_q on a triangle; mass and loads are moments of such products."""
+    mesh = MeshTri.init_lshaped().refined(1)
+    n = mesh.p.shape[1]
+    gram, load = np.zeros((n, n)), np.zeros(n)
+    for corners, area in triangles(mesh):
+        x, y = mesh.p[:, corners]
+        for i, k in itertools.product(range(3), range(3)):
+            gram[corners[i], corners[k]] += moment(area, i, k)
+            for q in range(3):
+                load[corners[i]] += x[k] * y[q] * moment(area, i, k, q)
+    space = FeSpace.from_skfem(Basis(mesh, ElementTriP1()))
+    got = ProjectionEncoder(space)(lambda x: x[:, 0] * x[:, 1]).numpy()
+    np.testing.assert_allclose(got, np.linalg.solve(gram, load), atol=1e-13)
+    y, t = np.random.default_rng(1).standard_normal((2, 3, n))
+    errors = [
+        math.sqrt((a - b) @ gram @ (a - b)) / math.sqrt(b @ gram @ b)
+        for a, b in zip(y, t, strict=True)
+    ]
+    got = relative_fe_error(torch.tensor(y), torch.tensor(t), space)
+    np.testing.assert_allclose(got, errors, rtol=1e-12)
+
+
+def test_spon_node_by_node():
+    """A V-cycle of three levels: averages over neighbours and midpoints, found in the meshes."""
+    torch.manual_seed(3)
+    channels, smooth = 3, 2
+    meshes = [MeshTri.init_lshaped().refined(i) if i else MeshTri.init_lshaped() for i in range(3)]
+    processor = MultigridProcessor(MeshHierarchy.from_skfem(meshes[0], 3), channels, smooth)
+    space = FeSpace.from_skfem(Basis(meshes[-1], ElementTriP1()), dirichlet=True)
+    scales = 2.0, 0.5
+    model = SPON(ProjectionEncoder(space), processor.double(), FeDecoder(space), scales)
+    state = arrays(processor)
+
+    near, halves = [], []
+    for mesh in meshes:
+        around = [set() for _ in range(mesh.p.shape[1])]
+        for corners in mesh.t.T.tolist():
+            for node in corners:
+                around[node] |= set(corners)
+        near.append([sorted(nodes) for nodes in around])
+    for coarse, fine, around in zip(meshes, meshes[1:], near, strict=False):
+        place = {tuple(p): node for node, p in enumerate(fine.p.T.tolist())}
+        share = np.zeros((fine.p.shape[1], coarse.p.shape[1]))
+        for a, nodes in enumerate(around):
+            for b in nodes:
+                middle = (coarse.p[:, a] + coarse.p[:, b]) / 2
+                share[place[tuple(middle.tolist())], [a, b]] = 1 if a == b else 0.5
+        halves.append(share)
+
+    def smoothed(h, level, name):
+        for step in range(smooth):
+            own, bias = state[f"{name}.{step}.own.weight"], state[f"{name}.{step}.own.bias"]
+            beside = np.array([h[nodes].mean(0) for nodes in near[level]])
+            h = h + gelu(h @ own.T + bias + beside @ state[f"{name}.{step}.near.weight"].T)
+        return h
+
+    c = np.random.default_rng(0).standard_normal(space.dofs)
+    h = np.column_stack([c / scales[0], meshes[-1].p.T])
+    h = h @ state["lift.weight"].T + state["lift.bias"]
+    stored = []
+    for level in (2, 1):
+        stored.append(smoothed(h, level, f"down.{level - 1}"))
+        down = halves[level - 1].T
+        h = down @ stored[-1] / down.sum(1, keepdims=True)
+    h = smoothed(h, 0, "coarse")
+    for level in (1, 2):
+        h = smoothed(stored.pop() + halves[level - 1] @ h, level, f"up.{level - 1}")
+    y = (h @ state["head.weight"].T + state["head.bias"])[:, 0] * scales[1]
+    # The L-shape is [-1, 1]² without a quadrant; a node inside has triangles all around.
+    turns = np.zeros(space.dofs)
+    for corners, _ in triangles(meshes[-1]):
+        for i in range(3):
+            a, b = (
+                meshes[-1].p[:, corners[k]] - meshes[-1].p[:, corners[i]] for k in (i - 1, i - 2)
+            )
+            turns[corners[i]] += math.acos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    y[turns < 2 * math.pi - 1e-6] = 0
+    got = model(torch.tensor(c)).dofs.detach().numpy()
+    np.testing.assert_allclose(got, y, atol=1e-12)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ Array = NDArray[np.int64]
 Words = NDArray[np.uint64]
 """Encoded instructions: (count, 4)."""
 Value = int | Array
+Field = Value | Enum
+"""What a field of instructions is: the same for all, or of each."""
 
 WORDS = isa.INSTRUCTION_BYTES // 8
 
@@ -31,7 +34,7 @@ class Block:
     Parameters
     ----------
     opcode : Opcode
-    fields : dict of str to int or (count,) int64
+    fields : dict of str to int, enumeration, or (count,) int64
         What all of them have, or each of them.
     owner : (count,) int64
         For each instruction the number of whose it is, ascending.
@@ -40,9 +43,15 @@ class Block:
     """
 
     opcode: Opcode
-    fields: Mapping[str, Value]
+    fields: Mapping[str, Field]
     owner: Array
     at: Value = 0
+
+    def number(self, name: str) -> Value:
+        """Return a field that is no enumeration; 0 if none was given."""
+        value = self.fields.get(name, 0)
+        assert not isinstance(value, Enum)
+        return value
 
     def encode(self, wait: Value = 0, release: Value = 0, signal: Value = 0) -> Words:
         """Return the instructions with their semaphores."""
@@ -52,7 +61,7 @@ class Block:
 def encode(
     opcode: Opcode,
     count: int,
-    fields: Mapping[str, Value],
+    fields: Mapping[str, Field],
     wait: Value = 0,
     release: Value = 0,
     signal: Value = 0,
@@ -76,8 +85,8 @@ def encode(
             raise ValueError(f"{opcode.name} has no field {name!r}: it has {list(places)}")
         at, width, legal = places[name]
         if not isinstance(value, np.ndarray):
-            value = int(getattr(value, "value", value))
-            wrong = [] if value in legal else [value]
+            value = int(value.value if isinstance(value, Enum) else value)
+            wrong: Sequence[int] | Array = [] if value in legal else [value]
         elif legal == range(1 << width):
             wrong = value[value >> width != 0] if np.bitwise_or.reduce(value) >> width else []
         else:

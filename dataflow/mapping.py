@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sat.dataflow.fit import DoesNotFit
 from sat.dataflow.products import Product
 from sat.rtl.config import SEMAPHORE_MAX, SatConfig
 
+Counts = TypeVar("Counts", int, NDArray[np.int64])
 
-def ceil_div(a: int, b: int) -> int:
+
+def ceil_div(a: Counts, b: int) -> Counts:
     """Return a / b rounded up."""
     return -(-a // b)
 
 
-def round_up(a: int, b: int) -> int:
+def round_up(a: Counts, b: int) -> Counts:
     """Return the least multiple of b that is not below a."""
     return ceil_div(a, b) * b
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sat.dataflow.columns import Value, Words, encode, spread
+from sat.dataflow.columns import Field, Words, encode, spread
 from sat.dataflow.compile.convolution import PatchProduct, Weights
 from sat.dataflow.compile.epilogue import Epilogue
 from sat.dataflow.compile.patches import Grid, Patches, groups_of
@@ -159,14 +159,14 @@ def _zeros(layer: Layer, config: SatConfig, epilogue: Epilogue, columns: int) ->
     width = np.minimum(widest, columns - column)
     stride = -(-2 * width // (4 * config.cols))
     most = config.sum_words // stride
-    owner, part = spread(-(-runs.count[run] // most))
+    owner, part = spread(-(-runs.size[run] // most))
     run, column, width, stride, most = (x[owner] for x in (run, column, width, stride, most))
     first = part * most
     pixel = runs.pixel[run] + first * runs.apart[run]
-    fields: dict[str, Value] = {
+    fields: dict[str, Field] = {
         "address": result.address + pixel * result.pitch + 2 * (epilogue.column + column),
         "pitch": runs.apart[run] * result.pitch,
-        "rows": np.minimum(most, runs.count[run] - first),
+        "rows": np.minimum(most, runs.size[run] - first),
         "row_bytes": 2 * width,
         "format": Format.ZERO,
         "stride": stride,

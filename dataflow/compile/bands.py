@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from sat.dataflow.columns import Array, Block, Value, spread
+from sat.dataflow.columns import Array, Block, Field, Value, spread
 from sat.dataflow.compile.epilogue import Epilogue, PixelSums
 from sat.dataflow.compile.memory import MemoryMap
 from sat.dataflow.compile.patches import Patches, Runs, run_begins
@@ -292,7 +292,7 @@ class BandPlanner(PixelSums):
         )
         rest, pixel = np.divmod(keys * config.rows, shape.grid[1])
         image, line = np.divmod(rest, shape.grid[0])
-        fields: dict[str, Value] = {
+        fields: dict[str, Field] = {
             "image": image,
             "line": line,
             "pixel": pixel,
@@ -365,7 +365,7 @@ class BandPlanner(PixelSums):
         piece = np.arange(len(row)) % count
         first, last = piece == 0, piece == count - 1
         number, tile = np.divmod(row, tiles)
-        place = np.array([y * y_words + x * x_words for (y, x), *_ in self.tiles])
+        place = np.array([y * y_words + x * x_words for (y, x), *_ in self.tiles], np.int64)
         given = self.product.start is not StartShape.ZERO
         begin = Start.START if given else Start.ZERO
         fields: dict[str, Value] = {name: value[piece] for name, value in pieces.items()}

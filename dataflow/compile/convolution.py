@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from sat.dataflow.columns import Array, Block, Value, spread
+from sat.dataflow.columns import Array, Block, Field, spread
 from sat.dataflow.compile.bands import BandPlanner, band_cycles, band_mappings
 from sat.dataflow.compile.epilogue import Epilogue, PixelSums
 from sat.dataflow.compile.memory import MemoryMap
@@ -84,7 +84,7 @@ class _PatchOsPlanner(PixelSums, OsPlanner):
         which = (np.cumsum(counts) - counts)[chunk[owner]] + place
         flat = list(itertools.chain.from_iterable(rectangles))
         rows = (row_end - row)[owner]
-        fields: dict[str, Value] = {
+        fields: dict[str, Field] = {
             **self.patches.position(row[owner]),
             **{name: np.array([f[name] for _, f in flat])[which] for name in flat[0][1]},
             "rows": rows,
@@ -117,7 +117,7 @@ class _PatchWsPlanner(PixelSums, WsPlanner):
             end = min(at + size, self.words)
             ((_, of_chunk),) = self.patches.words(at, end, self.config.word_bytes)
             rectangles.append({**of_chunk, "groups": ceil_div(end - at, self.pass_words)})
-        fields: dict[str, Value] = {
+        fields: dict[str, Field] = {
             **self.patches.position(row),
             **{name: np.array([f[name] for f in rectangles])[chunk] for name in rectangles[0]},
             "rows": row_end - row,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sat.dataflow.columns import Array, Block, Value
+from sat.dataflow.columns import Array, Block, Field, Value
 from sat.dataflow.compile.gradient import GradientPlanner
 from sat.dataflow.compile.patches import groups_of
 from sat.dataflow.compile.shapes import DepthwiseShape, GradientShape
@@ -99,7 +99,7 @@ class _DepthwisePlanner(GradientPlanner):
         lines, pixels = np.divmod(count, layer.kernel[1])
         y, x = self._start(first)
         positions = self.layout.shape.positions
-        fields: dict[str, Value] = {
+        fields: dict[str, Field] = {
             **patches.position(chunk * positions),
             "y": y,
             "x": x,
@@ -130,7 +130,7 @@ class _DepthwisePlanner(GradientPlanner):
             gathers, fields={**gathers.fields, "destination": Buffer.B, "groups": groups}
         )
         region = self.where["lane_index"]
-        fields: dict[str, Value] = {
+        fields: dict[str, Field] = {
             "address": region.address + column * region.pitch,
             "pitch": region.pitch,
             "rows": count,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sat.dataflow.columns import Array, Block, Value
+from sat.dataflow.columns import Array, Block, Field, Value
 from sat.dataflow.compile.patches import Grid, Runs
 from sat.dataflow.compile.planner import Planner
 from sat.dataflow.layers import Region
@@ -68,15 +68,15 @@ class PixelSums(Planner):
         assert region is not None
         byte, size = self._mask_place(col_tile)
         runs = self.runs(row_tile)
-        fields: dict[str, Value] = {
+        fields: dict[str, Field] = {
             "address": region.address + runs.pixel * region.pitch + byte[runs.owner],
             "pitch": runs.apart * region.pitch,
-            "rows": runs.count,
+            "rows": runs.size,
             "row_bytes": size[runs.owner],
             "destination": Buffer.MASK,
             "base": runs.begin * self.sum_width(),
             "stride": self.sum_width(),
-            "groups": runs.count,
+            "groups": runs.size,
         }
         return [Block(Opcode.LOAD, fields, runs.owner, np.arange(len(runs.owner)))]
 
@@ -85,13 +85,13 @@ class PixelSums(Planner):
         col, col_end = self.column_tile(col_tile)
         runs = self.runs(row_tile)
         place: dict[str, Value] = {
-            "rows": runs.count,
+            "rows": runs.size,
             "base": runs.begin * self.sum_width(),
             "stride": self.sum_width(),
         }
         result, mask = epilogue.result, epilogue.out_mask
         number = 2 * np.arange(len(runs.owner))
-        fields: dict[str, Value] = {
+        fields: dict[str, Field] = {
             **place,
             "address": result.address
             + runs.pixel * result.pitch

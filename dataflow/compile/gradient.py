@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from sat.dataflow.columns import Array, Block, Value
+from sat.dataflow.columns import Array, Block, Field, Value
 from sat.dataflow.compile.memory import MemoryMap
 from sat.dataflow.compile.patches import Patches, groups_of
 from sat.dataflow.compile.planner import Planner
@@ -169,7 +169,7 @@ class GradientPlanner(Planner):
         first = chunk * positions
         y, x = self._start(tap)
         segment = round_up(2 * channels, config.granule_bytes)
-        fields: dict[str, Value] = {
+        fields: dict[str, Field] = {
             **self.pixels(tap is not None).position(first),
             "y": y,
             "x": x,

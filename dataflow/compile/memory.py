@@ -50,7 +50,7 @@ class MemoryMap:
 
     def apart(self) -> dict[Buffer | Source, int]:
         """Return the bytes from one product of a stack to the next, of what goes where."""
-        regions = {
+        regions: dict[Buffer | Source, Region | None] = {
             Buffer.A: self.a,
             Buffer.B: self.b,
             Buffer.INDEX: self.indices,

@@ -65,7 +65,7 @@ class Loads(NamedTuple):
     freed: Array
     is_mask: Array
     at: Array
-    count: Array
+    size: Array
 
 
 class Stores(NamedTuple):
@@ -73,7 +73,7 @@ class Stores(NamedTuple):
 
     after: Array
     at: Array
-    count: Array
+    size: Array
 
 
 def rows(

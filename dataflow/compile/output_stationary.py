@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sat.dataflow.columns import Array, Block, Value
+from sat.dataflow.columns import Array, Block, Field, Value
 from sat.dataflow.compile.memory import MemoryMap
 from sat.dataflow.compile.planner import Planner, blocks
 from sat.dataflow.compile.slots import NONE, Steps
@@ -63,7 +63,7 @@ class OsPlanner(Planner):
         region = self.memory.a
         row, row_end = self.row_tile(tile)
         byte = chunk * self.mapping.chunk_words * self.config.word_bytes
-        fields: dict[str, Value] = {
+        fields: dict[str, Field] = {
             "address": region.address + row * region.pitch + byte,
             "pitch": region.pitch,
             "rows": row_end - row,

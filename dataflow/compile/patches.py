@@ -20,13 +20,13 @@ class Runs(NamedTuple):
     Parameters
     ----------
     owner : whose it is, ascending
-    begin, count : the first row, how many
+    begin, size : the first row, how many
     pixel, apart : the pixel of the first, pixels from one to the next
     """
 
     owner: Array
     begin: Array
-    count: Array
+    size: Array
     pixel: Array
     apart: Array
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sat.dataflow.columns import Array, Block, Value
+from sat.dataflow.columns import Array, Block, Field, Value
 from sat.dataflow.compile.memory import MemoryMap
 from sat.dataflow.compile.slots import Steps
 from sat.dataflow.mapping import ceil_div, values_per_word
@@ -112,7 +112,7 @@ class Planner:
             if region is None:
                 continue
             byte, length, _ = self.aligned(chunk, bits)
-            fields: dict[str, Value] = {
+            fields: dict[str, Field] = {
                 "address": region.address + first * region.pitch + byte,
                 "pitch": region.pitch,
                 "rows": cols,
@@ -151,7 +151,7 @@ class Planner:
         assert region is not None
         (row, row_end) = self.row_tile(keys // self.col_tiles)
         (col, col_end) = self.column_tile(keys % self.col_tiles)
-        fields: dict[str, Value] = {
+        fields: dict[str, Field] = {
             "address": region.address + row * region.pitch + 4 * col,
             "pitch": region.pitch,
             "rows": row_end - row,

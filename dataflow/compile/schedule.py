@@ -70,7 +70,7 @@ class _Filled(NamedTuple):
     """What fills slots: the loads of each fill, before which step, after which (-1: none)."""
 
     words: Words
-    count: Array
+    size: Array
     first_use: Array
     freed: Array
 
@@ -279,7 +279,7 @@ class _Schedule:
                 destination = block.fields["destination"]
                 assert isinstance(destination, Buffer)
                 base = slot[block.owner] * self.slot_words[destination]
-                base = base + block.fields.get("base", 0)
+                base = base + block.number("base")
                 block = replace(block, fields={**block.fields, "base": base})
             words.append(block.encode(wait=wait[at:end], signal=signal[at:end]))
             at = end
@@ -295,7 +295,7 @@ class _Schedule:
         words, at = [], 0
         for block in blocks:
             end = at + len(block.owner)
-            fields = {**block.fields, "base": base[block.owner] + block.fields.get("base", 0)}
+            fields = {**block.fields, "base": base[block.owner] + block.number("base")}
             words.append(
                 replace(block, fields=fields).encode(wait=wait[at:end], signal=signal[at:end])
             )
@@ -309,9 +309,9 @@ class _Schedule:
         self.table = np.concatenate(
             [*(buffer.words for buffer in filled), self.multiplies, self.stores]
         )
-        counts = np.concatenate([buffer.count for buffer in filled])
-        rank = np.repeat(np.arange(len(filled)), [len(buffer.count) for buffer in filled])
-        number = np.concatenate([np.arange(len(buffer.count)) for buffer in filled])
+        counts = np.concatenate([buffer.size for buffer in filled])
+        rank = np.repeat(np.arange(len(filled)), [len(buffer.size) for buffer in filled])
+        number = np.concatenate([np.arange(len(buffer.size)) for buffer in filled])
         first_use = np.concatenate([buffer.first_use for buffer in filled])
         freed = np.concatenate([buffer.freed for buffer in filled])
         is_mask = (rank == len(filled) - 1) & masked
@@ -351,8 +351,9 @@ def _moved(planner: Planner, block: Block, number: Array, owners: Array | int) -
     fields = block.fields
     if planner.product.count > 1:
         where = fields.get("destination", fields.get("source", Source.OUTPUT))
+        assert isinstance(where, Buffer | Source)
         apart = planner.apart[where] * number[block.owner]
-        fields = {**fields, "address": fields["address"] + apart}
+        fields = {**fields, "address": block.number("address") + apart}
     owner = owners[block.owner] if isinstance(owners, np.ndarray) else owners + block.owner
     return replace(block, fields=fields, owner=owner)
 

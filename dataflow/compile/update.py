@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sat.dataflow.columns import Array, Value, Words, encode
+from sat.dataflow.columns import Array, Field, Value, Words, encode
 from sat.dataflow.compile.slots import Semaphore, bit
 from sat.dataflow.fit import DoesNotFit, at_least
 from sat.dataflow.layers import Layer, LayerMemory, Packing, Pair
@@ -162,7 +162,7 @@ class _Tiles:
     column: Array
     rows: Array
     columns: Array
-    stores: list[dict[str, Value]]
+    stores: list[dict[str, Field]]
 
 
 def update(layer: Layer, where: LayerMemory, rates: dict[str, int]) -> Words:
@@ -200,7 +200,7 @@ def update(layer: Layer, where: LayerMemory, rates: dict[str, int]) -> Words:
     # Loads run as many tiles ahead as there is room for, and stand before the UPDATE before which
     # there is room. Of what stands before the same UPDATE, loads come tile by tile.
     before = np.maximum(0, number - in_slots + 1)
-    loads = (
+    loads: tuple[tuple[Buffer, str, Value, int], ...] = (
         (Buffer.WEIGHT, "w", np.where(number >= in_slots, bit(Semaphore.UPDATE_FREE), 0), 0),
         (Buffer.MOMENTUM, "v", 0, 0),
         (Buffer.GRADIENT, "g", 0, bit(Semaphore.UPDATE_FULL)),
@@ -215,7 +215,7 @@ def update(layer: Layer, where: LayerMemory, rates: dict[str, int]) -> Words:
         places.append(place)
 
     for at, (buffer, name, wait, signal) in enumerate(loads):
-        fields: dict[str, Value] = {
+        fields: dict[str, Field] = {
             **matrix(name),
             "destination": buffer,
             "base": in_slot * words,
@@ -242,7 +242,7 @@ def update(layer: Layer, where: LayerMemory, rates: dict[str, int]) -> Words:
     release = np.where(number + in_slots < count, bit(Semaphore.UPDATE_FREE), 0)
     update = encode(Opcode.UPDATE, count, fields, wait, release, bit(Semaphore.MADE_FULL))
     put(update, number, behind)
-    stores: list[dict[str, Value]] = [
+    stores: list[dict[str, Field]] = [
         {**matrix(name), "source": source, "base": slot * words}
         for source, name in ((Source.WEIGHT, "w"), (Source.MOMENTUM, "v"))
     ]
@@ -292,7 +292,7 @@ def _copy_stores(
     lines: Array,
     first: Array,
     count: Array,
-) -> Iterator[dict[str, Value]]:
+) -> Iterator[dict[str, Field]]:
     """Yield the STOREs of parts of a pruned copy: their lines, channels ``first`` on of a tap."""
     packing: Packing = getattr(where, name)
     at = tap * packing.segment + first * packing.n // packing.m
@@ -318,7 +318,7 @@ def _depthwise_tiles(where: LayerMemory, plan: UpdatePlan) -> _Tiles:
     column, row = (axis.ravel() for axis in np.meshgrid(*starts, indexing="ij"))
     columns = np.minimum(plan.columns, where.padded_out - column)
     rows = np.minimum(plan.rows, taps - row)
-    store: dict[str, Value] = {
+    store: dict[str, Field] = {
         "address": region.address + column * region.pitch + 2 * row,
         "pitch": region.pitch,
         "rows": columns,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sat.dataflow.columns import Array, Block, Value
+from sat.dataflow.columns import Array, Block, Field, Value
 from sat.dataflow.compile.memory import MemoryMap
 from sat.dataflow.compile.planner import Planner, blocks
 from sat.dataflow.compile.slots import NONE, Steps
@@ -67,7 +67,7 @@ class WsPlanner(Planner):
         first_word = chunk * mapping.chunk_passes * self.pass_words
         words = np.minimum(mapping.chunk_passes * self.pass_words, self.words - first_word)
         byte = first_word * self.config.word_bytes
-        fields: dict[str, Value] = {
+        fields: dict[str, Field] = {
             "address": region.address + row * region.pitch + byte,
             "pitch": region.pitch,
             "rows": row_end - row,

@@ -29,7 +29,7 @@ class _Products:
     """Multipliers that all rules share: a pair of factors a cycle each.
 
     Rules ask for products of fields that are steady; the first multiplier that is wide enough
-    and has a free slot makes them.
+    and has a free slot makes them. The factors of the second slot come from registers.
     """
 
     def __init__(self) -> None:
@@ -37,44 +37,51 @@ class _Products:
             [Signal(a + b, name=f"product_{unit}_{slot}") for slot in range(SLOTS)]
             for unit, (a, b) in enumerate(UNITS)
         ]
-        self._wanted: dict[Opcode, dict[tuple[int, int], tuple[Value, Value]]] = {}
+        # By unit and slot: two factors, and whether they come as they are, not from registers.
+        self._wanted: dict[Opcode, dict[tuple[int, int], tuple[Value, Value, bool]]] = {}
 
     def of(self, opcode: Opcode) -> Callable[..., Signal]:
         """Return what the rules of an instruction get their products from.
 
         It takes two factors, the first of 17 bits, and gives the register that has their product
-        from cycle `SLOTS` of the instruction on; ``after``: from the cycle after the next, and
-        one of its factors is a product that was asked for first.
+        from cycle `SLOTS` of the instruction on. ``late``: a factor is worked out of fields, which
+        the first slot leaves no time for; ``after``: one is a product that was asked for before.
         """
         wanted = self._wanted.setdefault(opcode, {})
 
-        def times(a: Value, b: Value, after: bool = False) -> Signal:
+        def times(a: Value, b: Value, late: bool = False, after: bool = False) -> Signal:
             free = (
                 (unit, slot)
                 for unit, (a_bits, b_bits) in enumerate(UNITS)
-                for slot in range(int(after), SLOTS)
+                for slot in range(int(late or after), SLOTS)
                 if (unit, slot) not in wanted and len(a) <= a_bits and len(b) <= b_bits
             )
             unit, slot = next(free)
-            wanted[unit, slot] = a, b
+            wanted[unit, slot] = a, b, slot == 0 or after
             return self._results[unit][slot]
 
         return times
 
-    def make(self, m: Module, opcode: Value, age: Value) -> None:
-        """Multiply: in cycle ``age`` of an instruction what it has in that slot."""
+    def make(self, m: Module, kinds: dict[Opcode, Signal], age: Value) -> None:
+        """Multiply: in cycle ``age`` of an instruction, of whichever kind, what it has there."""
         for unit, (widths, results) in enumerate(zip(UNITS, self._results, strict=True)):
-            factors = [Signal(bits, name=f"factor_{unit}_{n}") for n, bits in enumerate(widths)]
-            with m.Switch(opcode):
-                for code, wanted in self._wanted.items():
-                    with m.Case(code.value), m.Switch(age):
-                        for (of, slot), pair in wanted.items():
-                            if of == unit:
-                                with m.Case(slot):
-                                    m.d.comb += [
-                                        factor.eq(given)
-                                        for factor, given in zip(factors, pair, strict=True)
-                                    ]
+            given: list[Value] = [Const(0), Const(0)]
+            late: list[Value] = [Const(0), Const(0)]
+            direct: Value = Const(0)
+            for code, wanted in self._wanted.items():
+                for (of, slot), (a, b, at_once) in wanted.items():
+                    if of != unit:
+                        continue
+                    chosen = kinds[code] & (age == slot) if at_once else kinds[code]
+                    direct = direct | (chosen & at_once)
+                    into = given if at_once else late
+                    for n, factor in enumerate((a, b)):
+                        into[n] = into[n] | (factor & chosen.replicate(len(factor)))
+            factors = []
+            for n, bits in enumerate(widths):
+                held = Signal(bits, name=f"held_{unit}_{n}", reset_less=True)
+                m.d.sync += held.eq(late[n])
+                factors.append(Mux(direct, given[n][:bits], held))
             product = Signal(sum(widths), name=f"product_{unit}")
             m.d.comb += product.eq(factors[0] * factors[1])
             for slot, result in enumerate(results):
@@ -94,6 +101,8 @@ class Checker(wiring.Component):
     -------
     word, valid : ``In(256)``, ``In(1)``
         An instruction; between two ``valid`` is low for a cycle at least.
+    coming : ``In(8)``
+        While ``valid`` is low: the opcode of the instruction that may be valid in the next cycle.
     last : ``In(1)``
         It is the program's last instruction.
     follow : ``In(1)``
@@ -110,6 +119,7 @@ class Checker(wiring.Component):
             {
                 "word": In(isa.INSTRUCTION_BITS),
                 "valid": In(1),
+                "coming": In(8),
                 "last": In(1),
                 "follow": In(1),
                 "window_base": In(isa.ADDRESS_BITS + 1),
@@ -153,7 +163,11 @@ class Checker(wiring.Component):
             Opcode.FENCE: nothing,
             Opcode.END: nothing,
         }
-        products.make(m, opcode, age)
+        # Known from the first cycle on: there is no time left to decode the opcode.
+        kinds = {code: Signal(name=f"is_{code.name.lower()}") for code in verdicts}
+        with m.If(~self.valid):
+            m.d.sync += [kind.eq(self.coming == code.value) for code, kind in kinds.items()]
+        products.make(m, kinds, age)
         status = Signal(Status)
         with m.Switch(opcode):
             for code, (bad_field, bad_address) in verdicts.items():
@@ -169,12 +183,21 @@ class Checker(wiring.Component):
         m.d.sync += self.status.eq(status)
         return m
 
-    def _outside(self, address: Value, span: Value, size: Value) -> Value:
-        """Return whether memory from an address on leaves the window."""
-        return (address < self.window_base) | (address + span + size > self.window_end)
+    def _early(self, m: Module, value: Value) -> Signal:
+        """Return the register of what fields give, before products are there."""
+        register = Signal(value.shape(), name="early", reset_less=True)
+        m.d.sync += register.eq(value)
+        return register
+
+    def _outside(self, m: Module, address: Value, span: Value, size: Value) -> Value:
+        """Return whether memory from an address on leaves the window; ``span`` is of products."""
+        below = self._early(m, address < self.window_base)
+        room = self._early(m, self.window_end - address - size)
+        return below | (span > room)
 
     def _banks(
         self,
+        m: Module,
         times: Callable[..., Signal],
         i: data.View,
         is_a: Value,
@@ -191,19 +214,20 @@ class Checker(wiring.Component):
         inner = Mux(by_word, rows, words)
         own_banks = Mux(is_a, config.rows, Mux(is_b | is_index, config.cols, config.update_lanes))
         each = Mux(by_word, i.words_per_pass, own_banks)
-        covered = times(i.groups, each)
-        top = times((i.groups - 1)[:16], i.stride) + i.base + inner
+        covered = times(i.groups, each, late=True)
+        start = times((i.groups - 1)[:16], i.stride, late=True)
         depth = Mux(
             is_a,
             config.a_words,
             Mux(is_b, config.b_words, Mux(is_index, config.i_words, config.update_words)),
         )
+        room = self._early(m, depth - i.base)
         passes = times(i.copies, i.words_per_pass)
         return (
             (i.groups == 0)
             | (covered < things)
             | (covered >= things + each)
-            | (top > depth)
+            | (start + inner > room)
             | (
                 by_word
                 & (~is_a | (i.copies == 0) | (i.words_per_pass == 0) | (passes > config.rows))
@@ -221,11 +245,10 @@ class Checker(wiring.Component):
         updated = ~is_a & ~is_b & ~is_index & ~by_columns
         size = Signal(21)
         m.d.comb += size.eq((i.row_bytes + (beat - 1)) // beat * beat)
-        words = Signal(20)
-        m.d.comb += words.eq(Mux(updated, size // beat, (i.row_bytes + (word - 1)) // word))
+        words = self._early(m, Mux(updated, size // beat, (i.row_bytes + (word - 1)) // word))
         rows_high = times(i.rows, i.stride) + i.base
-        bad_banks = self._banks(times, i, is_a, is_b, is_index, i.rows, words, i.by_word)
-        span = times((i.rows - 1)[:16], i.pitch)
+        bad_banks = self._banks(m, times, i, is_a, is_b, is_index, i.rows, words, i.by_word)
+        span = times((i.rows - 1)[:16], i.pitch, late=True)
         room = times(i.stride, Mux(is_start, 4 * config.cols, config.mask_bytes))
         # A row of a mask may be a part of a word.
         mask_ones = Signal(3, init=config.mask_bytes - 1)
@@ -235,9 +258,12 @@ class Checker(wiring.Component):
                 with m.If(i.row_bytes == part):
                     m.d.comb += mask_ones.eq(part - 1)
         bad_columns = (
-            i.by_word
-            | (i.groups != i.rows)
-            | Mux(is_start, i.row_bytes[:2] != 0, (i.row_bytes & mask_ones) != 0)
+            self._early(
+                m,
+                i.by_word
+                | (i.groups != i.rows)
+                | Mux(is_start, i.row_bytes[:2] != 0, (i.row_bytes & mask_ones) != 0),
+            )
             | (i.row_bytes > room)
             | (rows_high > config.sum_words)
         )
@@ -253,10 +279,10 @@ class Checker(wiring.Component):
             return (i.address[:bits] != 0) | (i.pitch[:bits] != 0)
 
         # A START or MASK row may begin inside a beat; only its own bytes count.
-        outside = self._outside(i.address, span, Mux(by_columns, i.row_bytes, size))
+        outside = self._outside(m, i.address, span, Mux(by_columns, i.row_bytes, size))
         bad_mask = ((i.address | i.pitch) & mask_ones) != 0
         bad_place = Mux(is_start, misaligned(2), Mux(is_mask, bad_mask, misaligned(low)))
-        return bad_field, bad_place | outside
+        return bad_field, self._early(m, bad_place) | outside
 
     def _tensor(self, m: Module, i: data.View, times: Callable[..., Signal]) -> tuple[Value, Value]:
         low = (self.config.granule_bytes - 1).bit_length()
@@ -267,10 +293,12 @@ class Checker(wiring.Component):
             | (i.line_pitch[:low] != 0)
             | (i.image_pitch[:low] != 0)
         )
-        images = times((i.images - 1)[:16], i.image_pitch)
-        lines = times((i.lines - 1)[:12], i.line_pitch)
+        images = times((i.images - 1)[:16], i.image_pitch, late=True)
+        lines = times((i.lines - 1)[:12], i.line_pitch, late=True)
         pixels = times(i.pixels, i.pixel_pitch)
-        return bad_field, misaligned | self._outside(i.address, images, lines + pixels)
+        return bad_field, misaligned | self._outside(
+            m, i.address, images + lines + pixels, Const(0)
+        )
 
     def _gather(
         self, m: Module, opcode: Value, body: Callable[..., data.View], times: Callable[..., Signal]
@@ -292,7 +320,7 @@ class Checker(wiring.Component):
         tall = (i.rows + (config.max_m - 1)) >> (config.max_m - 1).bit_length()
         rows = Mux(i.transpose, i.segment_bytes >> 1, i.rows)
         words = Signal(28)
-        bad_banks = self._banks(times, i, is_a, is_b, Const(0), rows, words, i.by_word)
+        bad_banks = self._banks(m, times, i, is_a, is_b, Const(0), rows, words, i.by_word)
         of_taps = times(taps, i.segment_bytes >> word_low, after=True)
         m.d.comb += words.eq(Mux(i.transpose, tall, of_taps))
         bad_shape = Mux(
@@ -304,7 +332,7 @@ class Checker(wiring.Component):
             | (i.segment_bytes[:beat_low] != 0),
             ~is_a | (i.segment_bytes[:word_low] != 0),
         )
-        return (
+        bad_field = (
             (i.rows == 0)
             | (i.taps_y == 0)
             | (i.taps_x == 0)
@@ -314,8 +342,8 @@ class Checker(wiring.Component):
             | (i.offset + i.segment_bytes > pitch)
             | (i.offset[:beat_low] != 0)
             | bad_shape
-            | bad_banks
         )
+        return self._early(m, bad_field) | bad_banks
 
     def _store(self, m: Module, i: data.View, times: Callable[..., Signal]) -> tuple[Value, Value]:
         config = self.config
@@ -339,13 +367,14 @@ class Checker(wiring.Component):
                 word.eq(Mux(nibbles, beat // 4, beat)),
                 element.eq(Mux(wide, 3, Mux(halves, 1, 0))),
             ]
-        room = times(i.stride, word)
+        room = times(i.stride, word, late=True)
         lane_bits = (config.update_lanes - 1).bit_length()
         groups = Mux(summed, i.rows, (i.rows + (config.update_lanes - 1)) >> lane_bits)
-        high = times(groups, i.stride) + i.base
-        span = times((i.rows - 1)[:16], i.pitch)
+        start = times(groups, i.stride, late=True)
+        span = times((i.rows - 1)[:16], i.pitch, late=True)
         depth = Mux(summed, config.sum_words, Mux(wide, config.update_words, config.copy_words))
-        bad_field = (
+        bad_field = self._early(
+            m,
             (i.rows == 0)
             | (i.row_bytes == 0)
             | ~(summed | wide | halves | nibbles)
@@ -353,11 +382,10 @@ class Checker(wiring.Component):
             | (i.relu & ~is16)
             | (i.masked & ((i.format == Format.ZERO) | is_mask))
             | (i.check & (i.format != Format.FP32))
-            | ((i.row_bytes[:4] & element) != 0)
-            | (i.row_bytes > room)
-            | (high > depth)
+            | ((i.row_bytes[:4] & element) != 0),
         )
-        return bad_field, self._outside(i.address, span, i.row_bytes)
+        bad_field |= (i.row_bytes > room) | (start > self._early(m, depth - i.base))
+        return bad_field, self._outside(m, i.address, span, i.row_bytes)
 
     def _bad_pattern(self, m: Module, n: Value, log2_m: Value) -> Value:
         """Return whether N:M is no pattern of this device."""
@@ -381,7 +409,7 @@ class Checker(wiring.Component):
             """Return where the last group of lines that are dealt to the lanes begins."""
             groups = Signal(17)
             m.d.comb += groups.eq(((lines + (lanes - 1)) >> lane_bits) - 1)
-            return times(groups[:16], stride)
+            return times(groups[:16], stride, late=True)
 
         def kept(count: Value, n: Value, log2_m: Value) -> Value:
             """Return the words that hold a line's stored values."""
@@ -393,21 +421,26 @@ class Checker(wiring.Component):
         rows = Signal(17)
         m.d.comb += rows.eq((i.rows + (lanes - 1)) >> lane_bits << lane_bits)
         size = times(rows, i.columns)
-        high = spread(i.rows, i.stride) + weights
-        ff_high = spread(i.rows, i.ff_stride) + i.ff_base
-        bp_high = spread(i.columns, i.bp_stride) + i.bp_base
-        return (
+        last, ff_last = spread(i.rows, i.stride), spread(i.rows, i.ff_stride)
+        bp_last = spread(i.columns, i.bp_stride)
+        bad_field = (
             (i.rows == 0)
             | (i.columns == 0)
             | self._bad_pattern(m, i.ff_n, i.ff_log2_m)
             | self._bad_pattern(m, i.bp_n, i.bp_log2_m)
             | partial(i.columns, i.ff_log2_m, per_beat)
             | partial(i.rows, i.bp_log2_m, 1)
+        )
+        ff_room, bp_room = (
+            self._early(m, config.copy_words - base) for base in (i.ff_base, i.bp_base)
+        )
+        return (
+            self._early(m, bad_field)
             | (size > config.tile_weights)
-            | (high + i.in_base > config.update_words)
-            | (high + i.out_base > config.update_words)
-            | (ff_high + kept(i.columns, i.ff_n, i.ff_log2_m) > config.copy_words)
-            | (bp_high + kept(i.rows, i.bp_n, i.bp_log2_m) > config.copy_words)
+            | (last > self._early(m, config.update_words - weights - i.in_base))
+            | (last > self._early(m, config.update_words - weights - i.out_base))
+            | (ff_last + kept(i.columns, i.ff_n, i.ff_log2_m) > ff_room)
+            | (bp_last + kept(i.rows, i.bp_n, i.bp_log2_m) > bp_room)
         )
 
     def _multiply(self, m: Module, i: data.View, times: Callable[..., Signal]) -> Value:
@@ -428,17 +461,23 @@ class Checker(wiring.Component):
         sparse = i.log2_m != 0
 
         # Output stationary.
-        steps = times((i.words - 1)[:16], i.values) + i.last
+        steps = times((i.words - 1)[:16], i.values, late=True)
         group_rows = Signal(4)
         group_cols = Signal(4)
         m.d.comb += [group_rows.eq((s >> i.split) - 1), group_cols.eq((1 << i.split) - 1)]
-        a_top = times(group_rows, i.a_stride) + i.a_base + i.words
+        a_last = times(group_rows, i.a_stride, late=True)
 
         def reach(skip: Value, count: Value, per_word: int) -> Value:
             return (skip + count + (per_word - 1)) // per_word
 
-        b_groups = times(group_cols, i.b_stride) + i.b_base
-        i_groups = times(group_cols, i.i_stride) + i.i_base
+        def streamed(skip: Value, per_word: int) -> Value:
+            return (steps + self._early(m, skip + i.last + (per_word - 1))) // per_word
+
+        b_last = times(group_cols, i.b_stride, late=True)
+        i_last = times(group_cols, i.i_stride)
+        a_room = self._early(m, config.a_words - i.a_base - i.words)
+        b_room = self._early(m, config.b_words - i.b_base)
+        i_room = self._early(m, config.i_words - i.i_base)
         tile = rows * s
         bad_os = (
             (i.values != per_word)
@@ -446,14 +485,13 @@ class Checker(wiring.Component):
             | (i.last > i.values)
             | (i.split > s.bit_length() - 1)
             | (i.count != 0)
-            | (a_top > config.a_words)
-            | (b_groups + reach(i.b_skip, steps, config.max_m) > config.b_words)
-            | (
-                sparse
-                & (i_groups + reach(i.i_skip, steps, config.indices_per_word) > config.i_words)
-            )
             | (reads_sums & (i.s_base + tile > config.sum_words))
             | (i.emit & (i.o_base + tile > config.sum_words))
+        )
+        misses_os = (
+            (a_last > a_room)
+            | (b_last + streamed(i.b_skip, config.max_m) > b_room)
+            | (sparse & (i_last + streamed(i.i_skip, config.indices_per_word) > i_room))
         )
 
         # Weight stationary: what a number of held weights allows is a small table, looked up while
@@ -487,4 +525,5 @@ class Checker(wiring.Component):
             | (i.o_base + batch_rows > config.sum_words)
         )
         ws = i.dataflow == Dataflow.WS
-        return bad_common | Mux(ws, bad_ws, bad_os)
+        bad_field = self._early(m, bad_common | Mux(ws, bad_ws, bad_os))
+        return bad_field | (~ws & misses_os)

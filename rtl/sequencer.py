@@ -103,6 +103,7 @@ class Sequencer(wiring.Component):
         m.d.comb += [
             checker.word.eq(current.word),
             checker.valid.eq(full),
+            checker.coming.eq(self.fetched.p.word[:8]),
             checker.follow.eq(dispatched),
             checker.last.eq(current.pc == self.length - 1),
             checker.window_base.eq(self.window_base),

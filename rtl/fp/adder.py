@@ -131,13 +131,16 @@ class Adder(wiring.Component):
             zero_sign=zero_sign,
         )
 
-        # align
+        # align; what is subtracted is inverted here, in the LUTs of the shifter's last level: those
+        # of the carry chain have no room for it.
         aligned = shift_right_sticky(m, whole, reach, "aligned")
-        exponent, mantissa, aligned, subtract, sign, nan, infinite, zero_sign = after(
+        addend = Signal(28)
+        m.d.comb += addend.eq(Cat(aligned, C(0, 1)) ^ subtract.replicate(28))
+        exponent, mantissa, addend, subtract, sign, nan, infinite, zero_sign = after(
             "align",
             exponent=exponent,
             mantissa=mantissa,
-            aligned=aligned,
+            addend=addend,
             subtract=subtract,
             sign=sign,
             nan=nan,
@@ -147,7 +150,7 @@ class Adder(wiring.Component):
 
         # add
         total = Signal(28)
-        m.d.comb += total.eq(mantissa + (Cat(aligned, C(0, 1)) ^ subtract.replicate(28)) + subtract)
+        m.d.comb += total.eq(mantissa + addend + subtract)
         total, exponent, sign, nan, infinite, zero_sign = after(
             "add",
             total=total,

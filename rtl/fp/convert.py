@@ -45,7 +45,7 @@ class Fp32ToFp16(wiring.Component):
         smallest = FP32.bias - FP16.bias + 1
         mantissa = Signal(24)
         field = Signal(6)
-        right = Signal(5)
+        right = Signal(range(14))
         m.d.comb += mantissa.eq(Cat(number.mantissa, number.exponent != 0))
         with m.If(number.exponent < smallest):
             with m.If(number.exponent < smallest - 12):

@@ -9,7 +9,8 @@ def shift_right_sticky(m: Module, value: Signal, distance: Signal, name: str) ->
     """Return ``value >> distance``, its last bit set if any bit that left it was ("sticky").
 
     The bits that leave are gathered on their way, level by level: shifting back and comparing
-    with ``value`` would cost a second shifter.
+    with ``value`` would cost a second shifter. The longest steps come first: their zeros from above
+    then cost no LUTs of their own, and the last level leaves room in its LUTs for what follows.
 
     Parameters
     ----------
@@ -22,7 +23,7 @@ def shift_right_sticky(m: Module, value: Signal, distance: Signal, name: str) ->
     # A shift by a bit's worth and masks, not multiplexers: distances are as good as random, and
     # the processor that simulates a choice would guess it wrong half of the time.
     dropped: Value = Const(0, 1)
-    for bit in range(len(distance)):
+    for bit in reversed(range(len(distance))):
         step = min(1 << bit, len(value))
         here = Signal(len(value), name=f"{name}_{bit}")
         m.d.comb += here.eq(value >> Cat(C(0, bit), distance[bit]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sat.fpga.area import Area, ecp5_area
+from sat.fpga.board import BOARD_CONFIG
 from sat.rtl.buffers import OutputBuffer
 from sat.rtl.config import AxiConfig, SatConfig
 from sat.rtl.fetch import Fetch
@@ -20,12 +21,13 @@ SMALL = SatConfig(rows=2, cols=2, max_n=2, axi=AxiConfig(data_bits=32), update_l
 @pytest.mark.parametrize(
     "component, lut4, dsp",
     [
-        (lambda: Adder(4), 450, 0),
+        (lambda: Adder(4), 430, 0),
         (Multiplier32, 800, 4),  # deep choices overflow Yosys' stack in WebAssembly
-        (lambda: Uspe(SMALL), 720, 1),
+        (lambda: Uspe(SMALL), 710, 1),
+        (lambda: Uspe(BOARD_CONFIG), 720, 1),
         (lambda: Fetch(SMALL), 100, 0),  # its queue is memory, not registers
     ],
-    ids=["adder", "multiplier32", "uspe", "fetch"],
+    ids=["adder", "multiplier32", "uspe", "uspe of the board", "fetch"],
 )
 def test_a_block_fits_its_place(component, lut4, dsp):
     area = ecp5_area(component())

@@ -221,6 +221,9 @@ def test_same_verdict(name):
             await ctx.tick()
         ctx.set(checker.follow, 0)
         for raw, last, window in todo:
+            ctx.set(checker.coming, raw[0])
+            await ctx.tick()
+            ctx.set(checker.coming, ~raw[0] & 0xFF)
             ctx.set(checker.word, int.from_bytes(raw, "little"))
             ctx.set(checker.last, last)
             ctx.set(checker.window_base, window[0])
@@ -233,7 +236,6 @@ def test_same_verdict(name):
             assert got is want, (raw.hex(), last, window)
             seen[want] += 1
             ctx.set(checker.valid, 0)
-            await ctx.tick()
 
     sim = Simulator(checker)
     sim.add_clock(1e-6)
@@ -249,18 +251,20 @@ def test_verdict_needs_exactly_its_cycles():
     """A cycle too early the verdict may still be that of the instruction before."""
     config = CONFIGS["3x5"]
     checker = Checker(config)
-    body = {"rows": 3, "groups": 3, "row_bytes": 40, "destination": Buffer.START}
-    good = Instruction(Opcode.LOAD, {**body, "stride": 4})
-    # What is wrong shows only in the last product: 10 sums a row in a stride of 5.
-    bad = Instruction(Opcode.LOAD, {**body, "stride": 1})
+    body = {"rows": 3, "groups": 3, "row_bytes": 40, "stride": 4, "destination": Buffer.START}
+    good = Instruction(Opcode.LOAD, body)
+    # What is wrong shows only in a product of the second slot: where the last row begins.
+    bad = Instruction(Opcode.LOAD, {**body, "pitch": 2040})
 
     async def testbench(ctx):
         ctx.set(checker.window_end, 1 << 12)
         for instruction, before, after in (
             (good, None, Status.IDLE),
-            (bad, Status.IDLE, Status.BAD_FIELD),
-            (good, Status.BAD_FIELD, Status.IDLE),
+            (bad, Status.IDLE, Status.BAD_ADDRESS),
+            (good, Status.BAD_ADDRESS, Status.IDLE),
         ):
+            ctx.set(checker.coming, instruction.opcode.value)
+            await ctx.tick()
             ctx.set(checker.word, int.from_bytes(instruction.encode(), "little"))
             ctx.set(checker.valid, 1)
             await ctx.tick().repeat(CHECK_CYCLES - 1)
@@ -271,7 +275,6 @@ def test_verdict_needs_exactly_its_cycles():
             assert ctx.get(checker.decided)
             assert ctx.get(checker.status) == after
             ctx.set(checker.valid, 0)
-            await ctx.tick()
 
     sim = Simulator(checker)
     sim.add_clock(1e-6)

@@ -49,6 +49,17 @@ def seed_number(text: str) -> int:
     return int(text)
 
 
+def input_file(text: str) -> str:
+    """Return the name of a file that can be read, before the work that needs it."""
+    try:
+        with Path(text).open("rb"):
+            return text
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: cannot be read ({_reason(error)}); name a file that can"
+        ) from error
+
+
 def output_file(text: str, *, make_folder: bool = False) -> str:
     """Return the name of a file that results can go to, before the work that makes them.
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sat.commands.common import DONE, UsageError, count, output_file, to_json, usage
+from sat.commands.common import DONE, UsageError, count, input_file, output_file, to_json, usage
 
 if TYPE_CHECKING:
     from sat.schedules.machine import Machine
@@ -28,7 +28,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
         "--lanes", type=count, help="of the update engine (default: columns, up to 32)"
     )
     parser.add_argument(
-        "--config", metavar="FILE.json",
+        "--config", metavar="FILE.json", type=input_file,
         help="a whole device, as SatConfig.to_json writes it; --memory then gives the latency only",
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from sat.commands.common import (
     FAILED,
     add_engine,
     count,
+    input_file,
     natural,
     output_file,
     print_values,
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the layer: one stage, or the whole step (default)",
     )  # fmt: skip
     parser.add_argument(
-        "--schedule", metavar="FILE.json",
+        "--schedule", metavar="FILE.json", type=input_file,
         help="all stages of a schedule, under its plans, on its device (sat schedule --output)",
     )  # fmt: skip
     parser.add_argument("--batch", type=count, default=1, help="images (default 1)")

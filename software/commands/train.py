@@ -14,6 +14,7 @@ from sat.commands.common import (
     add_engine,
     count,
     device_options,
+    input_file,
     print_values,
     require_memory,
     seed_number,
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="golden", help="golden (default) or rtl")
     parser.add_argument("--array", help="rows x columns (default 8x8)")
     parser.add_argument(
-        "--schedule", metavar="FILE.json",
+        "--schedule", metavar="FILE.json", type=input_file,
         help="with --device rtl: map stages as a schedule says, on its device",
     )  # fmt: skip
     add_engine(parser)

@@ -103,7 +103,7 @@ def test_a_device_from_a_file(tmp_path, capsys):
     assert main([*args, str(tmp_path / "broken.json")]) == 2
     assert "wheels" in capsys.readouterr().err
     assert main([*args, str(tmp_path / "none.json")]) == 2
-    assert "is no configuration" in capsys.readouterr().err
+    assert "cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.xdist_group("8x8")

@@ -92,12 +92,24 @@ def test_every_option_that_names_a_place_is_checked_when_it_is_read():
     for name, option, action in options():
         kind = getattr(action.type, "func", action.type)
         if str(action.metavar).startswith("FILE") or option in ("--figure", "--out", "--html"):
-            assert kind is common.output_file, (name, option)
+            reads = option in ("--schedule", "--config")
+            assert kind is (common.input_file if reads else common.output_file), (name, option)
             found += 1
         elif action.metavar == "FOLDER":
             assert kind is common.output_folder, (name, option)
             found += 1
     assert found >= 4
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [("no-such-file", "No such file"), (".", "Is a directory"), ("nul\0", "null")],
+)
+@pytest.mark.parametrize("command", [["simulate", "--schedule"], ["schedule", "m", "--config"]])
+def test_a_file_that_cannot_be_read_is_refused(command, place, reason, capsys):
+    assert main([*command, place]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be read" in error and reason in error and "name a file" in error
 
 
 BAD_FILES = [

@@ -12,34 +12,32 @@ import argparse
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 
 from sat.dataflow.compile.step import STAGES, compile_step
 from sat.dataflow.cost import stage_cost
 from sat.dataflow.cycles import predict
 from sat.networks.sources import load
 from sat.rtl.config import AxiConfig, SatConfig
+from sat.schedules.scheduler import sparse_layer
 from sat.sim.layer import Layer
 from sat.sim.memory import MemoryTiming
+from sat.sparsity.pattern import Pattern
 
 MEMORY = MemoryTiming(read_latency=40, write_latency=40)
 CONFIG = SatConfig(
     rows=32, cols=32, a_words=1024, b_words=1024, sum_words=2048,
     axi=AxiConfig(data_bits=512, ports=4, outstanding=64),
 )  # fmt: skip
-DENSE = (1, 1)
 
 
-def jobs(source: str, batch: int, pattern: tuple[int, int]) -> Counter[tuple[str, Layer]]:
+def jobs(source: str, batch: int, pattern: Pattern) -> Counter[tuple[str, Layer]]:
     """Return the stages of a network's layers, and how often each comes."""
     found: Counter[tuple[str, Layer]] = Counter()
     for operation in load(source, batch=batch).operations:
         layer = operation.layer
         if layer is None:
             continue
-        m = pattern[1]
-        sparse = layer.groups == 1 and layer.in_channels % m == layer.out_channels % m == 0
-        pruned = replace(layer, ff=pattern, bp=pattern) if sparse else layer
+        pruned, _ = sparse_layer(layer, pattern)
         for stage in STAGES:
             # WU is dense under every pattern.
             if stage == "update" or stage in operation.products:
@@ -55,8 +53,7 @@ def main() -> int:
     parser.add_argument("--pattern", default="2:8")
     parser.add_argument("--slowest", type=int, default=5, help="stages to list")
     args = parser.parse_args()
-    n, m = map(int, args.pattern.split(":"))
-    stages = jobs(args.source, args.batch, (n, m))
+    stages = jobs(args.source, args.batch, Pattern.parse(args.pattern))
     # Libraries are built, and what Python imports on first use is there.
     warm = Layer(batch=3, in_channels=16, out_channels=16)
     for stage in STAGES:

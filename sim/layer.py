@@ -110,6 +110,10 @@ class Layer:
     def out_per_group(self) -> int:
         return self.out_channels // self.groups
 
+    def pattern(self, stage: str) -> Pair:
+        """Return the pattern of a stage's right operand; (1, 1) where nothing is pruned."""
+        return {"ff": self.ff, "bp": self.bp}.get(stage, (1, 1))
+
     @property
     def taps(self) -> int:
         """Kernel positions."""

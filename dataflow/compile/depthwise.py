@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sat.dataflow.columns import Array, Block, Field, Value
-from sat.dataflow.compile.gradient import GradientPlanner
+from sat.dataflow.compile.gradient import GradientPlanner, WeightGradient
 from sat.dataflow.compile.patches import groups_of
 from sat.dataflow.compile.shapes import DepthwiseShape, GradientShape
 from sat.dataflow.compile.slots import Steps
@@ -253,21 +252,10 @@ def _shape(layer: Layer, config: SatConfig) -> DepthwiseShape:
 
 
 @dataclass(frozen=True)
-class DepthwiseProduct:
+class DepthwiseProduct(WeightGradient):
     """WU of a word of depthwise channels: the first of them."""
 
-    layer: Layer
-    where: LayerMemory
     first: int
-
-    @property
-    def config(self) -> SatConfig:
-        return self.where.config
-
-    @property
-    def key(self) -> Hashable:
-        """All words are mapped alike."""
-        return "wu", self.layer
 
     @property
     def least(self) -> int:

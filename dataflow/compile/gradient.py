@@ -383,13 +383,11 @@ def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, G
 
 
 @dataclass(frozen=True)
-class GradientProduct:
-    """WU of a group of a layer: its first channels."""
+class WeightGradient:
+    """A part of a layer's WU."""
 
     layer: Layer
     where: LayerMemory
-    first_in: int
-    first_out: int
 
     @property
     def config(self) -> SatConfig:
@@ -397,8 +395,16 @@ class GradientProduct:
 
     @property
     def key(self) -> Hashable:
-        """All groups are mapped alike."""
+        """All parts are mapped alike."""
         return "wu", self.layer
+
+
+@dataclass(frozen=True)
+class GradientProduct(WeightGradient):
+    """WU of a group of a layer: its first channels."""
+
+    first_in: int
+    first_out: int
 
     @property
     def least(self) -> int:

@@ -69,7 +69,7 @@ def layer_macs(layer: Layer, stage: str) -> int:
     Taps on the padding count, as the array multiplies there, too: in FF and WU those of each output
     pixel, in BP those of each input pixel. For the usual paddings all three are as many.
     """
-    n, m = {"ff": layer.ff, "bp": layer.bp}.get(stage, (1, 1))
+    n, m = layer.pattern(stage)
     return dense_macs(layer, stage) * n // m
 
 

@@ -187,7 +187,7 @@ class _Scheduler:
             operation=operation.name,
             stage=stage,
             kind=operation.kind,
-            pattern=Pattern(*{"ff": layer.ff, "bp": layer.bp}.get(stage, (1, 1))),
+            pattern=Pattern(*layer.pattern(stage)),
             reason=reason,
             layer=layer,
             products=(),
@@ -203,7 +203,7 @@ class _Scheduler:
         chosen = DENSE
         if operation.layer is not None:
             layer, _ = sparse_layer(operation.layer, self.pattern)
-            chosen = Pattern(*{"ff": layer.ff, "bp": layer.bp}.get(stage, (1, 1)))
+            chosen = Pattern(*layer.pattern(stage))
         products = tuple(replace(p, n=chosen.n, m=chosen.m) for p in operation.products[stage])
         config, timing = self.machine.config, self.machine.timing
         costs = []

@@ -132,21 +132,27 @@ struct Band {
         : parts(PARTS * size), exponents(lines), depths(depth) {}
 };
 
-// An element of a further band, and where it lies.
+// An element of a further band, and its place in the depth.
 struct Entry {
-    long outer, place, inner;
+    long place;
     uint16_t parts[PARTS];
 };
 
 struct FurtherBand {
-    std::vector<Entry> entries;      // in the order of memory
+    std::vector<Entry> entries;      // line by line, places ascending
+    std::vector<long> begins;        // where each line's entries begin, and where the last's end
     std::vector<int32_t> exponents;  // of the lines
     bool used[PARTS] = {};
+
+    long of_product(long number, long lines) const {
+        return begins[(number + 1) * lines] - begins[number * lines];
+    }
 };
 
+// What is below the first band.
 template <class T>
 struct Rest {
-    long outer, place, inner;
+    long line, place;
     T value;
 };
 
@@ -164,8 +170,6 @@ struct Operand {
     long product_step() const { return lines * depth; }
     long line_step() const { return inner == 1 ? depth : 1; }
     long place_step() const { return inner == 1 ? 1 : inner; }
-    long product_of(const Entry& e) const { return (e.outer * inner + e.inner) / lines; }
-    long line_of(const Entry& e) const { return (e.outer * inner + e.inner) % lines; }
 };
 
 // What a band takes of a line: magnitudes from `low` on, times `first` times `second`. Two powers
@@ -323,7 +327,7 @@ void cut_rows(const T* x, const Operand& of, Band& band, long from, long to, Fou
             if (!cut_run<false>(row + k, count, scales, 0, parts + k, plane, found.used)) continue;
             for (long i = k; i < k + count; i++)
                 if (magnitude(row[i]) < scale.low && row[i] != 0)
-                    found.rest.push_back({o, i, 0, row[i]});
+                    found.rest.push_back({o, i, row[i]});
         }
         for (long k = 0; k < depth; k++) found.depths[k] |= uint16_t(parts[k] << 1);
     }
@@ -357,7 +361,7 @@ void cut_columns(const T* x, const Operand& of, Band& band, long o, long from, l
             if (!cut_run<true>(row + i, count, scales, i, parts + i, plane, found.used)) continue;
             for (long c = i; c < i + count; c++)
                 if (magnitude(row[c]) < scales.low[c] && row[c] != 0)
-                    found.rest.push_back({o, k, from + c, row[c]});
+                    found.rest.push_back({o * inner + from + c, k, row[c]});
         }
         uint16_t any = 0;
         for (long i = 0; i < width; i++) any |= parts[i];
@@ -365,31 +369,54 @@ void cut_columns(const T* x, const Operand& of, Band& band, long o, long from, l
     }
 }
 
+// Cuts what the first band left, band after band. Of each line, places ascend in `found`.
 template <class T>
-void cut_further(std::vector<Rest<T>> rest, Operand& to) {
+void cut_further(const std::vector<Rest<T>>& found, Operand& to) {
     const long lines = to.outer * to.inner;
-    while (!rest.empty()) {
+    std::vector<long> begins(lines + 1), places(found.size());
+    std::vector<T> values(found.size());
+    for (const auto& r : found) begins[r.line + 1]++;
+    for (long line = 0; line < lines; line++) begins[line + 1] += begins[line];
+    std::vector<long> next = begins;
+    for (const auto& r : found) {
+        const long at = next[r.line]++;
+        places[at] = r.place, values[at] = r.value;
+    }
+    while (begins[lines]) {
         FurtherBand& band = to.further.emplace_back();
         band.exponents.resize(lines);
-        std::vector<Int<T>> largest(lines);
-        const auto line = [&](const Rest<T>& r) { return r.outer * to.inner + r.inner; };
-        for (const auto& r : rest)
-            largest[line(r)] = std::max(largest[line(r)], magnitude(r.value));
-        std::vector<Rest<T>> left;
+        band.begins.resize(lines + 1);
+        band.entries.reserve(begins[lines]);
         Scales<T> scales(1);
-        for (const auto& r : rest) {
-            const Scale<T> scale(largest[line(r)]);
-            if (magnitude(r.value) < scale.low) {
-                left.push_back(r);
-                continue;
-            }
-            band.exponents[line(r)] = scale.exponent;
+        long left = 0, end = 0;  // what is left moves to the front
+        for (long line = 0; line < lines; line++) {
+            long from = end;
+            end = begins[line + 1];
+            begins[line + 1] = left;
+            band.begins[line + 1] = long(band.entries.size());
+            if (from == end) continue;
+            Int<T> largest = 0;
+            for (long i = from; i < end; i++) largest = std::max(largest, magnitude(values[i]));
+            const Scale<T> scale(largest);
+            band.exponents[line] = scale.exponent;
             scales.set(0, scale);
-            Entry& made = band.entries.emplace_back();
-            made.outer = r.outer, made.place = r.place, made.inner = r.inner;
-            cut_run<false>(&r.value, 1, scales, 0, made.parts, 1, band.used);
+            for (long count; from < end; from += count) {
+                uint16_t parts[PARTS][RUN];
+                count = std::min(RUN, end - from);
+                cut_run<false>(&values[from], count, scales, 0, parts[0], RUN, band.used);
+                for (long i = 0; i < count; i++) {
+                    const T value = values[from + i];
+                    if (magnitude(value) >= scale.low) {
+                        band.entries.push_back(
+                            {places[from + i], {parts[0][i], parts[1][i], parts[2][i]}});
+                    } else {
+                        places[left] = places[from + i], values[left++] = value;
+                    }
+                }
+            }
+            begins[line + 1] = left;
+            band.begins[line + 1] = long(band.entries.size());
         }
-        rest = std::move(left);
     }
 }
 
@@ -424,11 +451,7 @@ void cut_all(const T* x, Operand& to, long threads) {
         for (int p = 0; p < PARTS; p++) band.used[p] |= one.used[p];
         if (&one != &found[0]) rest.insert(rest.end(), one.rest.begin(), one.rest.end());
     }
-    // Products one after the other, as they are looked for.
-    const auto before = [](const Rest<T>& a, const Rest<T>& b) { return a.outer < b.outer; };
-    if (!std::is_sorted(rest.begin(), rest.end(), before))
-        std::stable_sort(rest.begin(), rest.end(), before);
-    cut_further(std::move(rest), to);
+    cut_further(rest, to);
 }
 
 }  // namespace

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import sat
+from sat.methods.dgno import DGNO
+from sat.methods.dgno import demo as dgno
 from sat.methods.lsm import LSM, darcy_samples, relative_l2
 from sat.methods.lsm import demo as lsm
 from sat.methods.nn_to_no import demo as nn_to_no
@@ -31,6 +33,13 @@ def lsm_step(batch: int, size: int, **options: object) -> Case:
     model = LSM(1, 1, **options)  # type: ignore[arg-type]
     a, u = darcy_samples(batch, size, 0)
     return model, lambda: relative_l2(model(a[..., None])[..., 0], u).sum(), 32
+
+
+def dgno_step(batch: int, n_input: int, **options: object) -> Case:
+    model = DGNO(n_input, **options)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    a = torch.where(torch.rand(batch, n_input, generator=generator) > 0.5, 10.0, 5.0)
+    return model, lambda: model.loss(a, 10.0, generator)["loss"], 64
 
 
 def operator_step(n: int) -> Case:
@@ -56,6 +65,10 @@ def spon_step(processor: str) -> Case:
 CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "lsm": [
         ("LSM of the demo, 20 media, 31 x 31", lambda: lsm_step(20, lsm.SIZE, **lsm.MODEL)),
+    ],
+    "dgno": [
+        ("DGNO of the demo, 50 media", lambda: dgno_step(50, dgno.CELLS, **dgno.MODEL)),
+        ("DGNO of the paper, 25 media", lambda: dgno_step(25, 841)),
     ],
     "spon": [
         ("SPON, multigrid, 20 sources", lambda: spon_step("multigrid")),

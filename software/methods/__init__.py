@@ -178,6 +178,13 @@ _METHODS = (
         "fp16",
     ),
     Method(
+        "dgno",
+        "DGNO: deep generative neural operator, MultiONet",
+        "Zang, Koutsourelakis 2025, arXiv 2502.06250",
+        "two-phase Darcy flow learned without solutions, then inverted; MultiONet and DeepONet",
+        "fp32",
+    ),
+    Method(
         "nn_to_no",
         "From neural networks to neural operators",
         "Berner et al. 2025, arXiv 2506.10973",

@@ -17,6 +17,7 @@ from sat.devices import ComparingDevice, FirstDevice
 from sat.methods import METHODS, Check, Method, Result, get_method
 from sat.methods.auon import HybridAuON
 from sat.methods.dct_lowrank import DCTAdamW
+from sat.methods.dgno import DGNO
 from sat.methods.dsnot import bake, prune_model
 from sat.methods.hesso import HESSO, extract, prunable_groups
 from sat.methods.lightsb.demo import train_swiss_roll
@@ -155,6 +156,11 @@ def step_of(slug):
     elif slug == "lsm":
         model = LSM(1, 1, 4, patch=(1, 1), heads=2)
         model(torch.randn(2, 16, 16, 1)).sum().backward()
+    elif slug == "dgno":
+        generator = torch.Generator().manual_seed(0)
+        model = DGNO(8, 4, dim=1, hidden=(8,), input_width=8, width=8, centers=6, radius=0.05)
+        a = torch.where(torch.rand(4, 8, generator=generator) > 0.5, 10.0, 5.0)
+        model.loss(a, 10.0, generator)["loss"].backward()
     elif slug == "nn_to_no":
         conv = torch.nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular")
         net = to_operator(torch.nn.Sequential(conv, torch.nn.Conv2d(4, 1, 1)), 8)

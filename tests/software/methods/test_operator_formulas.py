@@ -12,10 +12,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from numpy.polynomial import Polynomial
 from scipy.signal import correlate
 from skfem import Basis, ElementTriP1, MeshTri
 from torch import nn
 
+from sat.methods.dgno import MultiONet, WeakTest, wendland
+from sat.methods.dgno.inversion import posterior_covariance
 from sat.methods.lsm import LSM
 from sat.methods.nn_to_no import InterpolatedConv, QuadratureAttention
 from sat.methods.spon import (
@@ -31,6 +34,10 @@ from sat.methods.spon import (
 
 def arrays(module):
     return {name: value.detach().numpy() for name, value in module.state_dict().items()}
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
 
 
 def gelu(x):
@@ -190,6 +197,73 @@ def test_lsm_layer_by_layer(spectral):
     y = gelu(y[:30] @ state["hidden.weight"].T + state["hidden.bias"])
     expected = y @ state["head.weight"].T + state["head.bias"]
     np.testing.assert_allclose(model(field)[0].detach().numpy(), expected, atol=1e-12)
+
+
+# --------------------------------------------------------------------------------------- DGNO
+
+
+@pytest.mark.parametrize("dim", (1, 2, 3, 4))
+def test_wendlands_functions_by_integration(dim):
+    """(1 - r)^l, l = ⌊dim/2⌋ + 3, and twice the integral from r to 1 of t times it; 1 at 0."""
+    p = Polynomial([1, -1]) ** (dim // 2 + 3)
+    for _ in range(2):
+        whole = (Polynomial([0, 1]) * p).integ()
+        p = whole(1) - whole
+    p = p / p(0)
+    r = np.linspace(0, 1, 41)
+    v, over_r = wendland(torch.tensor(r), dim)
+    np.testing.assert_allclose(v, p(r), atol=1e-13)
+    np.testing.assert_allclose(over_r[1:], p.deriv()(r[1:]) / r[1:], atol=1e-11)
+    assert float(over_r[0]) == pytest.approx(p.deriv(2)(0))
+    assert not wendland(torch.tensor([1.0, 1.5]), dim)[0].any()
+
+
+@pytest.mark.parametrize("dim", (1, 2))
+def test_weak_residuals_are_minus_the_divergence_by_parts(dim):
+    """∫ (s·∇v - f v) = ∫ (-∇·s - f) v for v that is 0 around; fine mesh, mean over the ball."""
+    radius, f = 0.1, 3.0
+    test = WeakTest(dim, 4001 if dim == 1 else 201, radius)
+    x = test.sample(4, torch.Generator().manual_seed(0), torch.float64)
+    matrix = torch.tensor([[0.7, 1.3], [-0.4, 2.1]], dtype=torch.float64)[:dim, :dim]
+    flux = (x @ matrix)[None]
+    divergence = float(matrix.trace())
+    share = test.v.mean()
+    expected = (-divergence - f) * share
+    got = test.residual(flux, f)
+    torch.testing.assert_close(got, expected.expand_as(got), rtol=2e-3, atol=0)
+
+
+def test_multionet_term_by_term():
+    torch.manual_seed(1)
+    net = MultiONet(2, 3, [5, 4, 3, 6], 3, 2, "silu_sin", "silu_id", branch_width=[2, 7, 3, 6])
+    net = net.double()
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([0.3, -1.2]))
+        net.bias.fill_(0.4)
+    x, a = torch.randn(5, 2).double(), torch.randn(4, 3).double()
+    state = arrays(net)
+    expected = np.full((4, 5), 0.4)
+    for i, k in itertools.product(range(4), range(5)):
+        t, b = x[k].numpy(), a[i].numpy()
+        for layer in range(4):
+            t = state[f"trunk.{layer}.weight"] @ t + state[f"trunk.{layer}.bias"]
+            t = silu(np.sin(np.pi * (t + 1))) + t
+            b = state[f"branch.{layer}.weight"] @ b + state[f"branch.{layer}.bias"]
+            b = silu(b) + b
+            if layer >= 2:
+                expected[i, k] += (0.3, -1.2)[layer - 2] * (t @ b) / 2
+    np.testing.assert_allclose(net(x, a).detach().numpy(), expected, atol=1e-13)
+
+
+def test_posterior_covariance_is_bayes_by_the_joint_gaussian():
+    """Of β ~ N(0, P) and y = J β + noise: P - P Jᵀ (J P Jᵀ + σ²)⁻¹ J P."""
+    rng = np.random.default_rng(0)
+    root = rng.standard_normal((4, 4))
+    prior, j, noise = root @ root.T + np.eye(4), rng.standard_normal((3, 4)), 0.3
+    joint = j @ prior @ j.T + noise**2 * np.eye(3)
+    expected = prior - prior @ j.T @ np.linalg.solve(joint, j @ prior)
+    got = posterior_covariance(torch.tensor(j), noise, torch.tensor(prior))
+    np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
 # --------------------------------------------------------------------------------------- SPON

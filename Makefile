@@ -40,6 +40,7 @@ bench: $(STAMP) ## speed of the golden model, the simulated RTL and the cycle mo
 	$(BIN)/python benchmarks/bench_roofline.py
 	$(BIN)/python benchmarks/bench_schedules.py
 	$(BIN)/python benchmarks/bench_offload.py
+	$(BIN)/python benchmarks/bench_quick.py
 
 check: lint typecheck imports ## lint, formatting, types, and that imports run one way
 

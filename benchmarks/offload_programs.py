@@ -199,10 +199,10 @@ def programs() -> dict[str, Step]:
             Gpt(), words, words.flatten()
         ),
         "EfficientNet-B0 forward, 224x224": forward(efficientnet_b0(), torch.randn(1, 3, 224, 224)),
-        "depthwise Conv2d(256), 14x14": forward(
+        "depthwise Conv2d(256) forward, 14x14": forward(
             nn.Conv2d(256, 256, 3, padding=1, groups=256), torch.randn(1, 256, 14, 14)
         ),
-        "LSTM 64-128, 16 x 100": forward(
+        "LSTM 64-128 forward, 16 x 100": forward(
             nn.LSTM(64, 128, batch_first=True), torch.randn(16, 100, 64)
         ),
     }

@@ -186,15 +186,22 @@ def _plain_keys() -> frozenset[int]:
     return frozenset(_keys(x).raw_repr() for x in (torch.empty(0), inference))
 
 
+PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
 _PLAIN = _plain_keys()
 """Keys of tensors in the host's memory, strided, that are what their memory says."""
+
+
+def is_plain(x: Tensor) -> bool:
+    """Return whether a tensor lies in the host's memory, strided, and is what its memory says."""
+    return _keys(x).raw_repr() in _PLAIN
 
 
 def _form(label: str, args: Sequence[Any]) -> Form | None:
     """Return the form of an operation; None unless its arguments are plain tensors."""
     form: list[object] = [label]
     for x in args:
-        if not isinstance(x, Tensor) or _keys(x).raw_repr() not in _PLAIN:
+        if not isinstance(x, Tensor) or not is_plain(x):
             return None
         form.append(x.shape)
         form.append(x.dtype)

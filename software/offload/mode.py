@@ -38,13 +38,14 @@ from sat.offload.decompositions import (
     is_composite,
     own_kernel,
 )
-from sat.offload.handlers import COMPLEX, FLOATS, HANDLED, HANDLERS, Form
+from sat.offload.handlers import COMPLEX, FLOATS, HANDLED, HANDLERS, PLAIN_TYPES, Form
 from sat.offload.host_work import host_work
 from sat.offload.meter import Account, Meter
 from sat.offload.nested import NESTED
+from sat.offload.recurrent import whole_layers
 from sat.offload.report import CLOCK_HZ, OWN, OffloadReport, Work
 from sat.offload.rounding import Lost
-from sat.offload.switches import UNFUSED
+from sat.offload.switches import UNFUSED, Switch
 from sat.sparsity.pattern import Pattern
 
 aten = torch.ops.aten
@@ -66,9 +67,6 @@ _TRACING = (
     torch._C._TorchDispatchModeKey.FAKE,
     torch._C._TorchDispatchModeKey.FUNCTIONAL,
 )
-
-
-_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
 
 class Route:
@@ -137,7 +135,7 @@ class Mode(TorchDispatchMode):
                 return self.plainly(func, args, kwargs or {})
             return route.kernel(*args, **kwargs) if kwargs else route.kernel(*args)
         kwargs = kwargs or {}
-        if types and any(t not in _PLAIN_TENSORS for t in types):
+        if types and any(t not in PLAIN_TYPES for t in types):
             if isinstance(func, HigherOrderOperator):
                 with as_outside():
                     return self.higher_order(func, args, kwargs)
@@ -288,6 +286,20 @@ def _tracing() -> bool:
     return any(map(torch._C._get_dispatch_mode, _TRACING))
 
 
+def _current() -> Mode | None:
+    """Return this thread's innermost mode, if there are none but ours and nothing is traced."""
+    c = torch._C
+    modes = [c._get_dispatch_stack_at(i) for i in range(c._len_torch_dispatch_stack())]
+    if not modes or _tracing() or not all(isinstance(mode, Mode) for mode in modes):
+        return None
+    found: Mode = modes[-1]
+    return found
+
+
+RECURRENT = Switch(partial(whole_layers, _current))
+"""Enter it for as long as recurrent layers are to be taken as a whole."""
+
+
 class offload:
     """Send the matrix work of torch to a device, inside a ``with`` block.
 
@@ -394,6 +406,7 @@ class offload:
             raise RuntimeError("this offload is entered already: make another for a nested block")
         stack = contextlib.ExitStack()
         stack.enter_context(UNFUSED)
+        stack.enter_context(RECURRENT)
         stack.enter_context(use_device(self._mode.meter))
         stack.enter_context(self._mode)
         self._use = stack.enter_context(watch_layers())

@@ -2,6 +2,7 @@
 // (precision_cut.h), the parts laid out for products on a device, and the products put together.
 
 #include "plan.h"
+#include "precision_dense.h"
 #include "precision_sparse.h"
 
 namespace {
@@ -124,6 +125,10 @@ static long multiply(const Work& work, Fold fold, float* sums, const volatile in
     const bool as_they_lie =
         (!work.a_band || !work.b_band) && count == work.count && cheap;
     const long depth = as_they_lie ? work.depth : job.depth();
+    if (as_they_lie && !work.a_band && !work.b_band) {
+        const PassesJob whole(work);
+        if (whole.fits()) return whole.run(sums, stop) ? -1 : -3;
+    }
     Plan plan = {};
     plan.count = count, plan.rows = rows, plan.depth = depth, plan.cols = cols;
     plan.n = plan.m = plan.c_outer = 1;

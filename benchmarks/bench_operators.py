@@ -17,6 +17,8 @@ from torch import Tensor, nn
 import sat
 from sat.methods.dgno import DGNO
 from sat.methods.dgno import demo as dgno
+from sat.methods.drift_net import DriftNet, frequency_weighted_loss
+from sat.methods.drift_net import demo as drift_net
 from sat.methods.lsm import LSM, darcy_samples, relative_l2
 from sat.methods.lsm import demo as lsm
 from sat.methods.nn_to_no import demo as nn_to_no
@@ -62,6 +64,12 @@ def spon_step(processor: str) -> Case:
     return model, lambda: relative_fe_error(model(c).dofs, u, data.space).mean(), 16
 
 
+def drift_net_step(kind: str) -> Case:
+    model = DriftNet(1, 1, drift_net.SIZE, **drift_net.MODEL, **drift_net.KINDS[kind])
+    before, after = torch.randn(2, drift_net.BATCH, 1, drift_net.SIZE, drift_net.SIZE)
+    return model, lambda: frequency_weighted_loss(model(before), after), 24
+
+
 CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "lsm": [
         ("LSM of the demo, 20 media, 31 x 31", lambda: lsm_step(20, lsm.SIZE, **lsm.MODEL)),
@@ -74,6 +82,10 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
         ("SPON, multigrid, 20 sources", lambda: spon_step("multigrid")),
         ("SPON, single level, 20 sources", lambda: spon_step("single level")),
         ("SPON, MLP 225-64-225, 20 sources", lambda: spon_step("MLP")),
+    ],
+    "drift_net": [
+        ("DRIFT-Net of the demo, 16 flows", lambda: drift_net_step("DRIFT")),
+        ("… window attention", lambda: drift_net_step("window attention")),
     ],
     "nn_to_no": [
         ("CNN 1-32-32-1 as an operator, 20 x 16 x 16", lambda: operator_step(16)),

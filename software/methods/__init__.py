@@ -212,6 +212,13 @@ _METHODS = (
         "boundary values exactly; -Laplace u + u³ = f on the L-shape, multigrid against one level",
         "fp16",
     ),
+    Method(
+        "drift_net",
+        "DRIFT-Net: a spectral-coupled neural operator",
+        "ICLR 2026, arXiv 2509.24868",
+        "forecasts of a driven flow beside window attention's; the spectral branch on known fields",
+        "fp16",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

@@ -18,6 +18,7 @@ from sat.methods import METHODS, Check, Method, Result, get_method
 from sat.methods.auon import HybridAuON
 from sat.methods.dct_lowrank import DCTAdamW
 from sat.methods.dgno import DGNO
+from sat.methods.drift_net import DriftNet
 from sat.methods.dsnot import bake, prune_model
 from sat.methods.hesso import HESSO, extract, prunable_groups
 from sat.methods.lightsb.demo import train_swiss_roll
@@ -187,6 +188,10 @@ def step_of(slug):
         loss.backward()
         optimizer.step(loss)
         extract(cnn, optimizer)(x)
+    elif slug == "drift_net":
+        net = DriftNet(1, 1, 8, 2, 8, (1,))
+        sat.sparsify_(net, "bdwp", "2:8")
+        net(torch.randn(2, 1, 8, 8)).sum().backward()
     elif slug == "spon":
         meshes = MeshHierarchy.from_skfem(MeshTri(), 2)
         space = FeSpace.from_skfem(Basis(meshes.meshes[-1], ElementTriP1()), dirichlet=True)

@@ -19,6 +19,7 @@ from torch import nn
 
 from sat.methods.dgno import MultiONet, WeakTest, wendland
 from sat.methods.dgno.inversion import posterior_covariance
+from sat.methods.drift_net import DriftBlock, frequency_weighted_loss
 from sat.methods.lsm import LSM
 from sat.methods.nn_to_no import InterpolatedConv, QuadratureAttention
 from sat.methods.spon import (
@@ -264,6 +265,78 @@ def test_posterior_covariance_is_bayes_by_the_joint_gaussian():
     expected = prior - prior @ j.T @ np.linalg.solve(joint, j @ prior)
     got = posterior_covariance(torch.tensor(j), noise, torch.tensor(prior))
     np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+# ---------------------------------------------------------------------------------- DRIFT-Net
+
+
+def waves(height, width):
+    """Phases (rows, cols, height, width) of a transform, by its definition."""
+    row, col, y, x = np.ogrid[:height, : width // 2 + 1, :height, :width]
+    return np.exp(-2j * np.pi * (row * y / height + col * x / width))
+
+
+def normed(x):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def test_drift_block_by_sums_over_waves():
+    """No fft: modes are sums over points, the field one over waves, most columns counted twice."""
+    torch.manual_seed(2)
+    size, dim, bands = 6, 3, 4
+    block = DriftBlock(dim, size, bands, 5, time_conditioning=False).double()
+    with torch.no_grad():
+        block.spectral.weight.mul_(40)
+    state = arrays(block)
+    x = np.random.default_rng(0).standard_normal((size, size, dim))
+    phase = waves(size, size)
+    modes = np.einsum("klyx,yxc->klc", phase, x) / size**2
+
+    k, half = np.array([0, 1, 2, 3, 2, 1])[:, None], np.arange(size // 2 + 1)
+    radius = np.sqrt(k**2 + half**2) / (size / 2 * math.sqrt(2))
+    band = np.minimum(np.floor(radius * bands), bands - 1)
+    fraction = 1 / (1 + math.exp(-0.25))
+    most = math.floor(fraction * (size / 2 + 1))
+    low = (k < most) & (half < most)
+    means = np.stack([np.abs(modes)[band == b].mean(0) for b in range(bands)], -1)
+    hidden = np.maximum(
+        means @ state["spectral.gate.mlp.0.weight"].T + state["spectral.gate.mlp.0.bias"], 0
+    )
+    gates = 1 / (
+        1
+        + np.exp(
+            -(hidden @ state["spectral.gate.mlp.2.weight"].T + state["spectral.gate.mlp.2.bias"])
+        )
+    )
+    matrix = state["spectral.weight"] @ np.array([1, 1j])
+    fused = np.zeros_like(modes)
+    for row, col in np.ndindex(*band.shape):
+        alpha, mode = gates[:, int(band[row, col])], modes[row, col]
+        fused[row, col] = alpha * (matrix @ mode) if low[row, col] else (1 - alpha) * mode
+    twice = np.where(half % (size // 2) == 0, 1, 2)[:, None]
+    spectral = np.einsum("klyx,klc->yxc", phase.conj(), fused * twice).real
+
+    local = np.zeros_like(x)
+    for dy, dx in np.ndindex(3, 3):
+        taps = state["local.1.weight"][:, 0, dy, dx]
+        local += taps * np.roll(x, (1 - dy, 1 - dx), (0, 1))
+    mixed = spectral + local + x @ state["linear.weight"].T + state["linear.bias"]
+    y = x + normed(mixed)
+    inner = gelu(y @ state["mlp.0.weight"].T + state["mlp.0.bias"])
+    y = y + normed(inner @ state["mlp.2.weight"].T + state["mlp.2.bias"])
+    found = block(torch.tensor(x)[None])[0].detach().numpy()
+    np.testing.assert_allclose(found, y, rtol=0, atol=1e-12)
+
+
+def test_weighted_spectrum_by_sums_over_waves():
+    rng = np.random.default_rng(1)
+    pred, target = rng.standard_normal((2, 2, 3, 6, 8))
+    modes = np.einsum("klyx,bcyx->bckl", waves(6, 8), pred - target) / 48
+    row, col = np.array([0, 1, 2, 3, 2, 1])[:, None], np.arange(5)
+    share = (np.sqrt(row**2 + col**2) / 5) ** 1.5
+    expected = np.abs(pred - target).mean() + 0.3 * (np.abs(modes) ** 2 * share).mean()
+    found = frequency_weighted_loss(torch.tensor(pred), torch.tensor(target))
+    assert float(found) == pytest.approx(expected, rel=1e-12)
 
 
 # --------------------------------------------------------------------------------------- SPON

@@ -125,8 +125,8 @@ static long multiply(const Work& work, Fold fold, float* sums, const volatile in
     const bool as_they_lie =
         (!work.a_band || !work.b_band) && count == work.count && cheap;
     const long depth = as_they_lie ? work.depth : job.depth();
-    if (as_they_lie && !work.a_band && !work.b_band) {
-        const PassesJob whole(work);
+    if (!work.a_band && !work.b_band) {
+        const PassesJob whole(work, as_they_lie);
         if (whole.fits()) return whole.run(sums, stop) ? -1 : -3;
     }
     Plan plan = {};

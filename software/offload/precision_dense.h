@@ -17,8 +17,9 @@ constexpr int PASS_ROWS = 12;
 constexpr int PASS_ROWS = 6;
 #endif
 constexpr long PASS_COLS = 2 * LANES;
-// Numbers of all parts of a panel that stays in the caches: of the columns of one tile, or several.
-constexpr long PANEL = 1 << 17;
+// Numbers of all parts of a panel, of one tile's lanes or of several, that stays near in the caches;
+// and of one that stays in them at all, which is better than to lay it out again and again.
+constexpr long NEAR = 1 << 17, FAR = 1 << 19;
 
 using Passes = std::vector<std::pair<int, int>>;
 
@@ -78,26 +79,32 @@ inline PassesTile passes_tile_for(long rows, bool narrow, bool by_depth) {
                     : passes_tile_of<2, false>(rows, heights);
 }
 
-// The job at hand of a Work, both of whose bands are the first ones, over all of the depth.
+// The job at hand of a Work, both of whose bands are the first ones: over all of the depth, or over
+// the places that the job has.
 class PassesJob {
     const Work& work;
     const bool around;  // rows of the product are the lanes
     const Source a, b;  // lines and lanes
     const long lines, lanes, depth;
+    std::vector<long> a_places, b_places;  // where they are; empty: all
     Passes passes;
     bool used[2][PARTS] = {};
 
     static long cost(long lines, long lanes) { return lines * ((lanes + LANES - 1) / LANES); }
 
   public:
-    explicit PassesJob(const Work& work)
+    PassesJob(const Work& work, bool all)
         : work(work),
           around(cost(work.cols, work.rows) < cost(work.rows, work.cols)),
           a(around ? work.right : work.left),
           b(around ? work.left : work.right),
           lines(around ? work.cols : work.rows),
           lanes(around ? work.rows : work.cols),
-          depth(work.depth) {
+          depth(all ? work.depth : work.job.places_each) {
+        for (const long place : all ? std::vector<long>() : work.job.places) {
+            a_places.push_back(place * a.place);
+            b_places.push_back(place * b.place);
+        }
         for (const auto& pass : work.job.passes) {
             passes.emplace_back(around ? pass.second : pass.first,
                                 around ? pass.first : pass.second);
@@ -108,8 +115,8 @@ class PassesJob {
     // Whether panels of the whole depth stay in the caches. (Of many small products, lanes are
     // better whole products: fold_dense.h.)
     bool fits() const {
-        const bool many = work.count >= LANES / 2 && work.depth * work.cols <= 1024;
-        return !many && PARTS * depth * PASS_COLS <= PANEL;
+        const bool many = work.count >= LANES / 2 && depth * work.cols <= 1024;
+        return !many && PARTS * depth * PASS_COLS <= (lines <= 128 ? FAR : NEAR);
     }
 
     // Writes sums (count, rows, cols). Returns false if *stop became not zero.
@@ -133,13 +140,16 @@ class PassesJob {
     // Lays out a panel of all parts that are used.
     void lay(int side, const Source& of, long p, long line0, long count, float* to, long width,
              bool by_depth, long part) const {
+        const std::vector<long>& places = side ? b_places : a_places;
+        const Axis place{of.place, places.empty() ? nullptr : places.data()};
+        const Axis line{of.line, nullptr};
         for (int i = 0; i < PARTS; i++) {
             if (!used[side][i]) continue;
             const uint16_t* from = of.parts + i * of.part + p * of.product + line0 * of.line;
             if (by_depth)
-                pack(from, of.line, of.place, count, depth, to + i * part, width, width);
+                pack(from, line, place, 0, 0, count, depth, to + i * part, width, width);
             else
-                pack(from, of.place, of.line, depth, count, to + i * part, width, depth);
+                pack(from, place, line, 0, 0, depth, count, to + i * part, width, depth);
         }
     }
 
@@ -149,11 +159,11 @@ class PassesJob {
         const bool narrow = lanes <= LANES, by_depth = a.place != 1;
         const long width = narrow ? LANES : PASS_COLS;
         const long b_tile = PARTS * depth * width;
-        const long together = std::max(1L, PANEL / b_tile) * width;  // lanes of a group
+        const long together = std::max(1L, NEAR / b_tile) * width;  // lanes of a group
         const long a_row = depth + LANES - depth % LANES;  // not a power of two
         const long a_tile = PARTS * high * (by_depth ? depth : a_row);
         const long tiles = (end - from + high - 1) / high;
-        const bool kept = tiles * a_tile <= PANEL;
+        const bool kept = tiles * a_tile <= FAR;
         float* const a_panel = a_buffer.room(kept ? tiles * a_tile : a_tile);
         float* const b_panel = b_buffer.room(std::min(together / width, (lanes + width - 1) / width) *
                                              b_tile);

@@ -21,6 +21,8 @@ from sat.methods.drift_net import DriftNet, frequency_weighted_loss
 from sat.methods.drift_net import demo as drift_net
 from sat.methods.lsm import LSM, darcy_samples, relative_l2
 from sat.methods.lsm import demo as lsm
+from sat.methods.mm_pde import MMPDE, MeshMover, MlpBranch
+from sat.methods.mm_pde import demo as mm_pde
 from sat.methods.nn_to_no import demo as nn_to_no
 from sat.methods.nn_to_no import to_operator
 from sat.methods.spon import SPON, FeDecoder, ProjectionEncoder, relative_fe_error
@@ -70,6 +72,24 @@ def drift_net_step(kind: str) -> Case:
     return model, lambda: frequency_weighted_loss(model(before), after), 24
 
 
+def mover_step() -> Case:
+    mover = mm_pde.make_mover(0)
+    fields = mm_pde.ridges(mm_pde.BATCH, 0)
+    xi = torch.rand(mm_pde.BATCH, 64, 2, generator=torch.Generator().manual_seed(0))
+    return mover, lambda: mover.losses(fields, xi)["loss"], 32
+
+
+def solver_step(hidden: int, **options: object) -> Case:
+    """A step of five fields; the mover is a small one, and frozen."""
+    size = mm_pde.SIZE
+    mover = MeshMover(MlpBranch(size, (8,)), 8, trunk=(8,), head=(8,))
+    model = MMPDE(mover, hidden=hidden, size=size, **options)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    u = torch.rand(mm_pde.SOLVER_BATCH, size, size, generator=generator)
+    g = model.geometry(u)
+    return model, lambda: model(u, u.new_zeros(len(u)), g).square().mean(), 24
+
+
 CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "lsm": [
         ("LSM of the demo, 20 media, 31 x 31", lambda: lsm_step(20, lsm.SIZE, **lsm.MODEL)),
@@ -86,6 +106,14 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "drift_net": [
         ("DRIFT-Net of the demo, 16 flows", lambda: drift_net_step("DRIFT")),
         ("… window attention", lambda: drift_net_step("window attention")),
+    ],
+    "mm_pde": [
+        ("Mesh mover of the demo, 16 x 64 places", mover_step),
+        (
+            "MM-PDE, 24 wide, 5 fields of 24 x 24",
+            lambda: solver_step(24, layers=3, neighbours=8, k=12),
+        ),
+        ("MM-PDE, 128 wide, 5 fields of 24 x 24", lambda: solver_step(128, layers=1)),
     ],
     "nn_to_no": [
         ("CNN 1-32-32-1 as an operator, 20 x 16 x 16", lambda: operator_step(16)),

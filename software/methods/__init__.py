@@ -206,6 +206,13 @@ _METHODS = (
         "fp16",
     ),
     Method(
+        "mm_pde",
+        "MM-PDE: data-free mesh movers",
+        "Hu, Wang, Ma 2024, arXiv 2312.05583",
+        "moved meshes against exact ones and uniform ones; Burgers' equation on both",
+        "fp32",
+    ),
+    Method(
         "spon",
         "SPON: structure-preserving operator networks",
         "Bouziani, Boullé 2024, arXiv 2410.01065",

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from sat.methods.problems.fields import Array
+from sat.methods.problems.integrating import integrating_factor_step
 
 
 def random_vorticity(
@@ -47,7 +48,7 @@ def evolve(
     """Return vorticity after some time: ω_t + u·∇ω = ν Δω + forcing, u = curl⁻¹ ω.
 
     Products are dealiased by the 2/3 rule; viscosity is integrated exactly, the rest by
-    Runge-Kutta's method of order 4 (an integrating factor; Cox and Matthews 2002, section 2).
+    Runge-Kutta's method of order 4.
 
     Parameters
     ----------
@@ -100,11 +101,7 @@ def evolve(
 
     w = np.fft.rfft2(vorticity) * kept
     for _ in range(steps):
-        a = slope(w)
-        b = slope(half * (w + h / 2 * a))
-        c = slope(half * w + h / 2 * b)
-        d = slope(half**2 * w + h * half * c)
-        w = half**2 * (w + h / 6 * a) + h / 3 * half * (b + c) + h / 6 * d
+        w = integrating_factor_step(w, slope, half, h)
     out = np.fft.irfft2(w, (size, size))
     if not np.isfinite(out).all():
         raise RuntimeError(f"step={step}: too long, the flow is no longer finite; shorten it")

@@ -24,6 +24,7 @@ from sat.methods.hesso import HESSO, extract, prunable_groups
 from sat.methods.lightsb.demo import train_swiss_roll
 from sat.methods.lsm import LSM
 from sat.methods.mc_smoe import MoELayer, merge_experts
+from sat.methods.mm_pde import MMPDE, GridFields, MeshMover, MlpBranch
 from sat.methods.nn_to_no import to_operator
 from sat.methods.problems.gpt import cross_entropy, make_gpt
 from sat.methods.problems.parameters import split_parameters
@@ -192,6 +193,13 @@ def step_of(slug):
         net = DriftNet(1, 1, 8, 2, 8, (1,))
         sat.sparsify_(net, "bdwp", "2:8")
         net(torch.randn(2, 1, 8, 8)).sum().backward()
+    elif slug == "mm_pde":
+        mover = MeshMover(MlpBranch(4, (8,)), 8, trunk=(8,), head=(8,))
+        fields = GridFields(torch.rand(2, 4, 4))
+        mover.losses(fields, torch.rand(2, 6, 2))["loss"].backward()
+        solver = MMPDE(mover, hidden=8, layers=1, size=4, neighbours=3, k=4, interpolation=(8,))
+        sat.sparsify_(solver, "bdwp", "2:8")
+        solver(fields.samples, torch.zeros(2)).square().sum().backward()
     elif slug == "spon":
         meshes = MeshHierarchy.from_skfem(MeshTri(), 2)
         space = FeSpace.from_skfem(Basis(meshes.meshes[-1], ElementTriP1()), dirichlet=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sat.fpga.area import area_of
+from sat.fpga.mapping import mapping_files, mapping_script
 from sat.fpga.timing import TimingPath, slow_paths
 from sat.fpga.wheels import ECPPACK, NEXTPNR, follow, ready, run_wheel, run_yosys
 from sat.sim.build import cached, digest
@@ -96,21 +97,16 @@ def implement(
         A tool is missing or fails; the design does not fit, or cannot be routed.
     """
     seconds: dict[str, Seconds] = {}
-    script = (
-        "read_rtlil top.il",
-        # Without a period abc9 maps for the least delay, at any price. It takes a wire for 0.3 ns
-        # and a multiplier or block RAM for nothing; routed, a wire takes 1 ns, those 4 to 6. What
-        # it may use is 0.22 of a period, in ps.
-        f"scratchpad -set abc9.D {round(0.22e12 / clock_hz)}",
-        f"synth_ecp5 -top top -json {_NETLIST}",
-    )
+    script = mapping_script(clock_hz, _NETLIST)
     with _timed(seconds, "synthesis"):
-        netlist = run_yosys({"top.il": files["top.il"]}, script, _NETLIST, _of_yosys(heard))
+        sources = {"top.il": files["top.il"], **mapping_files()}
+        netlist = run_yosys(sources, script, _NETLIST, _of_yosys(heard))
     text = netlist.read_bytes()
     module = json.loads(text)["modules"]["top"]
     area_of(Counter(cell["type"] for cell in module["cells"].values())).require(capacity)
     # router2 settles congestion by cost; router1, the ECP5's default, by ripping up arc after arc.
-    options = [*nextpnr_options, "--router", "router2"]
+    # The placer fills a part of the FPGA to 9 of 10 places if it may, and no router gets through.
+    options = [*nextpnr_options, "--router", "router2", "--placer-heap-beta", "0.7"]
     options += ["--freq", f"{clock_hz / 1e6:g}", "--seed", str(seed)]
     key = digest([ready(NEXTPNR), text, files["top.lpf"], *options, *_KEPT])
 

@@ -14,11 +14,24 @@ from sat.rtl.config import AxiConfig, is_power_of_two
 from sat.rtl.streams import Queue
 from sat.sim.memory import MemoryTiming
 
-BLOCK_RAM_TIMING = MemoryTiming(read_latency=3, write_latency=1, cycles_per_beat=1)
+BLOCK_RAM_TIMING = MemoryTiming(read_latency=5, write_latency=1, cycles_per_beat=1)
 """How a `BlockMemory` answers the device: what the cycle model predicts with."""
 
-_AHEAD = 4
+READ_CYCLES = 3
+"""From an address to its word: block RAM lies all over the FPGA, so a register stands on either
+side of it."""
+
+_AHEAD = 8
 """Beats read ahead of the bus, so that one that was held up is followed by the next at once."""
+
+
+def later(m: Module, value: Any, cycles: int, name: str) -> Any:
+    """Return a signal as it was some cycles ago."""
+    for number in range(cycles):
+        stage = Signal.like(value, name=f"{name}_{number}")
+        m.d.sync += stage.eq(value)
+        value = stage
+    return value
 
 
 class ReadPort(wiring.Component):
@@ -34,7 +47,7 @@ class ReadPort(wiring.Component):
     address : ``Out``
         Its word.
     data : ``In``
-        What it read the cycle before.
+        Its word, `READ_CYCLES` later.
     """
 
     def __init__(self, axi: AxiConfig, words: int) -> None:
@@ -66,30 +79,33 @@ class ReadPort(wiring.Component):
             bursts.i.p.last.eq(port.arlen),
         ]
         number, word = Signal(8), Signal(axi.address_bits)
-        last, under_way = Signal(), Signal()
+        last = Signal()
+        room = Signal(range(_AHEAD + 1), init=_AHEAD)  # for beats that are not asked for yet
         m.d.comb += [
             word.eq(bursts.o.p.word + number),
             last.eq(number == bursts.o.p.last),
-            # One beat may be between memory and queue.
-            self.issue.eq(bursts.o.valid & (beats.level + under_way < _AHEAD)),
+            self.issue.eq(bursts.o.valid & (room != 0)),
             self.address.eq(word),
             bursts.o.ready.eq(self.issue & last),
         ]
-        of, final, answer = Signal(ID_BITS), Signal(), Signal(Response)
-        m.d.sync += under_way.eq(self.issue)
+        m.d.sync += room.eq(room - self.issue + (port.rvalid & port.rready))
         with m.If(self.issue):
-            m.d.sync += [
-                number.eq(Mux(last, 0, number + 1)),
-                of.eq(bursts.o.p.id),
-                final.eq(last),
-                answer.eq(Mux(word < self.words, Response.OKAY, Response.DECERR)),
-            ]
+            m.d.sync += number.eq(Mux(last, 0, number + 1))
+        about = data.StructLayout({"valid": 1, "id": ID_BITS, "resp": Response, "last": 1})
+        asked = Signal(about)
         m.d.comb += [
-            beats.i.valid.eq(under_way),
-            beats.i.p.id.eq(of),
+            asked.valid.eq(self.issue),
+            asked.id.eq(bursts.o.p.id),
+            asked.resp.eq(Mux(word < self.words, Response.OKAY, Response.DECERR)),
+            asked.last.eq(last),
+        ]
+        read = later(m, asked, READ_CYCLES, "asked")
+        m.d.comb += [
+            beats.i.valid.eq(read.valid),
+            beats.i.p.id.eq(read.id),
             beats.i.p.data.eq(self.data),
-            beats.i.p.resp.eq(answer),
-            beats.i.p.last.eq(final),
+            beats.i.p.resp.eq(read.resp),
+            beats.i.p.last.eq(read.last),
             port.rvalid.eq(beats.o.valid),
             port.rid.eq(beats.o.p.id),
             port.rdata.eq(beats.o.p.data),
@@ -149,54 +165,68 @@ class BlockMemory(wiring.Component):
             outward = loads.port.signature.members[name].flow == Out
             m.d.comb += its.eq(ours) if not outward else ours.eq(its)
         first, second = ram.read_port(), ram.read_port()
+        wanted = Signal.like(second.addr)
+        m.d.sync += [first.addr.eq(instructions.address), second.addr.eq(wanted)]
         m.d.comb += [
-            first.addr.eq(instructions.address),
-            instructions.data.eq(first.data),
-            loads.data.eq(second.data),
+            instructions.data.eq(later(m, first.data, 1, "instruction")),
+            loads.data.eq(later(m, second.data, 1, "loaded")),
         ]
-        # The link's words: the device goes first.
+        # The link's words: the device goes first. What is written waits a cycle, as the address
+        # of what is read does.
         bus, lane = self.bus, self.bus.address[2:shift] if shift > 2 else Const(0, 0)
         place = (bus.address >> shift)[: len(second.addr)]
-        reading, read_now = Signal(), Signal()
+        asked, under_way = Signal(), Signal(READ_CYCLES)
+        m.d.sync += under_way.eq(Cat(asked, under_way[:-1]))
         m.d.comb += [
-            read_now.eq(bus.request & ~bus.write & ~bus.register & ~loads.issue & ~reading),
-            second.addr.eq(Mux(loads.issue, loads.address, place)),
-            bus.read_data.eq(second.data.word_select(lane, 32)),
+            asked.eq(bus.request & ~bus.write & ~bus.register & ~loads.issue & (under_way == 0)),
+            wanted.eq(Mux(loads.issue, loads.address, place)),
+            bus.read_data.eq(loads.data.word_select(lane, 32)),
         ]
-        m.d.sync += reading.eq(read_now)
-        stored = self._write(m, write, words, shift)
+        store = data.StructLayout({"word": range(words), "data": axi.data_bits, "lanes": beat})
+        now = Signal(store)
+        then = later(m, now, 1, "store")
+        m.d.comb += [
+            write.addr.eq(then.word),
+            write.data.eq(then.data),
+            write.en.eq(then.lanes),
+        ]
+        stored = self._write(m, now)
         written = bus.request & bus.write & ~bus.register & ~stored
         with m.If(~stored):
             m.d.comb += [
-                write.addr.eq(place),
-                write.data.eq(bus.data.replicate(beat // 4)),
-                write.en.eq(Mux(written, C(0b1111, beat) << (lane << 2), 0)),
+                now.word.eq(place),
+                now.data.eq(bus.data.replicate(beat // 4)),
+                now.lanes.eq(Mux(written, C(0b1111, beat) << (lane << 2), 0)),
             ]
-        m.d.comb += bus.done.eq(reading | written)
-        # For proofs: when the device reads, and when it stores.
-        self.state = loads.issue, stored
+        m.d.comb += bus.done.eq(under_way[-1] | written)
+        # For proofs: when the device reads, when it stores, and the link's read under way.
+        self.state = loads.issue, stored, under_way
         return m
 
-    def _write(self, m: Module, write: Any, words: int, shift: int) -> Value:
+    def _write(self, m: Module, store: data.View) -> Value:
         """Serve the write channels; return whether a beat is stored in this cycle."""
         axi, port = self.axi, self.dmem
+        words, shift = self.size // axi.beat_bytes, (axi.beat_bytes - 1).bit_length()
         burst = data.StructLayout({"id": ID_BITS, "word": axi.address_bits})
         answer = data.StructLayout({"id": ID_BITS, "resp": Response})
         m.submodules.stores = stores = Queue(burst, axi.outstanding)
         m.submodules.answers = answers = Queue(answer, axi.outstanding)
-        taken, number, failed = Signal(), Signal(8), Signal()
+        opened, taken, ended = Signal(), Signal(), Signal()
+        number, failed = Signal(8), Signal()
         word, outside = Signal(axi.address_bits), Signal()
         m.d.comb += [
-            port.awready.eq(stores.i.ready),
-            stores.i.valid.eq(port.awvalid),
+            # A burst that is let in has a place for its answer: its beats wait for nothing.
+            port.awready.eq(stores.level + answers.level < axi.outstanding),
+            opened.eq(port.awvalid & port.awready),
+            stores.i.valid.eq(opened),
             stores.i.p.id.eq(port.awid),
             stores.i.p.word.eq(port.awaddr >> shift),
-            port.wready.eq(stores.o.valid & answers.i.ready),
             taken.eq(port.wvalid & port.wready),
+            ended.eq(taken & port.wlast),
             word.eq(stores.o.p.word + number),
             outside.eq(word >= words),
-            stores.o.ready.eq(taken & port.wlast),
-            answers.i.valid.eq(taken & port.wlast),
+            stores.o.ready.eq(ended),
+            answers.i.valid.eq(ended),
             answers.i.p.id.eq(stores.o.p.id),
             answers.i.p.resp.eq(Mux(failed | outside, Response.DECERR, Response.OKAY)),
             port.bvalid.eq(answers.o.valid),
@@ -204,11 +234,13 @@ class BlockMemory(wiring.Component):
             port.bresp.eq(answers.o.p.resp),
             answers.o.ready.eq(port.bready),
         ]
+        # A register, for much of the device waits for it: some burst is open.
+        m.d.sync += port.wready.eq(opened | (stores.level > 1) | ((stores.level == 1) & ~ended))
         with m.If(taken):
             m.d.comb += [
-                write.addr.eq(word),
-                write.data.eq(port.wdata),
-                write.en.eq(Mux(outside, 0, port.wstrb)),
+                store.word.eq(word),
+                store.data.eq(port.wdata),
+                store.lanes.eq(Mux(outside, 0, port.wstrb)),
             ]
             m.d.sync += [
                 number.eq(Mux(port.wlast, 0, number + 1)),

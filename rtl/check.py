@@ -45,15 +45,18 @@ class _Products:
 
         It takes two factors, the first of 17 bits, and gives the register that has their product
         from cycle `SLOTS` of the instruction on. ``late``: a factor is worked out of fields, which
-        the first slot leaves no time for; ``after``: one is a product that was asked for before.
+        the first slot leaves no time for; ``after``: one is a product that was asked for before;
+        ``first``: it is there a cycle before the others.
         """
         wanted = self._wanted.setdefault(opcode, {})
 
-        def times(a: Value, b: Value, late: bool = False, after: bool = False) -> Signal:
+        def times(
+            a: Value, b: Value, late: bool = False, after: bool = False, first: bool = False
+        ) -> Signal:
             free = (
                 (unit, slot)
                 for unit, (a_bits, b_bits) in enumerate(UNITS)
-                for slot in range(int(late or after), SLOTS)
+                for slot in range(int(late or after), 1 if first else SLOTS)
                 if (unit, slot) not in wanted and len(a) <= a_bits and len(b) <= b_bits
             )
             unit, slot = next(free)
@@ -62,21 +65,35 @@ class _Products:
 
         return times
 
-    def make(self, m: Module, kinds: dict[Opcode, Signal], age: Value) -> None:
-        """Multiply: in cycle ``age`` of an instruction, of whichever kind, what it has there."""
+    def make(
+        self, m: Module, kinds: dict[Opcode, Signal], age: Value, fresh: Value, coming: Value
+    ) -> None:
+        """Multiply: in cycle ``age`` of an instruction, of whichever kind, what it has there.
+
+        ``fresh``: the next cycle may be the first of an instruction, of opcode ``coming``.
+        """
         for unit, (widths, results) in enumerate(zip(UNITS, self._results, strict=True)):
             given: list[Value] = [Const(0), Const(0)]
             late: list[Value] = [Const(0), Const(0)]
-            direct: Value = Const(0)
+            direct = Signal(name=f"direct_{unit}")  # the factors of this cycle come as they are
+            soon: Value = Const(0)
             for code, wanted in self._wanted.items():
-                for (of, slot), (a, b, at_once) in wanted.items():
-                    if of != unit:
-                        continue
-                    chosen = kinds[code] & (age == slot) if at_once else kinds[code]
-                    direct = direct | (chosen & at_once)
-                    into = given if at_once else late
+                own = {slot: made for (of, slot), made in wanted.items() if of == unit}
+                at_once = [slot for slot, (_, _, direct) in own.items() if direct]
+                # One pair of a kind at most: that it is of this kind chooses it, not the cycle.
+                assert len(at_once) <= 1, f"{code.name}: two products of multiplier {unit} at once"
+                for slot, (a, b, _) in own.items():
+                    into = given if slot in at_once else late
                     for n, factor in enumerate((a, b)):
-                        into[n] = into[n] | (factor & chosen.replicate(len(factor)))
+                        into[n] = into[n] | (factor & kinds[code].replicate(len(factor)))
+                for slot in at_once:
+                    before = (
+                        fresh & (coming == code.value)
+                        if slot == 0
+                        else kinds[code] & (age == slot - 1)
+                    )
+                    soon = soon | before
+            m.d.sync += direct.eq(soon)
             factors = []
             for n, bits in enumerate(widths):
                 held = Signal(bits, name=f"held_{unit}_{n}", reset_less=True)
@@ -100,7 +117,8 @@ class Checker(wiring.Component):
     Members
     -------
     word, valid : ``In(256)``, ``In(1)``
-        An instruction; between two ``valid`` is low for a cycle at least.
+        An instruction; between two ``valid`` is low for a cycle at least, in whose first the word
+        is still there.
     coming : ``In(8)``
         While ``valid`` is low: the opcode of the instruction that may be valid in the next cycle.
     last : ``In(1)``
@@ -167,7 +185,7 @@ class Checker(wiring.Component):
         kinds = {code: Signal(name=f"is_{code.name.lower()}") for code in verdicts}
         with m.If(~self.valid):
             m.d.sync += [kind.eq(self.coming == code.value) for code, kind in kinds.items()]
-        products.make(m, kinds, age)
+        products.make(m, kinds, age, ~self.valid, self.coming)
         status = Signal(Status)
         with m.Switch(opcode):
             for code, (bad_field, bad_address) in verdicts.items():
@@ -310,14 +328,16 @@ class Checker(wiring.Component):
         pitch = Signal(20)
         lines, pixels = Signal(12, init=1), Signal(12, init=1)
         tensor, window = body(isa.TENSOR), body(isa.WINDOW)
-        with m.If(self.follow & (opcode == Opcode.TENSOR.value)):
+        followed = Signal()
+        m.d.sync += followed.eq(self.follow)
+        with m.If(followed & (opcode == Opcode.TENSOR.value)):
             m.d.sync += pitch.eq(tensor.pixel_pitch)
-        with m.If(self.follow & (opcode == Opcode.WINDOW.value)):
+        with m.If(followed & (opcode == Opcode.WINDOW.value)):
             m.d.sync += [lines.eq(window.lines), pixels.eq(window.pixels)]
 
         is_a, is_b = i.destination == Buffer.A, i.destination == Buffer.B
         taps = times(i.taps_y, i.taps_x)[:16]
-        tall = (i.rows + (config.max_m - 1)) >> (config.max_m - 1).bit_length()
+        tall = self._early(m, (i.rows + (config.max_m - 1)) >> (config.max_m - 1).bit_length())
         rows = Mux(i.transpose, i.segment_bytes >> 1, i.rows)
         words = Signal(28)
         bad_banks = self._banks(m, times, i, is_a, is_b, Const(0), rows, words, i.by_word)
@@ -414,8 +434,8 @@ class Checker(wiring.Component):
         def kept(count: Value, n: Value, log2_m: Value) -> Value:
             """Return the words that hold a line's stored values."""
             values = Signal(21)
-            m.d.comb += values.eq(times(count, n) >> log2_m)
-            return (values + (halves - 1)) // halves
+            m.d.comb += values.eq(times(count, n, first=True) >> log2_m)
+            return self._early(m, (values + (halves - 1)) // halves)
 
         weights = i.columns // per_beat
         rows = Signal(17)

@@ -166,6 +166,10 @@ class Device(wiring.Component):
         )
         bad_length = (length == 0) | (length >= 1 << PC_BITS)
 
+        # The host writes a start some cycles after what it starts.
+        is_bad_address, is_bad_length = Signal(), Signal()
+        m.d.sync += [is_bad_address.eq(bad_address), is_bad_length.eq(bad_length)]
+
         # Sequencer and engines.
         wiring.connect(m, fetch.o, sequencer.fetched)
         wiring.connect(m, sequencer.load, load.i)
@@ -195,9 +199,9 @@ class Device(wiring.Component):
         with m.If(~running):
             with m.If(csr.start):
                 m.d.sync += error_pc.eq(0)
-                with m.If(bad_length):
+                with m.If(is_bad_length):
                     m.d.sync += status.eq(Status.BAD_FIELD)
-                with m.Elif(bad_address):
+                with m.Elif(is_bad_address):
                     m.d.sync += status.eq(Status.BAD_ADDRESS)
                 with m.Else():
                     m.d.sync += [status.eq(Status.RUNNING), running.eq(1)]

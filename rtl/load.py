@@ -63,6 +63,7 @@ def data_command_layout() -> data.StructLayout:
             "address": 12,
             "pitch": 12,
             "row_bytes": 20,
+            "last_word": 16,  # MASK: of a row
         }
     )
 
@@ -269,6 +270,7 @@ class LoadEngine(wiring.Component):
             command.address.eq(load.address),
             command.pitch.eq(load.pitch),
             command.row_bytes.eq(load.row_bytes),
+            command.last_word.eq((load.row_bytes - 1) >> (self.config.mask_bytes - 1).bit_length()),
         ]
 
     def _operands(
@@ -465,7 +467,6 @@ class LoadEngine(wiring.Component):
         """Take rows of mask words apart, a word a cycle; return when a beat is taken."""
         config, port = self.config, self.port
         size, beat_bytes = config.mask_bytes, config.axi.beat_bytes
-        low = (size - 1).bit_length()
         byte_bits = (beat_bytes - 1).bit_length()
         fresh = Signal(init=1)  # no word of the row has come
         begin = Signal(init=1)  # no row of the instruction has begun
@@ -478,7 +479,7 @@ class LoadEngine(wiring.Component):
         byte = Signal(byte_bits)  # of the beat, where the word begins
         m.d.comb += byte.eq(Mux(fresh, at[:byte_bits], later))
         # A row shorter than a word is a part of one: its upper bits are of no account.
-        last_of_row = word == ((load.row_bytes - 1) >> low)
+        last_of_row = word == load.last_word
         last_of_beat = last_of_row | (byte == beat_bytes - size)
         step = load.mask & port.rvalid
         partial = load.row_bytes < size

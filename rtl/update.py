@@ -319,7 +319,8 @@ class UpdateEngine(wiring.Component):
             m.d.sync += [draining.eq(1), drain.eq(row_drain(config) - 1)]
         with m.Elif(drain != 0):
             m.d.sync += drain.eq(drain - 1)
-        m.d.comb += turn.eq(draining & (drain == 0) & ~reads.last & (~column_busy))
+        # No tile is read while another drains: `reads` has no say in it.
+        m.d.comb += turn.eq(draining & (drain == 0) & ~column_busy)
         with m.If(begin):
             m.d.sync += row_busy.eq(1)
         with m.Elif(turn):

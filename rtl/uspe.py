@@ -169,10 +169,15 @@ class Uspe(wiring.Component):
         ]
         finished = _delay(m, last, config.interleave, "finished")
 
-        chain_head = Signal(32, reset_less=True)
-        m.d.sync += chain_head.eq(Mux(finished, ring, self.psum_in))
-        chain_tail = _delay(m, chain_head, config.interleave, "chain")
-        m.d.comb += self.psum_out.eq(Mux(self.ws, chain_head, chain_tail))
+        # Which end of the chain goes south is chosen in front of the last register: `ws` is steady,
+        # but what it drives is all over the array.
+        enters = Signal(32)
+        chain_head, leaves = Signal(32, reset_less=True), Signal(32, reset_less=True)
+        m.d.comb += enters.eq(Mux(finished, ring, self.psum_in))
+        m.d.sync += chain_head.eq(enters)
+        chain = _delay(m, chain_head, config.interleave - 1, "chain")
+        m.d.sync += leaves.eq(Mux(self.ws, enters, chain))
+        m.d.comb += self.psum_out.eq(leaves)
         return m
 
 

@@ -51,9 +51,12 @@ class Fp32ToFp16(wiring.Component):
             with m.If(number.exponent < smallest - 12):
                 m.d.comb += right.eq(13)
             with m.Else():
-                m.d.comb += right.eq(smallest - number.exponent)
+                # 1 to 12: four bits say it all, without a carry.
+                m.d.comb += right.eq((smallest - number.exponent[:4])[:4])
         with m.Else():
-            m.d.comb += field.eq(number.exponent - (smallest - 1))
+            # Four bits of what is subtracted are 0.
+            low, high = number.exponent[:4], number.exponent[4:6]
+            m.d.comb += field.eq(Cat(low, (high - ((smallest - 1) >> 4))[:2]))
         # 11 bits of mantissa stay, 13 go: a guard bit and those behind it.
         shifted = shift_right_sticky(m, mantissa, right, "shifted")
         kept, guard, rest = Signal(10), Signal(), Signal()

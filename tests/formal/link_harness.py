@@ -16,7 +16,7 @@ from sat.fpga.link.framing import Framer
 from sat.fpga.link.protocol import CRC_BYTES, RESPONSE_HEADER_BYTES
 from sat.fpga.link.server import LinkServer
 from sat.fpga.link.uart import UartReceiver, UartTransmitter
-from sat.fpga.memory import BlockMemory
+from sat.fpga.memory import READ_CYCLES, BlockMemory
 from sat.rtl.config import AxiConfig
 
 CLOCK, BAUD = 4.0, 1.0
@@ -162,14 +162,14 @@ def server(h):
 
 def memory(h):
     """The link waits for the device alone: it writes a word in the first cycle in which the device
-    stores none, and has read one in the cycle after the first in which the device reads none.
+    stores none, and has read one `READ_CYCLES` after the first in which the device reads none.
 
     Assumed: a request stays until it is done. Nothing is assumed of the device.
     """
     axi = AxiConfig(data_bits=32, address_bits=16, outstanding=2)
     unit = BlockMemory(axi, 4096)
     h.add("unit", unit)
-    reads, stores = unit.state
+    reads, stores, under_way = unit.state
     bus, m = unit.bus, h.m
     request, write = h.free(1, "request"), h.free(1, "write")
     address, data = h.free(10, "address"), h.free(32, "data")
@@ -187,9 +187,12 @@ def memory(h):
             if entry.flow == In:
                 m.d.comb += getattr(port, member).eq(h.free(entry.shape, f"{name}_{member}"))
     h.check(bus.done, request & write & ~stores)
-    left = h.last(request & ~write & ~reads & ~bus.done, "was_left")
-    h.check(bus.done, h.after & left)
-    h.check(request, bus.done)
+    begun = h.last(request & ~write & ~reads & (under_way == 0), "had_begun")
+    before = h.last(under_way, "was_under_way")
+    h.check(under_way == Cat(begun, before)[:READ_CYCLES], h.after)
+    h.check((under_way & (under_way - 1)) == 0)
+    h.check(request & ~write, under_way != 0)
+    h.check(bus.done == (under_way[-1] | (request & write & ~stores)))
     return h
 
 

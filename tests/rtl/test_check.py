@@ -215,11 +215,11 @@ def test_same_verdict(name):
     checker = Checker(config)
 
     async def testbench(ctx):
-        ctx.set(checker.follow, 1)
         for i in tensor_and_window(config):
             ctx.set(checker.word, int.from_bytes(i.encode(), "little"))
-            await ctx.tick()
-        ctx.set(checker.follow, 0)
+            for follow in (1, 0):
+                ctx.set(checker.follow, follow)
+                await ctx.tick()
         for raw, last, window in todo:
             ctx.set(checker.coming, raw[0])
             await ctx.tick()

@@ -140,6 +140,7 @@ def product_between(a: tuple[int, ...], cols: int, n: int, m: int, row_step: int
     return Product(rows, cols, depth, n, m, shape, prod(stack))
 
 
+@functools.lru_cache(maxsize=4096)
 def bytes_passing(product: Product) -> int:
     """Return the bytes of a product's left operand and start values, and of its result."""
     start_rows = {StartShape.ZERO: 0, StartShape.ROW: 1, StartShape.MATRIX: product.rows}

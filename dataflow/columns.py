@@ -6,9 +6,13 @@ them works on numpy arrays, an element an instruction, and never on one instruct
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +20,7 @@ from numpy.typing import NDArray
 from sat.rtl import isa
 from sat.rtl.config import SEMAPHORES
 from sat.rtl.isa import Opcode
+from sat.sim.build import compile_library
 
 Array = NDArray[np.int64]
 Words = NDArray[np.uint64]
@@ -25,6 +30,7 @@ Field = Value | Enum
 """What a field of instructions is: the same for all, or of each."""
 
 WORDS = isa.INSTRUCTION_BYTES // 8
+SOURCE = Path(__file__).with_name("columns.cpp")
 
 
 @dataclass(frozen=True)
@@ -73,30 +79,67 @@ def encode(
     ValueError
         The opcode has no such field, or a value is outside its range.
     """
-    words = np.zeros((WORDS, count), np.uint64)
-    words[0] = opcode.value
-    at = 8
-    for mask in (wait, release, signal):
-        _put(words, at, SEMAPHORES, mask)
-        at += SEMAPHORES
     places = isa.PLACES[opcode]
+    columns: list[tuple[int, ...]] = [
+        (8 + n * SEMAPHORES, SEMAPHORES, 0, (1 << SEMAPHORES) - 1, *_given(mask, count))
+        for n, mask in enumerate((wait, release, signal))
+    ]
     for name, value in fields.items():
         if name not in places:
             raise ValueError(f"{opcode.name} has no field {name!r}: it has {list(places)}")
         at, width, legal = places[name]
-        if not isinstance(value, np.ndarray):
-            value = int(value.value if isinstance(value, Enum) else value)
-            wrong: Sequence[int] | Array = [] if value in legal else [value]
-        elif legal == range(1 << width):
-            wrong = value[value >> width != 0] if np.bitwise_or.reduce(value) >> width else []
-        else:
-            wrong = value[(value < legal.start) | (value >= legal.stop)]
-        if len(wrong):
-            raise ValueError(
-                f"{opcode.name}.{name}={wrong[0]}: must be {legal.start} to {legal.stop - 1}"
-            )
-        _put(words, at, width, value)
-    return np.ascontiguousarray(words.T)
+        columns.append((at, width, legal.start, legal.stop - 1, *_given(value, count)))
+    words = np.empty((count, WORDS), np.uint64)
+    table = np.array([column[:6] for column in columns], np.int64)
+    wrong = ctypes.c_int64()
+    bad = _library().columns_encode(
+        opcode.value,
+        count,
+        table.ctypes.data,
+        len(columns),
+        words.ctypes.data,
+        ctypes.byref(wrong),
+    )
+    if bad >= 0:
+        name = ("wait", "release", "signal", *fields)[bad]
+        _, _, least, most, *_ = columns[bad]
+        raise ValueError(f"{opcode.name}.{name}={wrong.value}: must be {least} to {most}")
+    return words
+
+
+def _given(value: Field, count: int) -> tuple[Any, ...]:
+    """Return the address of a field's values (0: none), its one value, and what holds them."""
+    if not isinstance(value, np.ndarray):
+        return 0, int(value.value if isinstance(value, Enum) else value), None
+    held = np.ascontiguousarray(value, np.int64)
+    if held.shape != (count,):
+        held = np.ascontiguousarray(np.broadcast_to(held, (count,)))
+    return held.ctypes.data, 0, held
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(compile_library("columns", [SOURCE], ("-O2",))))
+    number, pointer = ctypes.c_int64, ctypes.c_void_p
+    library.columns_encode.restype = number
+    library.columns_encode.argtypes = [number, number, pointer, number, pointer, pointer]
+    library.columns_without_repeats.restype = number
+    library.columns_without_repeats.argtypes = [pointer, number, ctypes.c_char_p, number]
+    return library
+
+
+def without_repeats(words: Words, opcodes: Sequence[Opcode]) -> Words:
+    """Return instructions without those that are what the last one of their opcode was.
+
+    Parameters
+    ----------
+    opcodes : sequence of Opcode
+        Of which instructions are left out.
+    """
+    words = np.array(words, np.uint64, order="C")
+    names = bytes(opcode.value for opcode in opcodes)
+    kept = _library().columns_without_repeats(words.ctypes.data, len(words), names, len(names))
+    return words[:kept]
 
 
 def with_end(words: Words) -> Words:
@@ -104,21 +147,10 @@ def with_end(words: Words) -> Words:
     return np.concatenate([words, encode(Opcode.END, 1, {})])
 
 
-def _put(words: Words, at: int, width: int, value: Value) -> None:
-    """Set a field of all instructions; ``words`` is (4, count)."""
-    if isinstance(value, int):
-        if value == 0:
-            return
-        raw: int | Words = value & (1 << width) - 1
-    else:
-        raw = (value & ((1 << width) - 1)).view(np.uint64)
+def _put(words: Words, at: int, width: int, value: Array) -> None:
+    """Set a field of all instructions; ``words`` is (4, count), 0 where the field is."""
+    raw = (value & ((1 << width) - 1)).view(np.uint64)
     word, shift = divmod(at, 64)
-    low = np.uint64((1 << 64) - 1)
-    if isinstance(raw, int):
-        words[word] |= np.uint64(raw << shift & int(low))
-        if shift + width > 64:
-            words[word + 1] |= np.uint64(raw >> 64 - shift)
-        return
     words[word] |= raw << np.uint64(shift)
     if shift + width > 64:
         words[word + 1] |= raw >> np.uint64(64 - shift)

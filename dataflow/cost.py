@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from sat.dataflow.compile.parts import StagePlan
-from sat.dataflow.compile.step import compile_step
+from sat.dataflow.compile.step import Stage, check_program, compile_step
 from sat.dataflow.cycles import Prediction, predict
+from sat.dataflow.fit import DoesNotFit
+from sat.dataflow.layers import LayerMemory
+from sat.dataflow.limits import check_sizes
 from sat.dataflow.mapping import Mapping
 from sat.dataflow.products import Product
 from sat.dataflow.recent import Recent
@@ -73,6 +76,10 @@ class ProductCost(Cost):
 
 
 _known: Recent[StageCost] = Recent(KEPT, lambda cost: 1)
+_alike: Recent[StageCost] = Recent(KEPT, lambda cost: 1)
+
+OF_UPDATES = ("update_lanes", "update_words", "copy_words", "tile_weights")
+"""What of a device only the update depends on."""
 
 
 def stage_cost(
@@ -116,11 +123,49 @@ def stage_cost(
             plans=None if plan is None else {stage: plan},
             dataflow=dataflow,
         )
-        found = predict(step.program, config, memory, step.address)
+        found = step.found.get(stage) or predict(step.program, config, memory, step.address)
         figures = _figures(found, len(step.program), config, memory)
         return StageCost(**figures, plan=step.plans[stage])
 
-    return _known.get(key, make)
+    def find() -> StageCost:
+        """Return what a stage that is alike takes: a network has more layers than kinds of them."""
+        try:
+            where = LayerMemory(layer, config)
+            check_sizes(where)
+            made = Stage.of(stage, layer, where, {})
+        except DoesNotFit:
+            return make()  # which says all that would help
+        kinds = tuple(part.alike for part in made.parts)
+        if not kinds or None in kinds or made.first:
+            return make()
+        device = tuple(
+            getattr(config, entry.name) for entry in fields(config) if entry.name not in OF_UPDATES
+        )
+        cost = _alike.get((kinds, device, memory, dataflow), make)
+        check_program(where, cost.instructions, (stage,))
+        return cost
+
+    return _known.get(key, find if plan is None and stage != "update" else make)
+
+
+def stage_floor(stage: str, layer: Layer, config: SatConfig, memory: MemoryTiming) -> int:
+    """Return cycles that no plan of a stage goes below, without any program.
+
+    Parameters
+    ----------
+    stage : {"ff", "bp", "wu"}
+
+    Raises
+    ------
+    DoesNotFit
+        The device cannot run the layer.
+    """
+    where = LayerMemory(layer, config)
+    check_sizes(where)
+    parts = Stage.of(stage, layer, where, {}).parts
+    each = [min(part.floor(m, memory) for m in part.mappings()) for part in parts]
+    # Products run one after the other, but one begins before the last is stored.
+    return max([sum(part.least for part in parts), *each])
 
 
 def product_cost(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sat.dataflow.floor import os_array, os_loads, ws_array
 from sat.dataflow.mapping import (
     Mapping,
     OsMapping,
     WsMapping,
     ceil_div,
-    os_fits,
     os_tiles,
     slot_count,
     values_per_word,
@@ -90,40 +90,18 @@ def store_cycles(
 def _output_stationary(
     product: Product, config: SatConfig, memory: MemoryTiming, mapping: OsMapping, traffic: Traffic
 ) -> float:
-    s, per_word = config.interleave, values_per_word(product, config)
-    chain = config.rows * s
+    per_word = values_per_word(product, config)
+    chain = config.rows * config.interleave
     words = ceil_div(product.depth, config.max_m)
     chunks = ceil_div(words, mapping.chunk_words)
     row_tiles, col_tiles = os_tiles(product, config, mapping.split)
     row_blocks = ceil_div(row_tiles, mapping.row_block)
     col_blocks = ceil_div(col_tiles, mapping.col_block)
-    a_fit, b_fit = os_fits(product, config, mapping.split, mapping.chunk_words)
-    rows, cols = config.rows * (s >> mapping.split), config.cols << mapping.split
-
-    # Sums that come from the output buffer, and short tiles, wait for the chain.
-    length = s * min(mapping.chunk_words * per_word, product.kept)
-    last = s * (product.kept - (chunks - 1) * mapping.chunk_words * per_word)
-    if mapping.depth_outer:
-        later = [x if x >= chain else x + chain for x in (length, last)]
-        tile = max(length, chain) + (chunks - 2) * later[0] + later[1]
-    else:
-        tile = (chunks - 1) * max(length, chain) + max(last, chain)
+    rows = config.rows * (config.interleave >> mapping.split)
+    cols = config.cols << mapping.split
+    length, tile = os_array(product, config, mapping)
     compute = row_tiles * col_tiles * tile
-
-    # An operand is loaded once if all of it stays, or once for each block of the other.
-    if mapping.depth_outer:
-        a_stays = mapping.row_block * chunks <= a_fit and mapping.rows_outer
-        b_stays = mapping.col_block * chunks <= b_fit and not mapping.rows_outer
-        a_loads, b_loads = col_blocks, row_blocks
-    else:
-        a_stays = mapping.rows_outer and mapping.row_block * chunks <= a_fit
-        b_stays = not mapping.rows_outer and mapping.col_block * chunks <= b_fit
-        a_loads = col_tiles if mapping.rows_outer else col_blocks
-        b_loads = row_blocks if mapping.rows_outer else row_tiles
-    if a_stays or row_tiles * chunks <= a_fit:
-        a_loads = 1
-    if b_stays or col_tiles * chunks <= b_fit:
-        b_loads = 1
+    a_loads, b_loads = os_loads(product, config, mapping)
     a_chunk = _a_cycles(1, min(mapping.chunk_words, words), config, memory, traffic)
     b_values = min(mapping.chunk_words * per_word, product.kept)
     b_chunk = _b_cycles(1, b_values, product, config, memory)
@@ -155,13 +133,12 @@ def _output_stationary(
 def _weight_stationary(
     product: Product, config: SatConfig, memory: MemoryTiming, mapping: WsMapping, traffic: Traffic
 ) -> float:
-    s, per_word = config.interleave, values_per_word(product, config)
+    per_word = values_per_word(product, config)
     words = ceil_div(product.depth, config.max_m)
     row_tiles = ceil_div(product.rows, mapping.tile_rows)
     col_tiles = ceil_div(product.cols, config.cols)
     passes = ceil_div(words, mapping.pass_words)
-    skew = config.rows * (s * mapping.hold + 1) + 3
-    compute = row_tiles * col_tiles * passes * max(mapping.tile_rows * mapping.hold, skew)
+    compute = row_tiles * col_tiles * passes * ws_array(config, mapping)
 
     chunks = ceil_div(passes, mapping.chunk_passes)
     fit = slot_count(config.a_words, mapping.chunk_passes * mapping.tile_rows)

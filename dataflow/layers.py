@@ -103,6 +103,17 @@ class Region:
         """Return the region ``by`` bytes further on."""
         return replace(self, address=self.address + by)
 
+    def alike(self, config: SatConfig) -> tuple[int, int, int]:
+        """Return what the cycles of its rows' loads and stores depend on.
+
+        Bursts are cut at boundaries. Where no row crosses one, only the place in a beat matters.
+        """
+        boundary = boundary_bytes(config)
+        block = min(self.pitch & -self.pitch, boundary) or boundary
+        whole = self.address % block + self.row_bytes <= block
+        apart = config.axi.beat_bytes if whole else boundary
+        return self.address % apart, self.pitch, self.row_bytes
+
 
 def _fits_word(layer: Layer, word: int) -> bool:
     """Whether words of so many channels fit a layer's patterns and groups."""

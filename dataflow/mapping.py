@@ -338,8 +338,10 @@ def os_slots(
 
 def _skip(per_granule: int, chunk_values: int, offsets: tuple[int, ...] = (0,)) -> int:
     """Return the most values that a chunk's first granule may hold before the chunk's own."""
-    whole = all(values % per_granule == 0 for values in (chunk_values, *offsets))
-    return 0 if whole else per_granule - 1
+    for values in (chunk_values, *offsets):
+        if values % per_granule:
+            return per_granule - 1
+    return 0
 
 
 def _holds(config: SatConfig, per_word: int, hold: int) -> bool:

@@ -8,6 +8,7 @@ from sat.dataflow.compile.choose import fewest_cycles
 from sat.dataflow.compile.product import CompiledProduct, compile_product
 from sat.dataflow.cycles import predict
 from sat.dataflow.estimate import estimate
+from sat.dataflow.floor import mapping_floor
 from sat.dataflow.mapping import Mapping, ceil_div, legal_mappings
 from sat.dataflow.products import Product
 from sat.dataflow.recent import PROGRAM_INSTRUCTIONS, Recent
@@ -66,6 +67,7 @@ def _search(
         legal_mappings(product, config, dataflow),
         lambda mapping: estimate(product, config, memory, mapping),
         cost,
+        lambda mapping: mapping_floor(product, config, memory, mapping),
         ceil_div(product.macs, config.rows * config.cols),
         ENOUGH,
     )

@@ -16,6 +16,7 @@ from sat.dataflow.compile.patches import Patches, Runs, run_begins
 from sat.dataflow.compile.planner import blocks
 from sat.dataflow.compile.slots import NONE, Steps
 from sat.dataflow.estimate import INSTRUCTION, Traffic, segment_cycles, store_cycles
+from sat.dataflow.floor import column_beats, floor_cycles, os_drain, read_beats
 from sat.dataflow.layers import Pair
 from sat.dataflow.mapping import BandMapping, ceil_div, os_slots, slot_count, values_per_word
 from sat.dataflow.products import Product, StartShape
@@ -94,30 +95,30 @@ class _Shape:
     offsets: tuple[int, ...]
     dense: bool
 
-    @property
+    @cached_property
     def sides(self) -> tuple[_Side, _Side]:
         return _sides(self.patches, (self.mapping.lines, self.mapping.pixels))
 
-    @property
+    @cached_property
     def tap_words(self) -> int:
         return self.patches.segment // self.config.word_bytes
 
-    @property
+    @cached_property
     def line_words(self) -> int:
         """Words from one line of a band to the next."""
         return self.sides[1].size * self.tap_words
 
-    @property
+    @cached_property
     def sums(self) -> int:
         """Interleaved sums of a bank below each other."""
         return self.config.interleave >> self.mapping.split
 
-    @property
+    @cached_property
     def along_x(self) -> bool:
         """Whether these are neighbours in a line; or in a column."""
         return self.mapping.pixels % self.sums == 0
 
-    @property
+    @cached_property
     def tiles(self) -> list[list[Pair]]:
         """The places (line, pixel) of each tile's sums."""
         lines, pixels = range(self.mapping.lines), range(self.mapping.pixels)
@@ -133,22 +134,22 @@ class _Shape:
             for pixel in pixels
         ]
 
-    @property
+    @cached_property
     def grid(self) -> Pair:
         """Bands along the lines and the pixels of an image."""
         size = self.patches.size
         return ceil_div(size[0], self.mapping.lines), ceil_div(size[1], self.mapping.pixels)
 
-    @property
+    @cached_property
     def bands(self) -> int:
         return self.patches.images * self.grid[0] * self.grid[1]
 
-    @property
+    @cached_property
     def sets(self) -> int:
         """Sets of bands, one to a row of the array."""
         return ceil_div(self.bands, self.config.rows)
 
-    @property
+    @cached_property
     def pieces(self) -> list[tuple[int, int, int, int]]:
         """Parts of a patch that lie together in A and in B.
 
@@ -166,7 +167,7 @@ class _Shape:
             return [(0, lines * pixels * words, 0, 0)]
         return [(y * self.line_words, pixels * words, 0, y * pixels * kept) for y in range(lines)]
 
-    @property
+    @cached_property
     def parts(self) -> list[tuple[int, int]]:
         """Parts of a column of B: the first value, how many."""
         kept = self.tap_words * self.per_word
@@ -174,7 +175,7 @@ class _Shape:
             return [(self.offsets[0], self.patches.taps[0] * self.patches.taps[1] * kept)]
         return [(offset, kept) for offset in self.offsets]
 
-    @property
+    @cached_property
     def part_words(self) -> tuple[int, int]:
         """Words of B and index banks that a part takes."""
         values = self.parts[0][1]
@@ -182,7 +183,7 @@ class _Shape:
         _, b, i = os_slots(self.config, 0, words, self.per_word, self.dense, self.offsets)
         return b, i
 
-    @property
+    @cached_property
     def slots(self) -> tuple[int, int, int]:
         """Words of a slot of A, B and indices."""
         b, i = self.part_words
@@ -193,13 +194,30 @@ class _Shape:
             1 if self.dense else parts * i << self.mapping.split,
         )
 
-    @property
+    @cached_property
     def fits(self) -> tuple[int, int]:
         """Slots of A, and of B and its indices."""
         config = self.config
         depths = (config.a_words, config.b_words, config.i_words)
         a, b, i = map(slot_count, depths, self.slots)
         return a, min(b, i)
+
+    @cached_property
+    def tile_cycles(self) -> int:
+        """Cycles that the array takes for a tile: no piece is shorter than the chain."""
+        s, chain = self.config.interleave, self.config.rows * self.config.interleave
+        return sum(max(chain, s * words * self.per_word) for _, words, _, _ in self.pieces)
+
+    def loads(self, col_tiles: int) -> tuple[int, int]:
+        """Return how often A and B are loaded, as `sat.dataflow.floor.os_loads`."""
+        mapping = self.mapping
+        a_fit, b_fit = self.fits
+        a_loads = b_loads = 1
+        if mapping.rows_outer and col_tiles > b_fit:
+            b_loads = ceil_div(self.sets, mapping.block)
+        if not mapping.rows_outer and self.sets > a_fit:
+            a_loads = ceil_div(col_tiles, mapping.block)
+        return a_loads, b_loads
 
 
 class BandPlanner(PixelSums):
@@ -464,19 +482,11 @@ def band_cycles(
     shape = _Shape(
         config, mapping, patches, values_per_word(product, config), offsets, product.dense
     )
-    chain = config.rows * config.interleave
     cols = config.cols << mapping.split
     col_tiles = ceil_div(product.cols, cols)
-    tile = sum(
-        max(chain, config.interleave * words * shape.per_word) for _, words, _, _ in shape.pieces
-    )
+    tile = shape.tile_cycles
     tiles = shape.sets * len(shape.tiles) * col_tiles
-    a_fit, b_fit = shape.fits
-    a_loads = b_loads = 1
-    if mapping.rows_outer and col_tiles > b_fit:
-        b_loads = ceil_div(shape.sets, mapping.block)
-    if not mapping.rows_outer and shape.sets > a_fit:
-        a_loads = ceil_div(col_tiles, mapping.block)
+    a_loads, b_loads = shape.loads(col_tiles)
     y, x = shape.sides
     band = segment_cycles(y.size * x.size, patches.segment, config, memory)
     column = 0.0
@@ -494,3 +504,36 @@ def band_cycles(
     runs = ceil_div(min(config.rows, shape.bands), in_turn) + (in_turn % config.rows > 0)
     instructions = tiles * (len(shape.pieces) + shape.sums * runs)
     return max(tiles * tile, loads, stores) + first + last + INSTRUCTION * instructions
+
+
+def band_floor(
+    product: Product,
+    config: SatConfig,
+    memory: MemoryTiming,
+    mapping: BandMapping,
+    patches: Patches,
+    offsets: tuple[int, ...],
+) -> int:
+    """Return cycles that no program of a band mapping goes below (`sat.dataflow.floor`)."""
+    shape = _Shape(
+        config, mapping, patches, values_per_word(product, config), offsets, product.dense
+    )
+    cols = config.cols << mapping.split
+    col_tiles = ceil_div(product.cols, cols)
+    # Tiles beyond the image in all bands are left out; the others hold all positions.
+    tiles = ceil_div(product.rows, config.rows * shape.sums) * col_tiles
+    a_loads, b_loads = shape.loads(col_tiles)
+    y, x = shape.sides
+    # Pixels that are beyond the tensor come as zeros, as fast as others.
+    band = y.size * x.size * read_beats(patches.segment, config)
+    column = sum(column_beats(values, product, config) for _, values in shape.parts)
+    piece = config.interleave * shape.per_word * shape.pieces[0][1]
+    return floor_cycles(
+        config,
+        memory,
+        first=min(shape.bands, config.rows) * band + min(cols, product.cols) * column,
+        array=tiles * shape.tile_cycles - max(0, config.rows * config.interleave - piece),
+        loads=a_loads * shape.bands * band + b_loads * product.cols * column,
+        drain=os_drain(config),
+        stored=1,
+    )

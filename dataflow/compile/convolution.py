@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from sat.dataflow.columns import Array, Block, Field, spread
-from sat.dataflow.compile.bands import BandPlanner, band_cycles, band_mappings
+from sat.dataflow.compile.bands import BandPlanner, band_cycles, band_floor, band_mappings
 from sat.dataflow.compile.epilogue import Epilogue, PixelSums
 from sat.dataflow.compile.memory import MemoryMap
 from sat.dataflow.compile.output_stationary import OsPlanner
@@ -18,6 +18,7 @@ from sat.dataflow.compile.patches import Patches
 from sat.dataflow.compile.planner import Planner
 from sat.dataflow.compile.weight_stationary import WsPlanner
 from sat.dataflow.estimate import Traffic, estimate
+from sat.dataflow.floor import mapping_floor
 from sat.dataflow.layers import Packing, Region
 from sat.dataflow.mapping import (
     BandMapping,
@@ -191,6 +192,18 @@ class PatchProduct:
         return MemoryMap(nowhere, nowhere, values, indices, self.bias, self.epilogue.result)
 
     @property
+    def alike(self) -> Hashable:
+        """All that its programs' cycles depend on besides the device."""
+        config, weights = self.config, self.weights
+        places = weights.rows(weights.values), weights.rows(weights.indices), self.bias
+        regions = tuple(place and place.alike(config) for place in places)
+        packing = weights.packing, weights.taps, weights.segment
+        return (
+            self.patches.alike(config), regions, packing, self.columns,
+            self.epilogue.alike(config),
+        )  # fmt: skip
+
+    @property
     def least(self) -> int:
         """Cycles that the array needs at the least."""
         return ceil_div(self.product.macs, self.config.rows * self.config.cols)
@@ -252,13 +265,23 @@ class PatchProduct:
         shape = patches.size, patches.step, patches.tap, patches.taps
         return self.product, self.offsets, shape
 
+    @cached_property
+    def _traffic(self) -> Traffic:
+        bits = 16 + (self.epilogue.out_mask is not None)
+        return Traffic(self._tap_words, bits / 8)
+
     def estimate(self, mapping: LayerMapping, memory: MemoryTiming) -> float:
         """Return roughly how many cycles a mapping takes."""
-        config, product = self.config, self.product
-        bits = 16 + (self.epilogue.out_mask is not None)
-        traffic = Traffic(self._tap_words, bits / 8)
+        config, product, traffic = self.config, self.product, self._traffic
         if isinstance(mapping, BandMapping):
             return band_cycles(
                 product, config, memory, mapping, self.patches, self.offsets, traffic
             )
         return estimate(product, config, memory, mapping, traffic)
+
+    def floor(self, mapping: LayerMapping, memory: MemoryTiming) -> int:
+        """Return cycles that no program goes below under a mapping."""
+        config, product = self.config, self.product
+        if isinstance(mapping, BandMapping):
+            return band_floor(product, config, memory, mapping, self.patches, self.offsets)
+        return mapping_floor(product, config, memory, mapping, result_bytes=2)

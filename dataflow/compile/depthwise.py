@@ -258,6 +258,10 @@ class DepthwiseProduct(WeightGradient):
     first: int
 
     @property
+    def alike(self) -> None:
+        """Return None: nobody asked for it yet."""
+
+    @property
     def least(self) -> int:
         """Cycles that the array needs at the least."""
         word = self.config.max_m
@@ -271,6 +275,10 @@ class DepthwiseProduct(WeightGradient):
     def estimate(self, mapping: DepthwiseShape, memory: MemoryTiming) -> int:
         """Return any number: there is nothing to rank."""
         return 0
+
+    def floor(self, mapping: DepthwiseShape, memory: MemoryTiming) -> int:
+        """Return what the array needs: there is nothing to compare."""
+        return self.least
 
     def planner(self, mapping: DepthwiseShape) -> GradientPlanner:
         """Return the plan under a mapping."""

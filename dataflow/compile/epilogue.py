@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from sat.dataflow.columns import Array, Block, Field, Value
 from sat.dataflow.compile.patches import Grid, Runs
 from sat.dataflow.compile.planner import Planner
 from sat.dataflow.layers import Region
+from sat.rtl.config import SatConfig
 from sat.rtl.isa import Buffer, Format, Opcode
 
 
@@ -36,6 +38,12 @@ class Epilogue:
     relu: bool = False
     out_mask: Region | None = None
     in_mask: Region | None = None
+
+    def alike(self, config: SatConfig) -> Hashable:
+        """Return all that the cycles of its STOREs and masks depend on."""
+        places = self.result, self.out_mask, self.in_mask
+        regions = tuple(place and place.alike(config) for place in places)
+        return regions, self.column, self.grid
 
 
 class PixelSums(Planner):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,7 @@ from sat.dataflow.compile.patches import Patches, groups_of
 from sat.dataflow.compile.planner import Planner
 from sat.dataflow.compile.shapes import GradientShape
 from sat.dataflow.compile.slots import Steps
+from sat.dataflow.floor import floor_cycles, os_drain, read_beats
 from sat.dataflow.layers import Layer, LayerMemory, Pair, Region
 from sat.dataflow.mapping import ceil_div, round_up, slot_count
 from sat.dataflow.products import Product
@@ -51,7 +52,7 @@ class _Axis:
     tiles: int
     beat: int
 
-    @property
+    @cached_property
     def blocks(self) -> list[tuple[int, int]]:
         """First channel of each block, and the first behind it."""
         channels, span, beat = self.channels, self.tiles * self.tile, self.beat
@@ -72,17 +73,17 @@ class _Axis:
         size = max(self.beat, span if span >= self.channels else span // self.beat * self.beat)
         return start, min(size, self.channels - start)
 
-    @property
+    @cached_property
     def loads(self) -> list[tuple[int, int]]:
         """What is loaded for any block: first channel, how many."""
         return list(dict.fromkeys(self.loaded(first) for first, _ in self.blocks))
 
-    @property
+    @cached_property
     def most_loaded(self) -> int:
         """Channels that the largest block loads, in whole beats."""
         return round_up(self.loaded(0)[1], self.beat)
 
-    @property
+    @cached_property
     def groups(self) -> int:
         """Words of a bank that a block takes for each word of positions."""
         reach = max(
@@ -92,7 +93,7 @@ class _Axis:
         # Whole beats of channels come, and whole tiles are read.
         return max(ceil_div(self.most_loaded, self.banks), reach // self.banks)
 
-    @property
+    @cached_property
     def passes(self) -> int:
         """Tiles of all blocks."""
         return sum(ceil_div(end - first, self.tile) for first, end in self.blocks)
@@ -324,6 +325,17 @@ def _pixel_cycles(axis: _Axis, config: SatConfig) -> int:
     return ceil_div(axis.most_loaded, min(axis.banks, config.axi.beat_bytes // 2))
 
 
+def _least_cycles(channels: int, axis: _Axis, config: SatConfig) -> int:
+    """Return the cycles that channels of a pixel take at the least: they fit port and banks."""
+    return max(read_beats(2 * channels, config), ceil_div(channels, axis.banks))
+
+
+def _last(axis: _Axis) -> int:
+    """Return the channels of the last tile."""
+    first, end = axis.blocks[-1]
+    return end - first - (ceil_div(end - first, axis.tile) - 1) * axis.tile
+
+
 def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, GradientShape]]:
     """Yield shapes that fit the buffers, each with roughly the cycles it takes.
 
@@ -407,6 +419,14 @@ class GradientProduct(WeightGradient):
     first_out: int
 
     @property
+    def alike(self) -> Hashable:
+        """All that its programs' cycles depend on besides the device: not the patterns."""
+        where = self.where
+        regions = tuple(where[name].alike(self.config) for name in ("x", "dy", "g"))
+        layer = replace(self.layer, ff=(1, 1), bp=(1, 1))
+        return layer, self.first_in, self.first_out, where.ff.channels, regions
+
+    @property
     def least(self) -> int:
         """Cycles that the array needs at the least."""
         macs = self.layer.dense_macs // self.layer.groups
@@ -423,6 +443,27 @@ class GradientProduct(WeightGradient):
     def estimate(self, mapping: GradientShape, memory: MemoryTiming) -> tuple[float, int]:
         """Return roughly how many cycles a mapping takes, and its positions."""
         return self._roughly[mapping], mapping.positions
+
+    def floor(self, mapping: GradientShape, memory: MemoryTiming) -> int:
+        """Return cycles that no program goes below under a mapping (`sat.dataflow.floor`)."""
+        config, layer = self.config, self.layer
+        rows, cols = _axes(layer, config, mapping.split, (mapping.row_tiles, mapping.col_tiles))
+        positions = min(mapping.positions, layer.out_positions)
+        chunks = ceil_div(layer.out_positions, positions)
+        rest = layer.out_positions - (chunks - 1) * positions
+        s, chain = config.interleave, config.rows * config.interleave
+        tile = (chunks - 1) * max(s * positions, chain) + max(s * rest, chain)
+        first_row, *_ = row_beats = [_least_cycles(n, rows, config) for _, n in rows.loads]
+        first_col, *_ = col_beats = [_least_cycles(n, cols, config) for _, n in cols.loads]
+        return floor_cycles(
+            config,
+            memory,
+            first=positions * (first_row + first_col),
+            array=rows.passes * cols.passes * layer.taps * tile - max(0, chain - s * positions),
+            loads=layer.out_positions * (sum(row_beats) + layer.taps * sum(col_beats)),
+            drain=os_drain(config),
+            stored=_last(rows) * read_beats(4 * _last(cols), config),
+        )
 
     def planner(self, mapping: GradientShape) -> GradientPlanner:
         """Return the plan under a mapping."""

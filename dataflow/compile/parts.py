@@ -10,10 +10,11 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from sat.dataflow.columns import WORDS, Words
-from sat.dataflow.compile.choose import fastest_order, fewest_cycles, sampled_cycles
+from sat.dataflow.compile.choose import Trial, fastest_order, fewest_cycles
 from sat.dataflow.compile.planner import Planner
 from sat.dataflow.compile.schedule import ORDERS, Order, schedule
 from sat.dataflow.compile.shapes import DepthwiseShape, GradientShape
+from sat.dataflow.cycles import Prediction
 from sat.dataflow.fit import DoesNotFit
 from sat.dataflow.mapping import BandMapping, OsMapping, WsMapping
 from sat.rtl.config import SatConfig
@@ -44,6 +45,10 @@ class Part(Protocol):
         """What it is but where it lies: parts of one key are mapped alike."""
 
     @property
+    def alike(self) -> Hashable:
+        """All that its programs' cycles depend on besides the device; None if that is not known."""
+
+    @property
     def least(self) -> int:
         """Cycles that the array needs at the least."""
 
@@ -52,6 +57,9 @@ class Part(Protocol):
 
     def estimate(self, mapping: Any, memory: MemoryTiming) -> Any:
         """Return what mappings are ranked by: roughly how many cycles one takes."""
+
+    def floor(self, mapping: Any, memory: MemoryTiming) -> int:
+        """Return cycles that no program goes below under a mapping."""
 
     def planner(self, mapping: Any) -> Planner:
         """Return the plan under a mapping."""
@@ -113,8 +121,10 @@ def plan(
     config: SatConfig,
     memory: MemoryTiming,
     dataflow: str = "auto",
-) -> tuple[StagePlan, Words]:
+) -> tuple[StagePlan, Words, Prediction | None]:
     """Return the plan that takes the fewest cycles, of those that are costed, and its instructions.
+
+    And what these and an END behind them take, if there are any.
 
     Parameters
     ----------
@@ -131,30 +141,40 @@ def plan(
     if dataflow not in ("auto", "os", "ws"):
         raise ValueError(f"dataflow={dataflow!r}: must be 'auto', 'os' or 'ws'")
     known: dict[Hashable, Shape] = {}
+    trial = None
     for part in parts:
         if part.key not in known:
-            known[part.key] = _choose(part, memory, dataflow)
+            known[part.key], trial = _choose(part, memory, dataflow)
     if not parts:
-        return StagePlan(), instructions(parts, StagePlan())
+        return StagePlan(), instructions(parts, StagePlan()), None
     mappings = tuple(known.values())
     least = sum(part.least for part in parts)
-    order, made = fastest_order(_planners(parts, mappings), config, memory, least)
-    return StagePlan(mappings, order), made
+    alone = trial if len(parts) == 1 else None
+    order, made, found = fastest_order(_planners(parts, mappings), config, memory, least, alone)
+    return StagePlan(mappings, order), made, found
 
 
-def _choose(part: Part, memory: MemoryTiming, dataflow: str) -> Shape:
-    """Return the mapping that takes the fewest cycles, of those that are listed."""
+def _choose(part: Part, memory: MemoryTiming, dataflow: str) -> tuple[Shape, Trial | None]:
+    """Return the mapping that takes the fewest cycles, of those that are listed, and its trial."""
     shapes = [m for m in part.mappings() if dataflow in ("auto", m.dataflow)]
     if not shapes:
         raise DoesNotFit(
             f"{part.key}: no mapping has dataflow={dataflow!r}", {}, "choose dataflow='auto'"
         )
-    return fewest_cycles(
+    trials: dict[Shape, Trial] = {}
+
+    def cost(mapping: Shape) -> float:
+        trials[mapping] = Trial(lambda: part.planner(mapping), part.config, memory)
+        return trials[mapping].cycles()
+
+    chosen = fewest_cycles(
         shapes,
         lambda mapping: part.estimate(mapping, memory),
-        lambda mapping: sampled_cycles(lambda: part.planner(mapping), part.config, memory),
+        cost,
+        lambda mapping: part.floor(mapping, memory),
         part.least,
     )
+    return chosen, trials.get(chosen)
 
 
 def instructions(parts: Sequence[Part], plan: StagePlan) -> Words:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sat.dataflow.columns import Array, Block, spread
 from sat.dataflow.layers import Layer, LayerMemory, Pair, Region
+from sat.rtl.config import SatConfig
 from sat.rtl.isa import Opcode
 
 
@@ -128,6 +129,12 @@ class Patches:
     taps: Pair
     offset: int
     segment: int
+
+    def alike(self, config: SatConfig) -> Hashable:
+        """Return all that the cycles of its GATHERs depend on: not where taps are that are not."""
+        tap = tuple(step if taps > 1 else 0 for step, taps in zip(self.tap, self.taps, strict=True))
+        sizes = self.images, self.image, self.size, self.start, self.step, tap, self.taps
+        return self.region.alike(config), sizes, self.offset, self.segment
 
     def setup(self, count: int, **window: int) -> list[Block]:
         """Return a TENSOR and a WINDOW for each of several owners; the window's as given."""

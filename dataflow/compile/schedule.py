@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sat.dataflow.columns import Array, Block, Value, Words, encode, owned
+from sat.dataflow.columns import Array, Block, Value, Words, encode, owned, without_repeats
 from sat.dataflow.compile import native
 from sat.dataflow.compile.planner import Planner
 from sat.dataflow.compile.slots import NONE, Semaphore, Steps, bit, joined
@@ -55,15 +55,25 @@ def schedule(planners: Sequence[Planner], order: Order = ORDERS[0]) -> Words:
 
 def schedules(planners: Sequence[Planner], orders: Sequence[Order]) -> Iterator[Words]:
     """Yield the instructions in each of several orders: the same ones."""
-    grouped = itertools.groupby(planners, lambda planner: planner.slots)
-    parts = [_Schedule(list(together)) for _, together in grouped]
-    fence = encode(Opcode.FENCE, 1, {})
-    for order in orders:
+    yield from map(Scheduled(planners).instructions, orders)
+
+
+class Scheduled:
+    """Products whose operands have their slots: what is left is the order of instructions."""
+
+    def __init__(self, planners: Sequence[Planner]):
+        grouped = itertools.groupby(planners, lambda planner: planner.slots)
+        self._parts = [_Schedule(list(together)) for _, together in grouped]
+
+    def instructions(self, order: Order) -> Words:
+        """Return the instructions in an order, without END, as `schedule`."""
+        fence = encode(Opcode.FENCE, 1, {})
         made: list[Words] = []
-        for part in parts:
+        for part in self._parts:
             made += [fence] if made else []
             made.append(part.instructions(order))
-        yield _without_repeats(np.concatenate(made))
+        # What TENSOR and WINDOW set is set until the next one.
+        return without_repeats(np.concatenate(made), (Opcode.TENSOR, Opcode.WINDOW))
 
 
 class _Filled(NamedTuple):
@@ -367,14 +377,3 @@ def _ends(owner: Array, order: Array) -> tuple[Any, Any]:
         first[order[np.concatenate([[0], change + 1])]] = True
         last[order[np.concatenate([change, [len(order) - 1]])]] = True
     return first, last
-
-
-def _without_repeats(program: Words) -> Words:
-    """Return the program without TENSORs and WINDOWs that set what is set."""
-    opcode = program[:, 0] & np.uint64(0xFF)
-    kept = np.ones(len(program), bool)
-    for kind in (Opcode.TENSOR, Opcode.WINDOW):
-        at = np.flatnonzero(opcode == kind.value)
-        again = (program[at[1:]] == program[at[:-1]]).all(axis=1)
-        kept[at[1:][again]] = False
-    return program[kept]

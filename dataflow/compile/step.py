@@ -7,7 +7,7 @@ program is stages with a FENCE between them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from sat.dataflow.compile.depthwise import depthwise_gradient
 from sat.dataflow.compile.gradient import gradient
 from sat.dataflow.compile.parts import Part, StagePlan, instructions, plan
 from sat.dataflow.compile.update import UpdatePlan, update
+from sat.dataflow.cycles import Prediction
 from sat.dataflow.fit import attempt
 from sat.dataflow.layers import Layer, LayerMemory
 from sat.dataflow.limits import check_addresses, check_sizes
@@ -66,10 +67,13 @@ class Stage:
 
     def best(
         self, config: SatConfig, memory: MemoryTiming, dataflow: str = "auto"
-    ) -> tuple[StagePlan, Words]:
-        """Return the best plan, as `sat.dataflow.compile.parts.plan`, and all without END."""
-        best, made = plan(self.parts, config, memory, dataflow)
-        return best, np.concatenate([*self.first, made])
+    ) -> tuple[StagePlan, Words, Prediction | None]:
+        """Return the best plan, all without END, and what that takes if it is known.
+
+        As `sat.dataflow.compile.parts.plan`, whose prediction is of the products alone.
+        """
+        best, made, found = plan(self.parts, config, memory, dataflow)
+        return best, np.concatenate([*self.first, made]), None if self.first else found
 
     def instructions(self, plan: StagePlan) -> Words:
         """Return all under a plan, without END."""
@@ -121,6 +125,8 @@ class CompiledStep:
         First byte address behind everything.
     plans : dict of str to StagePlan
         How each stage is mapped.
+    found : dict of str to Prediction
+        What the program takes, by its one stage, if that was found when it was mapped.
     """
 
     layer: Layer
@@ -130,6 +136,7 @@ class CompiledStep:
     address: int
     end: int
     plans: Mapping[str, StagePlan]
+    found: Mapping[str, Prediction] = field(default_factory=dict)
 
     def with_weights_at(self, address: int) -> CompiledStep:
         """Return the same for weights that lie elsewhere; it takes as many cycles.
@@ -186,6 +193,7 @@ def compile_step(
         count = 0
         marks = []
         chosen: dict[str, StagePlan] = {}
+        found: dict[str, Prediction] = {}
         for name in stages:
             if made:
                 made.append(fence)
@@ -193,20 +201,37 @@ def compile_step(
             stage = Stage.of(name, layer, where, rates)
             given = (plans or {}).get(name)
             if given is None:
-                chosen[name], words = stage.best(config, memory, dataflow)
+                chosen[name], words, cycles = stage.best(config, memory, dataflow)
+                if cycles is not None:
+                    found[name] = cycles
             else:
                 chosen[name], words = given, stage.instructions(given)
             made.append(words)
             marks.append((name, count, count + len(made[-1])))
             count += len(made[-1])
         made.append(encode(Opcode.END, 1, {}))
-        address = round_up(where.end, 4 * isa.INSTRUCTION_BYTES)
         program = Program.of(np.concatenate(made))
-        end = address + len(program) * isa.INSTRUCTION_BYTES
-        check_addresses(end, config, f"{', '.join(stages)} of {layer}")
-        return CompiledStep(layer, where, program, tuple(marks), address, end, chosen)
+        address, end = check_program(where, len(program), stages)
+        return CompiledStep(
+            layer, where, program, tuple(marks), address, end, chosen,
+            found if len(stages) == 1 else {},
+        )  # fmt: skip
 
     return attempt(make, config)
+
+
+def check_program(where: LayerMemory, instructions: int, stages: Sequence[str]) -> tuple[int, int]:
+    """Return where a program lies behind a layer's tensors, and the first address behind it.
+
+    Raises
+    ------
+    DoesNotFit
+        The device's addresses do not reach it.
+    """
+    address = round_up(where.end, 4 * isa.INSTRUCTION_BYTES)
+    end = address + instructions * isa.INSTRUCTION_BYTES
+    check_addresses(end, where.config, f"{', '.join(stages)} of {where.layer}")
+    return address, end
 
 
 SURELY_ENOUGH = 64

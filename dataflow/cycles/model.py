@@ -119,6 +119,7 @@ def predict(
     address: int = 0,
     *,
     leaps: bool = True,
+    times: bool = False,
 ) -> Prediction:
     """Return exactly what a program takes.
 
@@ -132,6 +133,8 @@ def predict(
         Byte address of the program; only its place in a block of 128 bytes matters.
     leaps : bool
         Leap over what repeats where that changes no figure; or run every instruction.
+    times : bool
+        `Prediction.times` is wanted: it comes of the same run, not of another.
 
     Raises
     ------
@@ -150,7 +153,8 @@ def predict(
             f"a program of {len(raw)} bytes: must be instructions of {INSTRUCTION_BYTES} bytes, "
             "at least one"
         )
-    found = _run(raw, config, memory, address, leaps, None)
+    made = np.empty((length, 3), np.int64) if times else None
+    found = _run(raw, config, memory, address, leaps, made)
     if found.verdict != Verdict.PREDICTED.value:
         raise _refusal(raw, found)
     return Prediction(
@@ -159,14 +163,21 @@ def predict(
         found.beats_written,
         found.compute_cycles,
         found.leapt,
-        functools.partial(_times, raw, config, memory, address, leaps),
+        functools.partial(_times, raw, config, memory, address, leaps, made),
     )
 
 
 def _times(
-    raw: bytes, config: SatConfig, memory: MemoryTiming, address: int, leaps: bool
+    raw: bytes,
+    config: SatConfig,
+    memory: MemoryTiming,
+    address: int,
+    leaps: bool,
+    made: NDArray[np.int64] | None,
 ) -> NDArray[np.int64]:
-    """Return `Prediction.times`."""
+    """Return `Prediction.times`, if they are made already."""
+    if made is not None:
+        return made
     made = np.empty((len(raw) // INSTRUCTION_BYTES, 3), np.int64)
     _run(raw, config, memory, address, leaps, made)
     return made

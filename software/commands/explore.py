@@ -39,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=listed(kind), default=usual, help=f"default {usual}")
     parser.add_argument("--processes", type=count, help="side by side (default: all cores)")
     parser.add_argument(
+        "--ray", metavar="ADDRESS",
+        help="a Ray cluster evaluates: auto, local, or ray://HOST:PORT (pip install sat[ray])",
+    )  # fmt: skip
+    parser.add_argument(
         "--picture", metavar="FILE.png", type=output_file, help="cycles against area"
     )
 
@@ -70,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
             bars[0].update()
 
         try:
-            rows = explore(space, args.file, processes=args.processes, progress=progress)
+            rows = explore(
+                space, args.file, processes=args.processes, ray=args.ray, progress=progress
+            )
         finally:
             for bar in bars:
                 bar.close()

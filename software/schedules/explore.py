@@ -7,10 +7,12 @@ what was asked for. A run that was killed is resumed by the same call, and gives
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import json
 import multiprocessing
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -33,6 +35,10 @@ OBJECTIVES = ("cycles_per_example", "lut4", "dsp", "ram")
 
 class OtherExploration(ValueError):
     """A file holds the results of something else."""
+
+
+class NoCluster(ValueError):
+    """There is no Ray cluster to ask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +124,24 @@ def evaluate(source: str, design: Design) -> dict[str, Any]:
     }
 
 
+def alike(designs: Sequence[Design]) -> list[list[Design]]:
+    """Return runs of designs that share what they cost: all but lanes, patterns and batches.
+
+    WU does not depend on the pattern, no product on the lanes (`sat.dataflow.cost`), so who
+    evaluates one knows much of the next.
+    """
+
+    def shared(design: Design) -> tuple[str, str, int]:
+        return design.array, design.memory, design.words
+
+    return [list(group) for _, group in itertools.groupby(designs, shared)]
+
+
+def evaluate_all(source: str, designs: Sequence[Design]) -> list[dict[str, Any]]:
+    """Return the figures of several designs, as `evaluate`."""
+    return [evaluate(source, design) for design in designs]
+
+
 def _end_with_parent() -> None:
     """End this process when the one that started it does, even killed."""
     parent = multiprocessing.parent_process()
@@ -135,6 +159,7 @@ def explore(
     path: str | Path,
     *,
     processes: int | None = None,
+    ray: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate all designs of a space, but for those that a file already has.
@@ -145,6 +170,9 @@ def explore(
         The file; what is missing is added, design by design.
     processes : int, optional
         Side by side; as many as there are cores if not given.
+    ray : str, optional
+        Address of a Ray cluster that evaluates instead, as `ray.init` takes it: ``"auto"`` for the
+        one that this machine belongs to, ``"local"`` for one of its own.
     progress : callable, optional
         Called with designs done, and all, after each.
 
@@ -154,14 +182,20 @@ def explore(
         The file holds something else.
     CannotCapture
         The network's source is not known, or its work cannot be told.
+    NoCluster
+        Ray is not installed, or nothing answers at the address.
     """
     designs, path = space.designs(), Path(path)
     for batch in space.batches:
         _network(space.source, batch)  # whatever is wrong with it shows here
     rows = _resume(space, designs, path)
     missing = designs[len(rows) :]
+    if ray is not None:
+        evaluated = _on_cluster(space.source, missing, ray)
+    else:
+        evaluated = _evaluated(space.source, missing, processes or os.cpu_count() or 1)
     with path.open("a", encoding="utf-8") as file:
-        for row in _evaluated(space.source, missing, processes or os.cpu_count() or 1):
+        for row in evaluated:
             file.write(json.dumps(row) + "\n")
             file.flush()
             rows.append(row)
@@ -171,16 +205,41 @@ def explore(
 
 
 def _evaluated(source: str, designs: Sequence[Design], processes: int) -> Iterator[dict[str, Any]]:
-    work = functools.partial(evaluate, source)
+    work = functools.partial(evaluate_all, source)
     if processes == 1 or len(designs) < 2:
-        yield from map(work, designs)
+        yield from (evaluate(source, design) for design in designs)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, _end_with_parent) as pool:
         try:
-            yield from pool.map(work, designs)
+            for rows in pool.map(work, alike(designs)):
+                yield from rows
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _on_cluster(source: str, designs: Sequence[Design], address: str) -> Iterator[dict[str, Any]]:
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError as error:
+        raise NoCluster(f"ray={address!r}: needs Ray ({error}); pip install 'sat[ray]'") from error
+    if not designs:
+        return
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    try:
+        # Ray asks for minutes where nobody answers.
+        if port.isdigit():
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address=address, log_to_driver=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise NoCluster(f"ray={address!r}: no cluster there ({error}); see `ray status`") from error
+    try:
+        task = ray.remote(evaluate_all)
+        # All are asked for at once; rows come in the order of the file.
+        for made in [task.remote(source, group) for group in alike(designs)]:
+            yield from ray.get(made)
+    finally:
+        ray.shutdown()
 
 
 def _resume(space: Space, designs: Sequence[Design], path: Path) -> list[dict[str, Any]]:

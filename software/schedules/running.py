@@ -102,18 +102,27 @@ def _compare(results: Tensors, wanted: Tensors) -> tuple[int, int]:
 def _products(
     entry: Entry, device: RtlDevice, golden: GoldenDevice, rng: np.random.Generator
 ) -> Ran:
-    cycles = compared = mismatches = 0
-    for product in entry.products:
-        a = rng.standard_normal(_shape(product, product.rows, product.depth)).astype(np.float16)
-        b = rng.standard_normal(_shape(product, product.depth, product.cols)).astype(np.float16)
-        right = b if product.dense else prune(b, f"{product.n}:{product.m}", axis=b.ndim - 2)
-        got, want = device.matmul(a, right), golden.matmul(a, right)
-        run = device.last_run
-        assert run is not None and run.cycles is not None
-        cycles += run.cycles
-        compared += want.size
-        mismatches += count_different(got, want)
-    return Ran(entry, cycles, compared, mismatches)
+    runs = [run_product(product, device, golden, rng) for product in entry.products]
+    return Ran(entry, *(sum(values) for values in zip(*runs, strict=True)))
+
+
+def run_product(
+    product: Product, device: RtlDevice, golden: GoldenDevice, rng: np.random.Generator
+) -> tuple[int, int, int]:
+    """Run a product of random matrices on a device, and on golden.
+
+    Returns
+    -------
+    cycles, compared, mismatches : int
+        As of `Ran`.
+    """
+    a = rng.standard_normal(_shape(product, product.rows, product.depth)).astype(np.float16)
+    b = rng.standard_normal(_shape(product, product.depth, product.cols)).astype(np.float16)
+    right = b if product.dense else prune(b, f"{product.n}:{product.m}", axis=b.ndim - 2)
+    got, want = device.matmul(a, right), golden.matmul(a, right)
+    run = device.last_run
+    assert run is not None and run.cycles is not None
+    return run.cycles, want.size, count_different(got, want)
 
 
 def _shape(product: Product, rows: int, cols: int) -> tuple[int, ...]:

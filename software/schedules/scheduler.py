@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 from sat.dataflow.compile.parts import StagePlan
-from sat.dataflow.cost import Cost, StageCost, product_cost, stage_cost
+from sat.dataflow.cost import Cost, StageCost, product_cost, stage_cost, stage_floor
 from sat.dataflow.fit import DoesNotFit
 from sat.networks.network import Network, Operation
 from sat.schedules.machine import Machine
@@ -120,6 +120,9 @@ def summed(costs: Sequence[Cost]) -> Cost:
     return Cost(**{name: sum(getattr(cost, name) for cost in costs) for name in names})
 
 
+LAID_OUT = "the host lays out its patches"
+
+
 @dataclass(frozen=True)
 class _Scheduler:
     """What `make_schedule` was given."""
@@ -154,17 +157,31 @@ class _Scheduler:
         if operation.layer is None:
             return None, "no layer: nothing to prune"
         layer, reason = sparse_layer(operation.layer, self.pattern)
+        first = "bp" not in operation.products and layer.groups == 1 and layer.taps > 1
+        whole = None
+        if self.host_patches and first and (layer.ff, layer.bp) == ((1, 1), (1, 1)):
+            whole = laid_out(layer)
         try:
+            # A convolution that is sure to be slower is not even costed.
+            if whole is not None and self.slower(layer, operation, self.cycles(whole, operation)):
+                return whole, f"{reason}; {LAID_OUT}"
             for stage in operation.products:
                 self.cost(layer, stage)
         except DoesNotFit as error:
             return None, f"{reason}; its products are sent ({error.what})"
-        first = "bp" not in operation.products and layer.groups == 1 and layer.taps > 1
-        if self.host_patches and first and (layer.ff, layer.bp) == ((1, 1), (1, 1)):
-            whole = laid_out(layer)
-            if self.cycles(whole, operation) < self.cycles(layer, operation):
-                return whole, f"{reason}; the host lays out its patches"
+        if whole is not None and self.cycles(whole, operation) < self.cycles(layer, operation):
+            return whole, f"{reason}; {LAID_OUT}"
         return layer, reason
+
+    def slower(self, layer: Layer, operation: Operation, cycles: int) -> bool:
+        """Whether the stages of an operation as a layer's are sure to take more than so many."""
+        config, timing = self.machine.config, self.machine.timing
+        # WU first: a first layer's few channels fill few columns.
+        for stage in reversed(operation.products):
+            cycles -= stage_floor(stage, layer, config, timing)
+            if cycles < 0:
+                return True
+        return False
 
     def cycles(self, layer: Layer, operation: Operation) -> int:
         """Return what the stages of an operation take as a layer's."""

@@ -154,7 +154,7 @@ def any_mapping(rng: random.Random, seen: Counter[str]) -> Callable[..., Any]:
         Receives the sorts that were chosen.
     """
 
-    def choose(shapes, estimate, cost, least):
+    def choose(shapes, estimate, cost, floor, least):
         sort = rng.choice(sorted({shape.sort for shape in shapes}))
         seen[sort] += 1
         return rng.choice([shape for shape in shapes if shape.sort == sort])

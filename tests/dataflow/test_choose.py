@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sat.dataflow import search
 from sat.dataflow.columns import with_end
 from sat.dataflow.compile import choose, compile_product
-from sat.dataflow.compile.choose import EACH, cycles, fastest_order, fewest_cycles, sampled_cycles
+from sat.dataflow.compile.choose import EACH, SURE, Trial, cycles, fastest_order, fewest_cycles
 from sat.dataflow.compile.memory import memory_map
 from sat.dataflow.compile.product import planner_of
 from sat.dataflow.compile.schedule import ORDERS, schedule, schedules
@@ -44,18 +44,22 @@ def test_no_mapping_that_was_listed_is_better(config, product, step):
     memory = MemoryTiming(cycles_per_beat=step)
     costs = {}
 
-    def listed(shapes, estimate, cost, least, enough):
+    def listed(shapes, estimate, cost, floor, least, enough):
+        # All that is listed is costed: no floor is high enough to leave one out.
         def kept(shape):
             costs[shape] = cost(shape)
             return costs[shape]
 
-        return fewest_cycles(shapes, estimate, kept, least, enough)
+        return fewest_cycles(shapes, estimate, kept, lambda shape: 0, least, enough)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "fewest_cycles", listed)
         compiled, found = search._search(product, config, memory, "auto")
-    assert found == min(costs.values()) == costs[compiled.mapping]
+    if costs:  # one mapping alone need not be costed
+        assert found == min(costs.values()) == costs[compiled.mapping]
     assert found == predict(compiled.program, config, memory).cycles
+    _, quick = search._search(product, config, memory, "auto")
+    assert quick - found <= found / SURE
     for mapping, exact in costs.items():
         made = compile_product(product, config, mapping)
         assert predict(made.program, config, memory).cycles == exact
@@ -78,13 +82,13 @@ def test_the_best_order_is_taken(config, product, data):
     planner = planner_of(product, config, mapping, memory_map(product, config, 0))
     made = list(schedules([planner], ORDERS))
     costs = []
-    order, best = fastest_order([planner], config, memory)
+    order, best, known = fastest_order([planner], config, memory)
     assert best.tobytes() == schedule([planner], order).tobytes()
     for instructions in (best, *made):
         program = Program.of(with_end(instructions))
         program.validate(config)
         costs.append(predict(program, config, memory).cycles)
-    assert costs[0] == min(costs)
+    assert costs[0] == min(costs) == known.cycles
     assert costs[1] == cycles([planner], config, memory)
     # Orders differ in nothing but order.
     assert len({tuple(sorted(i.tobytes() for i in order)) for order in made}) == 1
@@ -105,9 +109,13 @@ def test_long_products_are_costed_by_a_part(product):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(choose, "SAMPLE", 200)
-            sampled = sampled_cycles(make, config, memory)
+            trial = Trial(make, config, memory)
         exact = cycles([make()], config, memory)
-        assert sampled == pytest.approx(exact, rel=0.02), mapping
+        assert trial.cycles() == pytest.approx(exact, rel=0.02), mapping
+        assert not trial.whole or trial.cycles() == exact
+        # By the first blocks, or by all: no order is chosen that takes more than the first.
+        _, _, found = fastest_order([make()], config, memory, trial=trial)
+        assert found.cycles <= exact
 
 
 def share(layer: Layer, config: SatConfig, stage: str) -> float:
@@ -169,12 +177,21 @@ def test_what_is_good_enough_ends_the_list():
         return 10**5 + shape
 
     shapes = [Shape(n) for n in (9, 3, 7, 5)]
-    assert fewest_cycles(shapes, float, cost, 0) == 3 and costed == [3, 5, 7]
+
+    def none(shape):
+        return 0
+
+    assert fewest_cycles(shapes, float, cost, none, 0) == 3 and costed == [3, 5, 7]
     costed.clear()
-    assert fewest_cycles(shapes, float, cost, 10**5) == 3 and costed == [3]
+    assert fewest_cycles(shapes, float, cost, none, 10**5) == 3 and costed == [3]
     costed.clear()
-    assert fewest_cycles(shapes, lambda shape: -shape, cost, 10**5, 1 << 20) == 5 and costed == [
-        9,
-        7,
-        5,
-    ]
+    backwards = fewest_cycles(shapes, lambda shape: -shape, cost, none, 10**5, 1 << 20)
+    assert backwards == 5 and costed == [9, 7, 5]
+    costed.clear()
+    # What is sure to save next to nothing is not costed: 10**5 + 7 of 10**5 + 9, and 5, do not.
+    floors = {9: 0, 7: 10**5 + 8, 5: 10**5 - 1}.__getitem__
+    backwards = fewest_cycles(shapes, lambda shape: -shape, cost, floors, 10**5, 1 << 20)
+    assert backwards == 5 and costed == [9, 5]
+    costed.clear()
+    # One alone needs no cost.
+    assert fewest_cycles(shapes[:1], float, cost, none, 0) == 9 and costed == []

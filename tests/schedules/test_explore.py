@@ -18,8 +18,10 @@ from sat.schedules.area import WHOLE, area
 from sat.schedules.explore import (
     OBJECTIVES,
     Design,
+    NoCluster,
     OtherExploration,
     Space,
+    alike,
     evaluate,
     explore,
     front,
@@ -108,6 +110,32 @@ def test_killed_and_resumed_it_is_the_same_file(whole, here):
     assert whole.startswith(path.read_bytes().rpartition(b"\n")[0])
     explore(SPACE, path, processes=1)
     assert path.read_bytes() == whole
+
+
+def test_a_cluster_gives_the_same_file(whole, here, capsys):
+    pytest.importorskip("ray", reason="the extra sat[ray] is not installed")
+    path = here / "ray.jsonl"
+    # A part is there already, as after a run that was stopped.
+    path.write_bytes(whole[: len(whole) // 3])
+    rows = explore(SPACE, path, ray="local")
+    assert path.read_bytes() == whole and len(rows) == 32
+    # Nothing is left to ask for: no cluster is needed.
+    assert explore(SPACE, path, ray="127.0.0.1:1") == rows
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(NoCluster, match="ray='127.0.0.1:1': no cluster there"):
+        explore(SPACE, path, ray="127.0.0.1:1")
+
+
+def test_without_ray_it_is_told(here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(NoCluster, match=r"ray='auto': needs Ray .*sat\[ray\]"):
+        explore(SPACE, here / "none.jsonl", ray="auto")
+
+
+def test_designs_that_share_costs_are_evaluated_together():
+    groups = alike(SPACE.designs())
+    assert [design for group in groups for design in group] == SPACE.designs()
+    assert len(groups) == 8 and {len(group) for group in groups} == {4}
 
 
 def test_the_front(whole):

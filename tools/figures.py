@@ -1,14 +1,13 @@
-"""Draw the figures of docs/: schematic, from the configuration's own numbers."""
+"""Draw the figures of docs/: schematics of the hardware, and a timeline from the cycle model.
+
+Names in them are those of the sources; tests/docs holds the device's to the instruction set.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from drawing import Drawing
 
 from sat.dataflow.compile import compile_product
 from sat.dataflow.cycles import Times, predict
@@ -19,202 +18,215 @@ from sat.rtl.isa import Opcode
 from sat.sim.memory import MemoryTiming
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
-BLUE, GREEN, ORANGE, GREY = "#cfe2f3", "#d9ead3", "#fce5cd", "#eeeeee"
 
 
-def canvas(width: float, height: float):
-    """Return a figure whose unit is a tenth of an inch."""
-    figure, axes = plt.subplots(figsize=(width / 10, height / 10), dpi=110)
-    axes.set_xlim(0, width)
-    axes.set_ylim(0, height)
-    axes.axis("off")
-    return figure, axes
+def device() -> Drawing:
+    """Draw the device's blocks where the data flow past them: memory, left to right, memory."""
+    d = Drawing(
+        920, 560, "The device: sequencer above, load, compute, update and store engines below"
+    )
+    # Control: from the host to the engines.
+    d.box(20, 20, 90, 60, "Host", "outside")
+    d.box(180, 20, 110, 60, "Registers", "plain")
+    d.box(350, 14, 360, 72, "Sequencer", "engine", top=True)
+    for x, text in ((362, "fetch"), (478, "check"), (594, "semaphores")):
+        d.box(x, 46, 104, 30, text, "part", 12)
+    d.box(790, 20, 110, 60, "Memory:\nprogram", "outside")
+    d.arrow((112, 50), (178, 50), text="AXI4-Lite", both=True)
+    d.arrow((292, 50), (348, 50), both=True)
+    d.arrow((788, 50), (712, 50), text="AXI4")
+    # A queue of instructions for each engine hangs on one rail.
+    d.arrow((530, 88), (530, 112), head=False)
+    d.arrow((70, 112), (850, 112), head=False)
+    d.words(536, 104, "instructions, a queue for each engine", anchor="start")
+    engines = (
+        (70, 150, "LOAD, TENSOR,\nWINDOW, GATHER"), (500, 150, "MULTIPLY"),
+        (335, 330, "RATES,\nUPDATE"), (850, 150, "STORE"),
+    )  # fmt: skip
+    for x, y, text in engines:
+        d.arrow((x, 112), (x, y - 2))
+        d.words(x + 8 if x < 800 else x - 8, 128, text, 11, "start" if x < 800 else "end")
+    # Load on the left, store on the right, what works on the data between them.
+    d.box(20, 150, 100, 300, "Load\nengine\n\nimplicit\nim2col", "engine")
+    d.box(800, 150, 100, 300, "Store\nengine\n\nepilogue:\nReLU, mask,\nFP16, check", "engine")
+    d.box(160, 150, 130, 120, "Banks\n\nA, B\nindex\nstart", "buffer")
+    d.box(380, 150, 240, 120, "Compute engine", "engine", top=True)
+    d.box(396, 186, 68, 70, "feeders", "part", 12)
+    d.box(490, 186, 116, 70, "STCE:\nR x C USPEs", "part", 12)
+    d.box(660, 150, 100, 120, "Banks\n\noutput\nmask", "buffer")
+    d.box(160, 330, 130, 120, "Banks\n\nweight\nmomentum\ngradient", "buffer")
+    d.box(320, 330, 300, 120, "Update engine", "engine", top=True)
+    for x, w, text in (
+        (330, 52, "WUVE"), (396, 60, "SORE,\nrows"), (470, 66, "tile\nmemory"),
+        (550, 62, "SORE,\ncolumns"),
+    ):  # fmt: skip
+        d.box(x, 370, w, 64, text, "part", 11.5)
+    d.box(660, 330, 100, 120, "Banks\n\nweights,\nmomenta\nFF, BP copies", "buffer", 12)
+    for start, end in (((122, 210), (158, 210)), ((122, 390), (158, 390))):
+        d.arrow(start, end)
+    d.arrow((292, 221), (366, 221), head=False, over=True)
+    d.arrow((366, 221), (394, 221))
+    d.arrow((466, 221), (488, 221))
+    d.arrow((608, 221), (658, 221), both=True)
+    d.words(639, 212, "sums", 10)
+    d.arrow((762, 210), (798, 210))
+    d.arrow((292, 402), (328, 402))
+    for start, end in ((384, 394), (458, 468), (538, 548)):
+        d.arrow((start, 402), (end, 402))
+    d.arrow((614, 402), (658, 402))
+    d.arrow((762, 390), (798, 390))
+    # ReLU's mask comes from memory, past the engines.
+    d.arrow((122, 300), (700, 300), head=False, over=True)
+    d.arrow((700, 300), (710, 300), (710, 272))
+    d.words(230, 294, "mask of the layer before")
+    d.box(20, 500, 880, 44, "Memory: data", "outside")
+    d.arrow((70, 498), (70, 452))
+    d.words(80, 480, "AXI4 read", anchor="start")
+    d.arrow((850, 452), (850, 498))
+    d.words(840, 480, "AXI4 write", anchor="end")
+    return d
 
 
-def box(axes, x, y, w, h, text, colour=GREY, size=9):
-    """Draw a labelled box."""
-    shape = FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.2", fc=colour, ec="#444444", lw=1)
-    axes.add_patch(shape)
-    axes.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size)
-
-
-def arrow(axes, start, end, text="", both=False, size=8, at=(0.0, 0.8)):
-    """Draw a labelled arrow."""
-    style = "<|-|>" if both else "-|>"
-    axes.add_patch(FancyArrowPatch(start, end, arrowstyle=style, mutation_scale=9, color="#333333"))
-    if text:
-        x, y = (start[0] + end[0]) / 2 + at[0], (start[1] + end[1]) / 2 + at[1]
-        axes.text(x, y, text, ha="center", fontsize=size)
-
-
-def save(figure, name: str) -> None:
-    """Write a figure."""
-    figure.savefig(FIGURES / name, bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
-
-
-def device() -> None:
-    """Draw the device's blocks."""
-    figure, axes = canvas(100, 50)
-    box(axes, 2, 38, 14, 8, "Host", ORANGE)
-    box(axes, 24, 38, 16, 8, "Registers", GREY)
-    box(axes, 50, 38, 24, 8, "Sequencer\nfetch, check, semaphores", BLUE)
-    box(axes, 84, 38, 14, 8, "Memory\n(program)", ORANGE)
-    box(axes, 2, 20, 14, 10, "Load\nengine", BLUE)
-    box(axes, 24, 24, 18, 5, "A, B, index banks", GREEN)
-    box(axes, 24, 17, 18, 5, "start banks", GREEN)
-    box(axes, 50, 14, 24, 17, "Compute engine\nfeeders\n\nSTCE: R x C USPEs", BLUE)
-    box(axes, 50, 3, 24, 6, "output banks", GREEN)
-    box(axes, 24, 3, 14, 6, "Store\nengine", BLUE)
-    box(axes, 2, 3, 14, 6, "Memory\n(data)", ORANGE)
-    arrow(axes, (16.4, 42), (23.6, 42), "AXI4-Lite", both=True)
-    arrow(axes, (40.4, 42), (49.6, 42), both=True)
-    arrow(axes, (83.6, 42), (74.4, 42), "AXI4")
-    arrow(axes, (54, 37.6), (12, 30.6), "LOAD", at=(-6, 1))
-    arrow(axes, (62, 37.6), (62, 31.6), "MULTIPLY", at=(6, 0))
-    axes.plot([74, 80, 80, 31, 31], [40, 36, 0.5, 0.5, 2.6], color="#333333", lw=1)
-    axes.text(82, 20, "STORE", fontsize=8, rotation=90, va="center")
-    arrow(axes, (16.4, 26), (23.6, 26))
-    arrow(axes, (16.4, 21), (23.6, 20))
-    arrow(axes, (42.4, 26), (49.6, 26))
-    arrow(axes, (42.4, 20), (49.6, 20))
-    arrow(axes, (62, 13.6), (62, 9.4), "sums", both=True, at=(4, -0.4))
-    arrow(axes, (49.6, 6), (38.4, 6))
-    arrow(axes, (23.6, 6), (16.4, 6), "AXI4 W")
-    arrow(axes, (9, 9.4), (9, 19.6), "AXI4 R", at=(5, 0))
-    save(figure, "device.png")
-
-
-def board() -> None:
+def board() -> Drawing:
     """Draw the top of a board's gateware, with its pins and clock."""
-    figure, axes = canvas(104, 54)
-    box(axes, 1, 24, 13, 8, "USB bridge\nFT231X", ORANGE)
-    box(axes, 1, 44, 13, 6, "crystal\n25 MHz", ORANGE)
-    box(axes, 1, 36, 13, 5, "button FIRE1", ORANGE)
-    box(axes, 1, 4, 13, 6, "8 LEDs", ORANGE)
-    shape = FancyBboxPatch((15.5, 1), 87.5, 52, boxstyle="round,pad=0.2", fc="white", ec="#444444")
-    axes.add_patch(shape)
-    axes.text(18, 2.2, "LFE5U-85F", fontsize=9, style="italic")
-    box(axes, 24, 44, 16, 6, "PLL (not at 25 MHz)", GREY)
-    box(axes, 48, 44, 18, 6, "reset synchroniser", GREY)
-    box(axes, 24, 24, 11, 8, "UART\n3 Mbaud", BLUE)
-    box(axes, 41, 24, 13, 8, "framing\nCRC-32", BLUE)
-    box(axes, 60, 24, 13, 8, "link server\na request\nat a time", BLUE)
-    box(axes, 80, 24, 20, 8, "block RAM, 128 KB\ntwo copies", GREEN)
-    box(axes, 60, 8, 13, 7, "register\nbridge", BLUE)
-    box(axes, 80, 4, 20, 13, "Device\nSAT, R x C", BLUE)
-    arrow(axes, (14.4, 47), (23.6, 47), "clk25, G2", at=(0.8, 0.7))
-    arrow(axes, (40.4, 47), (47.6, 47), "locked", at=(0, 0.7))
-    axes.plot([14.4, 57, 57], [38.5, 38.5, 43], color="#333333", lw=1)
-    axes.text(17, 39.2, "R1", fontsize=8)
-    arrow(axes, (57, 42.5), (57, 43.7))
-    arrow(axes, (66.4, 47), (76, 47))
-    axes.text(77, 47, "clock and reset of all", fontsize=8, va="center")
-    arrow(axes, (14.4, 30), (23.6, 30), "rx, M1", at=(0.8, 0.7))
-    arrow(axes, (23.6, 26), (14.4, 26), "tx, L4", at=(0.8, -2.2))
-    arrow(axes, (35.4, 30), (40.6, 30), "bytes", at=(0, 0.7))
-    arrow(axes, (40.6, 26), (35.4, 26))
-    arrow(axes, (54.4, 30), (59.6, 30), "bodies", at=(0, 0.7))
-    arrow(axes, (59.6, 26), (54.4, 26))
-    arrow(axes, (73.4, 28), (79.6, 28), "words", both=True, at=(0, 0.7))
-    arrow(axes, (66.5, 23.6), (66.5, 15.4), "words", both=True, at=(4, -0.4))
-    arrow(axes, (73.4, 11.5), (79.6, 11.5), "AXI4-Lite", at=(0, 1))
-    arrow(axes, (85, 23.6), (85, 17.4), "imem", at=(-4, -0.4))
-    arrow(axes, (95, 23.6), (95, 17.4), "dmem", both=True, at=(4, -0.4))
-    arrow(axes, (79.6, 6), (14.4, 6), "a program has ended, a request is answered", at=(-10, 0.8))
-    save(figure, "board.png")
+    d = Drawing(940, 500, "A ULX3S: the host link, block RAM and the device in the FPGA")
+    d.box(150, 14, 776, 472, "", "frame")
+    d.words(168, 472, "LFE5U-85F", 12, "start", 'font-style="italic"')
+    d.box(14, 40, 110, 48, "crystal\n25 MHz", "outside", 12)
+    d.box(14, 110, 110, 40, "button FIRE1", "outside", 12)
+    d.box(14, 222, 110, 66, "USB bridge\nFT231X", "outside", 12)
+    d.box(14, 414, 110, 44, "8 LEDs", "outside", 12)
+    d.box(220, 40, 150, 48, "PLL\n(not at 25 MHz)", "plain", 12)
+    d.box(440, 40, 150, 48, "reset\nsynchroniser", "plain", 12)
+    d.box(220, 222, 100, 66, "UART\n3 Mbaud", "engine", 12)
+    d.box(380, 222, 100, 66, "framing\nCRC-32", "engine", 12)
+    d.box(540, 222, 116, 66, "link server:\na request\nat a time", "engine", 12)
+    d.box(730, 222, 176, 66, "block RAM\ntwo copies", "buffer", 12)
+    d.box(540, 350, 116, 56, "register\nbridge", "engine", 12)
+    d.box(730, 340, 176, 118, "Device\nSAT, R x C", "engine")
+    d.arrow((126, 64), (218, 64), text="clk25, G2")
+    d.arrow((372, 64), (438, 64), text="locked")
+    d.arrow((126, 130), (515, 130), (515, 90))
+    d.words(172, 124, "R1")
+    d.arrow((592, 64), (690, 64))
+    d.words(698, 68, "clock and reset of all", anchor="start")
+    d.arrow((126, 240), (218, 240), text="rx, M1")
+    d.arrow((218, 272), (126, 272))
+    d.words(172, 286, "tx, L4")
+    d.arrow((322, 240), (378, 240), text="bytes")
+    d.arrow((378, 272), (322, 272))
+    d.arrow((482, 240), (538, 240), text="bodies")
+    d.arrow((538, 272), (482, 272))
+    d.arrow((658, 255), (728, 255), text="words", both=True)
+    d.arrow((598, 290), (598, 348), both=True)
+    d.words(606, 324, "words", anchor="start")
+    d.arrow((658, 378), (728, 378), text="AXI4-Lite")
+    d.arrow((770, 290), (770, 338))
+    d.words(762, 318, "imem", anchor="end")
+    d.arrow((866, 290), (866, 338), both=True)
+    d.words(874, 318, "dmem", anchor="start")
+    d.arrow((728, 436), (126, 436), text="a program has ended, a request is answered")
+    return d
 
 
-def uspe() -> None:
+def uspe() -> Drawing:
     """Draw a USPE's data path."""
-    figure, axes = canvas(96, 46)
-    box(axes, 4, 30, 14, 7, "A word\nM' lanes", GREEN)
-    box(axes, 26, 38, 16, 6, "B value, index", GREEN)
-    box(axes, 26, 20, 16, 6, "held weights\n2 sets (WS)", GREEN)
-    box(axes, 26, 30, 16, 5, "pick a lane", GREY)
-    box(axes, 50, 29, 12, 7, "FP16 x FP16\nexact", BLUE)
-    box(axes, 70, 29, 20, 7, "FP32 adder = ring\nof s sums", BLUE)
-    box(axes, 70, 6, 20, 7, "chain\ns + 1 registers", GREY)
-    arrow(axes, (0, 33.5), (3.6, 33.5), "west", at=(0, 1))
-    arrow(axes, (18.4, 33), (25.6, 32.6))
-    arrow(axes, (34, 37.6), (34, 35.5))
-    arrow(axes, (34, 26.6), (34, 29.5))
-    arrow(axes, (42.4, 32.5), (49.6, 32.5))
-    arrow(axes, (62.4, 32.5), (69.6, 32.5))
-    axes.plot([90, 94, 94, 66, 66], [34, 34, 41, 41, 34.5], color="#333333", lw=1)
-    arrow(axes, (66, 34.6), (69.6, 34.2))
-    axes.text(80, 42, "back after s cycles", ha="center", fontsize=8)
-    arrow(axes, (62, 22), (70.5, 28.6), "sum or start from the north", at=(-14, -3))
-    arrow(axes, (80, 28.6), (80, 13.5), "finished", at=(5, 0))
-    arrow(axes, (80, 5.6), (80, 0.5), "south", at=(4, -0.6))
-    save(figure, "uspe.png")
+    d = Drawing(860, 400, "A USPE: pick a lane, multiply FP16, add FP32 into a ring of sums")
+    d.box(60, 140, 110, 60, "A word:\nM' lanes", "buffer")
+    d.box(240, 30, 140, 50, "B value, index", "buffer")
+    d.box(240, 146, 140, 48, "pick a lane", "plain")
+    d.box(240, 260, 140, 56, "held weights,\n2 sets (WS)", "buffer")
+    d.box(450, 140, 100, 60, "FP16 x FP16\nexact", "engine")
+    d.box(630, 140, 170, 60, "FP32 adder: a ring\nof s sums", "engine")
+    d.box(630, 300, 170, 56, "chain of\ns + 1 registers", "plain")
+    d.arrow((8, 170), (58, 170), text="west")
+    d.arrow((172, 170), (238, 170))
+    d.arrow((310, 8), (310, 28))
+    d.words(318, 20, "north", anchor="start")
+    d.arrow((310, 82), (310, 144))
+    d.arrow((310, 258), (310, 196))
+    d.arrow((382, 170), (448, 170))
+    d.arrow((552, 170), (628, 170))
+    d.arrow((802, 170), (836, 170), (836, 96), (590, 96), (590, 150), (628, 150))
+    d.words(713, 88, "back after s cycles")
+    d.arrow((508, 328), (590, 328), (590, 190), (628, 190))
+    d.words(500, 324, "sum or start\nfrom the north", anchor="end")
+    d.arrow((715, 202), (715, 298))
+    d.words(723, 254, "finished", anchor="start")
+    d.arrow((715, 358), (715, 392))
+    d.words(723, 382, "south", anchor="start")
+    return d
 
 
-def dataflows() -> None:
+def dataflows() -> Drawing:
     """Draw what moves and what stays in the two dataflows."""
-    figure, axes = canvas(104, 46)
-    for x0, name, stay, down in (
-        (8, "Output stationary: sums stay", "s sums", "B values, indices"),
-        (60, "Weight stationary: weights stay", "weights", "sums"),
-    ):
-        axes.text(x0 + 18, 44, name, ha="center", fontsize=10, weight="bold")
+    d = Drawing(940, 440, "Output stationary and weight stationary: what stays, what moves")
+    for x0, name, stay, kind, down, note in (
+        (60, "Output stationary: sums stay", "s sums", "engine", "B values, indices", "sums out"),
+        (530, "Weight stationary: weights stay", "weights", "buffer", "sums",
+         "sums out; δ = s · weights + 1"),
+    ):  # fmt: skip
+        d.words(x0 + 180, 22, name, 14, style='font-weight="bold"')
+        d.words(x0 + 180, 48, f"{down} (cycles late)")
         for r in range(3):
-            for c in range(3):
-                colour = BLUE if stay == "s sums" else GREEN
-                box(axes, x0 + 4 + 11 * c, 26 - 10 * r, 7, 6, stay, colour, 7)
-                if c < 2:
-                    arrow(
-                        axes, (x0 + 11.4 + 11 * c, 29 - 10 * r), (x0 + 14.6 + 11 * c, 29 - 10 * r)
-                    )
-                if r < 2:
-                    arrow(
-                        axes, (x0 + 7.5 + 11 * c, 25.6 - 10 * r), (x0 + 7.5 + 11 * c, 22.6 - 10 * r)
-                    )
+            y = 106 + 100 * r
             late = f"{r}" if stay == "s sums" else f"{r}δ"
-            arrow(axes, (x0 - 3, 29 - 10 * r), (x0 + 3.6, 29 - 10 * r), f"A +{late}", size=7)
+            d.arrow((x0 - 36, y + 26), (x0 + 38, y + 26), text=f"A +{late}")
+            for c in range(3):
+                x = x0 + 40 + 110 * c
+                d.box(x, y, 72, 52, stay, kind, 12)
+                if c < 2:
+                    d.arrow((x + 74, y + 26), (x + 108, y + 26))
+                d.arrow((x + 36, y + 54), (x + 36, y + 98))
         for c in range(3):
-            arrow(
-                axes, (x0 + 7.5 + 11 * c, 38), (x0 + 7.5 + 11 * c, 32.6), f"+{c}", size=7, at=(2, 0)
-            )
-            arrow(axes, (x0 + 7.5 + 11 * c, 5.6), (x0 + 7.5 + 11 * c, 1))
-        axes.text(x0 + 18, 40, f"{down} (cycles late)", ha="center", fontsize=8)
-        note = "sums out" if stay == "s sums" else "sums out; δ = s · weights + 1"
-        axes.text(x0 + 18, -1, note, ha="center", fontsize=8)
-    save(figure, "dataflows.png")
+            x = x0 + 76 + 110 * c
+            d.arrow((x, 62), (x, 104))
+            d.words(x + 8, 84, f"+{c}", anchor="start")
+        d.words(x0 + 180, 428, note)
+    return d
 
 
-def timeline() -> None:
+def timeline() -> Drawing:
     """Draw the engines' work on a small product, from the exact cycle model."""
     config = SatConfig()
     product = Product(32, 64, 96, 2, 8)
     mapping = OsMapping(split=1, chunk_words=12, rows_outer=True, row_block=2)
     program = compile_product(product, config, mapping).program
     prediction = predict(program, config, MemoryTiming())
-    figure, axes = plt.subplots(figsize=(10, 2.6), dpi=110)
-    rows = {Opcode.LOAD: (2, GREEN), Opcode.MULTIPLY: (1, BLUE), Opcode.STORE: (0, ORANGE)}
+    left, width, bottom = 90, 830, 190
+    d = Drawing(left + width + 20, 250, "Cycles of load, compute and store of a small product")
+    scale = width / prediction.cycles
+    rows = {
+        Opcode.LOAD: (20, "buffer"), Opcode.MULTIPLY: (80, "engine"), Opcode.STORE: (140, "outside")
+    }  # fmt: skip
+    for name, (y, _) in zip(("load", "compute", "store"), rows.values(), strict=True):
+        d.words(left - 10, y + 20, name, 13, "end")
+    d.words(left - 10, 118, "drain", 11, "end")
     for instruction, cycles in zip(program, prediction.times.tolist(), strict=True):
         if instruction.opcode is Opcode.END:
             continue
         times = Times(*cycles)
-        y, colour = rows[instruction.opcode]
-        end = times.release if instruction.opcode is Opcode.MULTIPLY else times.signal
-        axes.barh(y, end - times.accept, left=times.accept, color=colour, ec="#444444", height=0.6)
-        if instruction.opcode is Opcode.MULTIPLY:
-            axes.barh(
-                y - 0.4, times.signal - end, left=end, color="#9fc5e8", ec="#444444", height=0.2
-            )
-    axes.set_yticks([0, 1, 2], ["store", "compute\n(below: drain)", "load"])
-    axes.set_xlabel(f"cycle (of {prediction.cycles}): 32x64x96, 2:8, on 8x8")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    save(figure, "timeline.png")
+        y, kind = rows[instruction.opcode]
+        multiply = instruction.opcode is Opcode.MULTIPLY
+        end = times.release if multiply else times.signal
+        bars = [(y, 28, times.accept, end)] + [(y + 28, 10, end, times.signal)] * multiply
+        for top, height, first, last in bars:
+            x, w = round(left + first * scale, 1), round((last - first) * scale, 1)
+            d.box(x, top, w, height, "", kind)
+    d.arrow((left, bottom), (left + width, bottom), head=False)
+    for cycle in range(0, prediction.cycles + 1, 250):
+        x = round(left + cycle * scale, 1)
+        d.arrow((x, bottom), (x, bottom + 6), head=False)
+        d.words(x, bottom + 20, str(cycle))
+    d.words(left + width / 2, bottom + 42, f"cycle (of {prediction.cycles}): 32x64x96, 2:8, on 8x8")
+    return d
 
 
 def main() -> None:
     """Draw all figures."""
     FIGURES.mkdir(exist_ok=True)
     for draw in (device, board, uspe, dataflows, timeline):
-        draw()
+        (FIGURES / f"{draw.__name__}.svg").write_text(draw().text())
 
 
 if __name__ == "__main__":

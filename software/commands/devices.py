@@ -6,6 +6,7 @@ import argparse
 import json
 
 from sat.commands.common import DONE
+from sat.commands.tables import fit
 
 SUMMARY = "list the devices"
 
@@ -22,7 +23,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"devices": [vars(info) for info in found]}))
     else:
-        for info in found:
-            state = "ready" if info.missing is None else info.missing
-            print(f"{info.spec:<8}  {info.summary:<48}  {state}")
+        rows = [(info.spec, info.summary, info.missing or "ready") for info in found]
+        print(fit(("device", "what it is", "state"), rows))
     return DONE

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from sat.commands.common import DONE
+from sat.commands.tables import fit
 
 SUMMARY = "list the research methods"
 
@@ -21,6 +22,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"methods": [vars(method) for method in METHODS.values()]}))
     else:
-        for method in METHODS.values():
-            print(f"{method.slug:<10}  {method.title}: {method.summary} ({method.paper})")
+        rows = [(m.slug, f"{m.title}: {m.summary} ({m.paper})") for m in METHODS.values()]
+        print(fit(("method", "what its demo shows (paper)"), rows))
     return DONE

@@ -16,11 +16,11 @@ class Multiplier(wiring.Component):
     The product of two 11-bit mantissas has 22 bits and its exponent lies in -48 … 31, so every
     finite product is a normal FP32 number or zero: there is nothing to round.
 
-    ============================ ================================
+    ============================= ================================
     a NaN, or zero times infinity the canonical NaN
     infinity times other          infinity with the product's sign
     zero times finite             zero with the product's sign
-    ============================ ================================
+    ============================= ================================
 
     Parameters
     ----------

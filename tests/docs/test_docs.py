@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from sat.rtl import isa
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FIGURES = ROOT / "docs" / "figures"
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+REFERENCE = [page for page in PAGES if page not in TUTORIALS]
 
 
 @pytest.fixture
@@ -68,7 +71,48 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda p: p.stem)
+def test_tutorials_print_what_they_say(page):
+    tool = str(ROOT / "tools" / "tutorials.py")
+    done = subprocess.run(
+        [sys.executable, tool, "--check", str(page)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_tutorial_that_prints_something_else_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    text = (
+        "```python\nx = 2\nprint(x * x)\n```\n\n```text\n5\n```\n\n```console\n$ echo a\nb\n```\n"
+    )
+    page.write_text(text)
+    run = [sys.executable, str(ROOT / "tools" / "tutorials.py")]
+    done = subprocess.run([*run, "--check", str(page)], capture_output=True, text=True)
+    assert done.returncode == 1 and "-5\n+4\n" in done.stdout and "-b\n+a\n" in done.stdout
+    assert page.read_text() == text
+    assert subprocess.run([*run, str(page)]).returncode == 0
+    assert page.read_text() == text.replace("5", "4").replace("\nb\n", "\na\n")
+    page.write_text("```console\n$ exit 3\n```\n")
+    done = subprocess.run([*run, str(page)], capture_output=True, text=True)
+    assert done.returncode == 1 and "exit 3: exit code 3" in done.stderr
+
+
+def test_every_page_is_in_the_manual_once(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    found = runpy.run_path(str(ROOT / "tools" / "site.py"))["CONTENTS"]
+    listed = [page for group in found.values() for page in group]
+    docs = ROOT / "docs"
+    pages = [page for page in docs.rglob("*.md") if page.parent.name != "bitstreams"]
+    assert sorted(listed) == sorted(
+        page.relative_to(docs).with_suffix("").as_posix() for page in pages
+    )
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page not in TUTORIALS],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
 def test_python_examples_run(page, tmp_path):
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.S)):
         file = tmp_path / f"example_{number}.py"

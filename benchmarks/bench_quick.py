@@ -43,7 +43,8 @@ def main() -> int:
         )
         seconds = children() - before
         if not done.stdout:
-            print(f"over  {slug:<14}{seconds:>6.1f}  {done.stderr.strip()}", flush=True)
+            said = done.stderr.strip() or f"exit code {done.returncode}"
+            print(f"over  {slug:<14}{seconds:>6.1f}  {said}", flush=True)
             over += 1
             continue
         values = json.loads(done.stdout)

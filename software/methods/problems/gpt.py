@@ -24,18 +24,20 @@ MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 class Block(nn.Module):
-    """Causal attention, then a perceptron of four times the width; six matrices, no biases.
+    """Causal attention, then a perceptron of four times the width; six matrices without biases.
 
     Parameters
     ----------
     width, heads : int
         Channels, which ``heads`` divides.
+    norm_bias : bool
+        Whether normalisations add a bias, and so give what the matrices read a mean.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, norm_bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
+        self.norm1, self.norm2 = (nn.LayerNorm(width, bias=norm_bias) for _ in range(2))
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
@@ -56,7 +58,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder of characters: GPT-2's blocks, no biases, a head of its own.
+    """A decoder of characters: GPT-2's blocks, matrices without biases, a head of its own.
 
     Parameters
     ----------
@@ -68,6 +70,8 @@ class GPT(nn.Module):
         How matrices start: ``"gpt2"``, normal of deviation 0.02, of what blocks add to the stream
         over sqrt(2 layers); ``"linear"``, as `torch.nn.Linear` does, uniform of deviation
         1/sqrt(3 inputs). Embeddings are normal of deviation 0.02 with either.
+    norm_bias : bool
+        Whether normalisations add a bias, as GPT-2's do.
 
     Raises
     ------
@@ -77,7 +81,7 @@ class GPT(nn.Module):
 
     def __init__(
         self, symbols: int, *, width: int = 64, layers: int = 2, heads: int = 4,
-        context: int = CONTEXT, init: str = "gpt2",
+        context: int = CONTEXT, init: str = "gpt2", norm_bias: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if width % heads:
@@ -85,8 +89,8 @@ class GPT(nn.Module):
         if init not in INITS:
             raise ValueError(f"init={init!r}: must be one of {', '.join(INITS)}; choose one")
         self.token, self.place = nn.Embedding(symbols, width), nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
-        self.norm = nn.LayerNorm(width, bias=False)
+        self.blocks = nn.ModuleList(Block(width, heads, norm_bias) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, bias=norm_bias)
         self.head = nn.Linear(width, symbols, bias=False)
         drawn = (nn.Embedding, nn.Linear) if init == "gpt2" else (nn.Embedding,)
         for name, module in self.named_modules():

@@ -58,6 +58,22 @@ def test_batches_follow_the_text():
 # ------------------------------------------------------------------------------------- GPT
 
 
+def test_normalisations_have_biases_where_asked():
+    """They give what the matrices read a mean, and no matrix a bias."""
+    plain, biased = (make_gpt(0, width=8, heads=2, norm_bias=given) for given in (False, True))
+    names = {name for name, _ in biased.named_parameters()}
+    assert names - {name for name, _ in plain.named_parameters()} == {
+        "norm.bias", *(f"blocks.{i}.norm{k}.bias" for i in (0, 1) for k in (1, 2))
+    }  # fmt: skip
+    x = torch.arange(12).view(2, 6)
+    assert torch.equal(plain(x), biased(x))  # biases start at 0
+    nn.init.constant_(biased.blocks[0].norm1.bias, 0.5)
+    read = []
+    biased.blocks[0].query.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    biased(x)
+    assert torch.allclose(read[0].mean(), torch.tensor(0.5), atol=1e-6)
+
+
 def test_gpt_is_causal_and_has_the_matrices_it_should():
     torch.manual_seed(0)
     model = GPT(11, width=16, layers=2, heads=4, context=12)

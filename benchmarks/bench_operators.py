@@ -23,6 +23,8 @@ from sat.methods.lsm import LSM, darcy_samples, relative_l2
 from sat.methods.lsm import demo as lsm
 from sat.methods.mm_pde import MMPDE, MeshMover, MlpBranch
 from sat.methods.mm_pde import demo as mm_pde
+from sat.methods.neuraldem import HopperModel
+from sat.methods.neuraldem import demo as neuraldem
 from sat.methods.nn_to_no import demo as nn_to_no
 from sat.methods.nn_to_no import to_operator
 from sat.methods.spon import SPON, FeDecoder, ProjectionEncoder, relative_fe_error
@@ -90,6 +92,14 @@ def solver_step(hidden: int, **options: object) -> Case:
     return model, lambda: model(u, u.new_zeros(len(u)), g).square().mean(), 24
 
 
+def hopper_step(rows: int, places: int, **options: object) -> Case:
+    model = HopperModel({"occupancy": 1}, tuple(neuraldem.RANGES), **options)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    scalars = neuraldem.SCALE * torch.rand(rows, 3, generator=generator)
+    where = neuraldem.SCALE * torch.rand(places, 2, generator=generator)
+    return model, lambda: model(scalars, {"occupancy": where})["occupancy"].square().mean(), 48
+
+
 CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "lsm": [
         ("LSM of the demo, 20 media, 31 x 31", lambda: lsm_step(20, lsm.SIZE, **lsm.MODEL)),
@@ -114,6 +124,10 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
             lambda: solver_step(24, layers=3, neighbours=8, k=12),
         ),
         ("MM-PDE, 128 wide, 5 fields of 24 x 24", lambda: solver_step(128, layers=1)),
+    ],
+    "neuraldem": [
+        ("Hopper of the demo, 32 x 96 places", lambda: hopper_step(32, 96, **neuraldem.MODEL)),
+        ("Hopper of the paper, 4 x 1,000 places", lambda: hopper_step(4, 1000)),
     ],
     "nn_to_no": [
         ("CNN 1-32-32-1 as an operator, 20 x 16 x 16", lambda: operator_step(16)),

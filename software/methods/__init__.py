@@ -213,6 +213,13 @@ _METHODS = (
         "fp32",
     ),
     Method(
+        "neuraldem",
+        "NeuralDEM: fields of granular flows",
+        "Alkin et al. 2024, arXiv 2411.09678",
+        "a draining hopper by discrete elements, then by a network, for any time and place",
+        "fp16",
+    ),
+    Method(
         "spon",
         "SPON: structure-preserving operator networks",
         "Bouziani, Boullé 2024, arXiv 2410.01065",

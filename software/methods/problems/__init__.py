@@ -5,7 +5,7 @@ No method of its own, so it is not in the registry. `text`: characters of Python
 optimiser's frame that checks everything before it changes anything; `orthogonal`: Newton-Schulz;
 `rounding`: how exact the products are that a demo's float64 checks rest on; `darcy`, `periodic`,
 `poisson`: boundary value problems and their solvers, in numpy, scipy and scikit-fem;
-`navier_stokes`, `burgers`, by steps of `integrating`: flows; `fields`: random
+`navier_stokes`, `burgers`, by steps of `integrating`: flows; `granular`: discs; `fields`: random
 data, and the error they are judged by; `normalizer`: fields by their statistics;
 `training`: the loop over samples; `arguments`: rules of arguments.
 """

@@ -25,6 +25,7 @@ from sat.methods.lightsb.demo import train_swiss_roll
 from sat.methods.lsm import LSM
 from sat.methods.mc_smoe import MoELayer, merge_experts
 from sat.methods.mm_pde import MMPDE, GridFields, MeshMover, MlpBranch
+from sat.methods.neuraldem import HopperModel
 from sat.methods.nn_to_no import to_operator
 from sat.methods.problems.gpt import cross_entropy, make_gpt
 from sat.methods.problems.parameters import split_parameters
@@ -200,6 +201,11 @@ def step_of(slug):
         solver = MMPDE(mover, hidden=8, layers=1, size=4, neighbours=3, k=4, interpolation=(8,))
         sat.sparsify_(solver, "bdwp", "2:8")
         solver(fields.samples, torch.zeros(2)).square().sum().backward()
+    elif slug == "neuraldem":
+        hopper = HopperModel({"occupancy": 1}, ("time",), d=8, heads=2, tokens=3)
+        sat.sparsify_(hopper, "bdwp", "2:8")
+        places = {"occupancy": 100 * torch.rand(2, 5, 2)}
+        hopper(torch.rand(2, 1), places)["occupancy"].sum().backward()
     elif slug == "spon":
         meshes = MeshHierarchy.from_skfem(MeshTri(), 2)
         space = FeSpace.from_skfem(Basis(meshes.meshes[-1], ElementTriP1()), dirichlet=True)

@@ -16,8 +16,10 @@ from sat.devices.operand import RightOperand
 from sat.offload import precision
 from sat.offload.layout import channels_first, channels_last
 from sat.offload.lowering import Geometry, forward_taps, pad
+from sat.offload.precision import HEADERS
 from sat.offload.rounding import Lost, halves
 from sat.offload.workspace import Workspace
+from sat.sim.build import compile_library
 from sat.sim.golden import stce
 
 SPECIAL = [0.0, -0.0, 6e-8, 1e-9, -3e-5, 70000.0, 65519.9, float("inf"), float("nan")]
@@ -149,6 +151,48 @@ def test_products_of_precision_fp32_in_one_call(size, starts, bands, layouts, ty
     got, products = found
     assert torch.equal(got, want) and got.dtype is wide
     assert [one[1:] for one in products] == sent
+
+
+@pytest.mark.parametrize("flags", [None, ["-O1"]], ids=["native", "plain"])
+@pytest.mark.parametrize(
+    ("shape", "share"),
+    [
+        ((13, 700, 70), 0.002),  # few elements in further bands, of a line none or some
+        ((70, 300, 130), 0.3),
+        ((126, 400, 1), 0.7),  # most of them: multiplied as if dense
+        ((40, 4200, 33), 0.01),  # deep, few rows
+        ((150, 1500, 20), 0.05),  # deep, more
+        ((3, 1, 90), 0.4),
+    ],
+    ids=str,
+)
+def test_elements_far_below_others_of_their_line(shape, share, flags, monkeypatch):
+    if flags is not None:
+        plain = compile_library("precision", [precision.SOURCE], flags, include_dirs=[HEADERS])
+        library = precision.load(plain)
+        monkeypatch.setattr(precision, "_native", lambda: library)
+    rows, depth, cols = shape
+    rng = torch.Generator().manual_seed(rows)
+
+    def numbers(*size):
+        x = torch.randn(size, generator=rng)
+        for low in (1e-6, 1e-12):  # two further bands
+            x = torch.where(torch.rand(size, generator=rng) < share, x * low, x)
+        return x
+
+    for left, right in (("rows", "columns"), ("columns", "rows")):
+        a, b = laid_out(numbers(rows, depth), left), laid_out(numbers(depth, cols), right)
+        a[:, : depth // 2] = 0  # places that are left out
+        sent = []
+
+        def product(x, y, sent=sent):
+            sent.append((*x.shape[-2:], y.shape[-1]))
+            return stce.matmul(x, y)
+
+        want = torch.from_numpy(precision.matmul(a.numpy(), b.numpy(), product)).float()
+        got, products = precision.whole(a, b, None, torch.float32, stce.kernel())
+        assert same(got, want) and [one[1:] for one in products] == sent
+        assert len(sent) > 1 or depth == 1
 
 
 def test_what_one_call_does_not_take():

@@ -23,13 +23,17 @@ from sat.dataflow.products import Product
 from sat.rtl.check import CHECK_CYCLES
 from sat.rtl.compute import PREPARE_CYCLES, feed_delay
 from sat.rtl.config import SatConfig
+from sat.rtl.segments import SETTINGS_CYCLES, SETUP_CYCLES
 from sat.rtl.store import READ_CYCLES as STORE_READ_CYCLES
 from sat.sim.memory import MemoryTiming
+
+SEMAPHORE = 2
+"""Cycles from what an instruction waits for until its engine takes it, or behind its dispatch."""
 
 
 def floor_cycles(
     config: SatConfig, memory: MemoryTiming, *, first: int, array: int, loads: int, drain: int,
-    stored: int,
+    stored: int, gathers: bool = False, zeros: int = 0,
 ) -> int:  # fmt: skip
     """Return what a program takes at the least.
 
@@ -45,11 +49,23 @@ def floor_cycles(
         From there, or from the last load, until the last tile's sums are in the output buffer.
     stored : int
         Cycles in which its STORE writes.
+    gathers : bool
+        The first load is a GATHER, behind a TENSOR and a WINDOW.
+    zeros : int
+        Cycles in which it may bring zeros before it has to wait for memory.
     """
     # The first instructions, and the first operands, are each a read away.
-    begin = 2 * memory.read_latency + CHECK_CYCLES
-    end = STORE_READ_CYCLES + stored + memory.write_latency
-    return begin + max(first + PREPARE_CYCLES + array, loads) + drain + end
+    begin = 2 * memory.read_latency + CHECK_CYCLES + 2 * SEMAPHORE
+    begin -= min(memory.read_latency, zeros)
+    if gathers:
+        begin += 2 * (1 + SETTINGS_CYCLES) + SETUP_CYCLES
+    end = SEMAPHORE + STORE_READ_CYCLES + stored + memory.write_latency
+    return begin + max(first + SEMAPHORE + PREPARE_CYCLES + array, loads) + drain + end
+
+
+def stored_cycles(rows: int, cols: int, result_bytes: int, config: SatConfig) -> int:
+    """Return the cycles in which rows of sums are stored: a beat, and a word of sums, a cycle."""
+    return rows * max(read_beats(cols * result_bytes, config), ceil_div(cols, config.cols))
 
 
 def read_beats(size: int, config: SatConfig) -> int:
@@ -133,6 +149,8 @@ def mapping_floor(
     memory: MemoryTiming,
     mapping: Mapping,
     result_bytes: int = 4,
+    gathers: bool = False,
+    zeros: int = 0,
 ) -> int:
     """Return cycles that no program of a product goes below under a mapping.
 
@@ -140,10 +158,15 @@ def mapping_floor(
     ----------
     result_bytes : int
         That are written of a sum.
+    gathers : bool
+        A is gathered.
+    zeros : int
+        Words of A that come as zeros before any other.
     """
+    given = product, config, memory
     if isinstance(mapping, OsMapping):
-        return _output_stationary(product, config, memory, mapping, result_bytes)
-    return _weight_stationary(product, config, memory, mapping, result_bytes)
+        return _output_stationary(*given, mapping, result_bytes, gathers, zeros)
+    return _weight_stationary(*given, mapping, result_bytes, gathers, zeros)
 
 
 def _output_stationary(
@@ -152,6 +175,8 @@ def _output_stationary(
     memory: MemoryTiming,
     mapping: OsMapping,
     result_bytes: int,
+    gathers: bool,
+    zeros: int,
 ) -> int:
     words, per_word = ceil_div(product.depth, config.max_m), values_per_word(product, config)
     chunk_words = min(mapping.chunk_words, words)
@@ -169,17 +194,21 @@ def _output_stationary(
     a_all, b_all = (chunks - 1) * a_chunk + a_last, (chunks - 1) * b_chunk + b_last
     last_rows = product.rows - (row_tiles - 1) * rows
     last_cols = product.cols - (col_tiles - 1) * cols
+    a_first = min(rows, product.rows) * a_chunk
     tiles = product.count * row_tiles * col_tiles
     loads = a_loads * product.rows * a_all + b_loads * product.cols * b_all
     return floor_cycles(
         config,
         memory,
-        first=min(rows, product.rows) * a_chunk + min(cols, product.cols) * b_chunk,
+        first=a_first + min(cols, product.cols) * b_chunk,
         # Nothing is in the chain before the first MULTIPLY.
         array=tiles * tile - max(0, config.rows * config.interleave - length),
         loads=product.count * loads,
         drain=os_drain(config),
-        stored=last_rows * read_beats(last_cols * result_bytes, config),
+        stored=stored_cycles(last_rows, last_cols, result_bytes, config),
+        gathers=gathers,
+        # Taps that are off the tensor in the first row may be all that a chunk has of any.
+        zeros=a_first if zeros >= chunk_words else zeros,
     )
 
 
@@ -189,6 +218,8 @@ def _weight_stationary(
     memory: MemoryTiming,
     mapping: WsMapping,
     result_bytes: int,
+    gathers: bool,
+    zeros: int,
 ) -> int:
     words, per_word = ceil_div(product.depth, config.max_m), values_per_word(product, config)
     row_tiles = ceil_div(product.rows, mapping.tile_rows)
@@ -218,6 +249,7 @@ def _weight_stationary(
     a_all = (chunks - 1) * a_chunk + a_cycles(words - (chunks - 1) * chunk_words)
     rest = product.kept - (chunks - 1) * values
     b_all = (chunks - 1) * b_chunk + column_beats(rest, product, config)
+    a_first = min(mapping.tile_rows, product.rows) * a_chunk
     length = mapping.tile_rows * mapping.hold
     multiplies = product.count * row_tiles * col_tiles * passes
     last_rows = product.rows - (row_tiles - 1) * mapping.tile_rows
@@ -225,10 +257,11 @@ def _weight_stationary(
     return floor_cycles(
         config,
         memory,
-        first=min(mapping.tile_rows, product.rows) * a_chunk
-        + min(config.cols, product.cols) * b_chunk,
+        first=a_first + min(config.cols, product.cols) * b_chunk,
         array=(multiplies - 1) * ws_array(config, mapping) + length,
         loads=product.count * (a_loads * product.rows * a_all + b_loads * product.cols * b_all),
         drain=mapping.hold + feed_delay(config) + ws_skew(config, mapping) + config.cols - 2,
-        stored=last_rows * read_beats(last_cols * result_bytes, config),
+        stored=stored_cycles(last_rows, last_cols, result_bytes, config),
+        gathers=gathers,
+        zeros=a_first if zeros >= chunk_words else zeros,
     )

@@ -536,4 +536,7 @@ def band_floor(
         loads=a_loads * shape.bands * band + b_loads * product.cols * column,
         drain=os_drain(config),
         stored=1,
+        gathers=True,
+        # Lines of a band that are off the tensor, as the first ones of a padded image are.
+        zeros=min(shape.bands, config.rows) * band,
     )

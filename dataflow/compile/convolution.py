@@ -248,15 +248,22 @@ class PatchProduct:
 
     def _gathers(self, mapping: WsMapping) -> bool:
         """Whether each chunk of a weight stationary mapping is one rectangle of taps."""
-        words, per_tap = ceil_div(self.product.depth, self.config.max_m), self._tap_words
-        size = mapping.chunk_passes * mapping.pass_words
-        if len(self.offsets) > 1 and per_tap % size:
+        per_tap, size = self._tap_words, mapping.chunk_passes * mapping.pass_words
+        if per_tap % mapping.pass_words or (len(self.offsets) > 1 and per_tap % size):
             return False
-        chunks = (
-            self.patches.words(at, min(at + size, words), self.config.word_bytes)
-            for at in range(0, words, size)
-        )
-        return per_tap % mapping.pass_words == 0 and all(len(list(c)) == 1 for c in chunks)
+        if size not in self._rectangles:
+            words = ceil_div(self.product.depth, self.config.max_m)
+            chunks = (
+                self.patches.words(at, min(at + size, words), self.config.word_bytes)
+                for at in range(0, words, size)
+            )
+            self._rectangles[size] = all(len(list(chunk)) == 1 for chunk in chunks)
+        return self._rectangles[size]
+
+    @cached_property
+    def _rectangles(self) -> dict[int, bool]:
+        """Whether chunks of so many words are one rectangle of taps each, where that was asked."""
+        return {}
 
     @cached_property
     def key(self) -> Hashable:
@@ -284,4 +291,5 @@ class PatchProduct:
         config, product = self.config, self.product
         if isinstance(mapping, BandMapping):
             return band_floor(product, config, memory, mapping, self.patches, self.offsets)
-        return mapping_floor(product, config, memory, mapping, result_bytes=2)
+        zeros = self.patches.first_zeros * self._tap_words
+        return mapping_floor(product, config, memory, mapping, 2, gathers=True, zeros=zeros)

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from sat.dataflow.compile.patches import Patches, groups_of
 from sat.dataflow.compile.planner import Planner
 from sat.dataflow.compile.shapes import GradientShape
 from sat.dataflow.compile.slots import Steps
-from sat.dataflow.floor import floor_cycles, os_drain, read_beats
+from sat.dataflow.floor import floor_cycles, os_drain, read_beats, stored_cycles
 from sat.dataflow.layers import Layer, LayerMemory, Pair, Region
 from sat.dataflow.mapping import ceil_div, round_up, slot_count
 from sat.dataflow.products import Product
@@ -52,7 +53,7 @@ class _Axis:
     tiles: int
     beat: int
 
-    @cached_property
+    @property
     def blocks(self) -> list[tuple[int, int]]:
         """First channel of each block, and the first behind it."""
         channels, span, beat = self.channels, self.tiles * self.tile, self.beat
@@ -73,17 +74,17 @@ class _Axis:
         size = max(self.beat, span if span >= self.channels else span // self.beat * self.beat)
         return start, min(size, self.channels - start)
 
-    @cached_property
+    @property
     def loads(self) -> list[tuple[int, int]]:
         """What is loaded for any block: first channel, how many."""
         return list(dict.fromkeys(self.loaded(first) for first, _ in self.blocks))
 
-    @cached_property
+    @property
     def most_loaded(self) -> int:
         """Channels that the largest block loads, in whole beats."""
         return round_up(self.loaded(0)[1], self.beat)
 
-    @cached_property
+    @property
     def groups(self) -> int:
         """Words of a bank that a block takes for each word of positions."""
         reach = max(
@@ -93,10 +94,25 @@ class _Axis:
         # Whole beats of channels come, and whole tiles are read.
         return max(ceil_div(self.most_loaded, self.banks), reach // self.banks)
 
-    @cached_property
+    @property
     def passes(self) -> int:
         """Tiles of all blocks."""
         return sum(ceil_div(end - first, self.tile) for first, end in self.blocks)
+
+
+class _Side(NamedTuple):
+    """What shapes are ranked by of an axis."""
+
+    tiles: int
+    groups: int
+    blocks: int
+    passes: int
+    pixel_cycles: int
+
+    @classmethod
+    def of(cls, axis: _Axis, config: SatConfig) -> _Side:
+        cycles = _pixel_cycles(axis, config)
+        return cls(axis.tiles, axis.groups, len(axis.blocks), axis.passes, cycles)
 
 
 def _axes(layer: Layer, config: SatConfig, split: int, tiles: Pair) -> tuple[_Axis, _Axis]:
@@ -352,19 +368,19 @@ def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, G
     for split in range(s.bit_length()):
         whole = (axis.passes for axis in _axes(layer, config, split, (1, 1)))
         most = tuple(min(places, passes) for passes in whole)
-        all_rows = [_axes(layer, config, split, (n, 1))[0] for n in range(1, most[0] + 1)]
-        all_cols = [_axes(layer, config, split, (1, n))[1] for n in range(1, most[1] + 1)]
-        for rows, cols in itertools.product(all_rows, all_cols):
+        all_rows = (_axes(layer, config, split, (n, 1))[0] for n in range(1, most[0] + 1))
+        all_cols = (_axes(layer, config, split, (1, n))[1] for n in range(1, most[1] + 1))
+        sides = ([_Side.of(axis, config) for axis in axes] for axes in (all_rows, all_cols))
+        for rows, cols in itertools.product(*sides):
             if rows.tiles * cols.tiles > places:
                 continue
             # Taps of a block share dy.
             most_taps = min(layer.taps, places // (rows.tiles * cols.tiles))
             taps = ceil_div(layer.taps, ceil_div(layer.taps, most_taps))
             row_groups, col_groups = rows.groups, cols.groups
-            blocks = len(rows.blocks) * len(cols.blocks)
+            blocks = rows.blocks * cols.blocks
             passes = rows.passes * cols.passes
-            row_beats = _pixel_cycles(rows, config)
-            col_beats = _pixel_cycles(cols, config)
+            row_beats, col_beats = rows.pixel_cycles, cols.pixel_cycles
             for positions in sizes:
                 if min(positions, depth) > most_positions:
                     continue
@@ -462,7 +478,8 @@ class GradientProduct(WeightGradient):
             array=rows.passes * cols.passes * layer.taps * tile - max(0, chain - s * positions),
             loads=layer.out_positions * (sum(row_beats) + layer.taps * sum(col_beats)),
             drain=os_drain(config),
-            stored=_last(rows) * read_beats(4 * _last(cols), config),
+            stored=stored_cycles(_last(rows), _last(cols), 4, config),
+            gathers=True,
         )
 
     def planner(self, mapping: GradientShape) -> GradientPlanner:

@@ -130,6 +130,23 @@ class Patches:
     offset: int
     segment: int
 
+    @property
+    def first_zeros(self) -> int:
+        """Segments that are off the tensor before the first one on it, at most.
+
+        They are of position (0, 0), unless all of its taps are off: then any number.
+        """
+        y, x = (
+            [
+                0 <= self.start[axis] + n * self.tap[axis] < self.image[axis]
+                for n in range(self.taps[axis])
+            ]
+            for axis in range(2)
+        )
+        if not any(y) or not any(x):
+            return self.images * self.size[0] * self.size[1] * len(y) * len(x)
+        return y.index(True) * len(x) + x.index(True)
+
     def alike(self, config: SatConfig) -> Hashable:
         """Return all that the cycles of its GATHERs depend on: not where taps are that are not."""
         tap = tuple(step if taps > 1 else 0 for step, taps in zip(self.tap, self.taps, strict=True))

@@ -13,6 +13,7 @@ copies of pruned weights, masks.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from sat.dataflow.compile.activations import phases
@@ -142,6 +143,7 @@ def drain_cycles(layer: Layer, stage: str, config: SatConfig) -> int:
     return ceil_div(sums, config.cols)
 
 
+@functools.lru_cache(maxsize=4096)
 def _met(layer: Layer) -> int:
     """Return how many input pixels any tap meets: with strides, not all."""
     met = layer.batch

@@ -91,6 +91,23 @@ def test_no_program_of_a_layer_goes_below_its_floor(config, memory, seed):
                 assert part.floor(mapping, memory) <= exact, (layer, stage, mapping)
 
 
+@pytest.mark.parametrize("stage", ["ff", "bp"])
+def test_zeros_of_the_first_taps_wait_for_no_memory(stage):
+    """All of a first chunk may be off the image: zeros, while the first read is under way."""
+    config, memory = CONFIGS[1], MemoryTiming(read_latency=40, write_latency=1)
+    layer = Layer(
+        batch=3, lines=2, pixels=7, in_channels=24, out_channels=16, kernel=(5, 2),
+        padding=(2, 0) if stage == "bp" else (4, 1), ff=(8, 8), bp=(8, 8),
+    )  # fmt: skip
+    (part,) = Stage.of(stage, layer, LayerMemory(layer, config), {}).parts
+    assert part.patches.first_zeros == {"bp": 2, "ff": 9}[stage]
+    slack = [
+        cycles([part.planner(mapping)], config, memory) - part.floor(mapping, memory)
+        for mapping in part.mappings()[::2]
+    ]
+    assert min(slack) >= 0
+
+
 @settings(max_examples=25)
 @given(st.sampled_from(CONFIGS), MEMORIES, st.integers(0, 1 << 32))
 def test_no_stage_goes_below_its_floor_and_none_is_worse_for_it(config, memory, seed):

@@ -105,8 +105,7 @@ def implement(
     module = json.loads(text)["modules"]["top"]
     area_of(Counter(cell["type"] for cell in module["cells"].values())).require(capacity)
     # router2 settles congestion by cost; router1, the ECP5's default, by ripping up arc after arc.
-    # The placer fills a part of the FPGA to 9 of 10 places if it may, and no router gets through.
-    options = [*nextpnr_options, "--router", "router2", "--placer-heap-beta", "0.7"]
+    options = [*nextpnr_options, "--router", "router2"]
     options += ["--freq", f"{clock_hz / 1e6:g}", "--seed", str(seed)]
     key = digest([ready(NEXTPNR), text, files["top.lpf"], *options, *_KEPT])
 

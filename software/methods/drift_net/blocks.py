@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ class DropPath(nn.Module):
         return x * kept / (1 - self.rate)
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """x + norm(mix(x)), then x + norm(MLP(x)): norms come before the residual sums.
 
     Parameters
@@ -109,9 +110,9 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
         self.drop_path = DropPath(drop_path)
 
+    @abstractmethod
     def mix(self, x: Tensor) -> Tensor:
         """Return (batch, height, width, dim): what points take of one another."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """Return (batch, height, width, dim) for x of that shape and time (batch,) in [0, 1].

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from scipy import fft
 
 from sat.methods.problems.fields import Array
-from sat.methods.problems.integrating import integrating_factor_step
+from sat.methods.problems.integrating import integrate, require_flow
 
 
 def bumps(points: Array, n: int, rng: np.random.Generator, *, count: int = 3) -> Array:
@@ -59,28 +57,19 @@ def evolve(u: Array, time: float, *, viscosity: float, step: float) -> Array:
     RuntimeError
         If values are no longer finite: the step is too long.
     """
+    require_flow("u", u, time, step, viscosity)
     size = u.shape[-1]
-    if u.ndim < 2 or u.shape[-2] != size or size % 2:
-        raise ValueError(f"u has shape {u.shape}: must be (…, size, size), even")
-    for name, value in (("time", time), ("step", step)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}={value}: must be positive and finite")
-    if not viscosity >= 0:
-        raise ValueError(f"viscosity={viscosity}: must not be negative")
-    steps = max(1, math.ceil(time / step - 1e-9))
-    h = time / steps
     kx, ky = fft.fftfreq(size, 1 / size)[:, None], fft.rfftfreq(size, 1 / size)[None]
     kept = (np.abs(kx) < size / 3) & (ky < size / 3)
-    half = np.exp(-viscosity * 4 * np.pi**2 * (kx**2 + ky**2) * h / 2)
     # u u_x + u u_y is the divergence of (u², u²) / 2.
     symbol = -1j * np.pi * (kx + ky) * kept
 
     def slope(w: np.ndarray) -> np.ndarray:
         return np.asarray(symbol * fft.rfft2(fft.irfft2(w, (size, size)) ** 2))
 
-    w = fft.rfft2(u) * kept
-    for _ in range(steps):
-        w = integrating_factor_step(w, slope, half, h)
+    w = integrate(
+        fft.rfft2(u) * kept, slope, viscosity * 4 * np.pi**2 * (kx**2 + ky**2), time, step
+    )
     out = fft.irfft2(w, (size, size))
     if not np.isfinite(out).all():
         raise RuntimeError(f"step={step}: too long, the fields are no longer finite; shorten it")

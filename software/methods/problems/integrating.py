@@ -1,10 +1,48 @@
-"""A time step of a stiff linear and a mild nonlinear part, for the spectral solvers."""
+"""Evolution with a stiff linear and a mild nonlinear part, for the spectral solvers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
+
+
+def require_flow(name: str, fields: np.ndarray, time: float, step: float, viscosity: float) -> None:
+    """Raise ValueError unless these are periodic fields on an even square grid, and times."""
+    size = fields.shape[-1]
+    if fields.ndim < 2 or fields.shape[-2] != size or size % 2:
+        raise ValueError(f"{name} has shape {fields.shape}: must be (…, size, size), even")
+    for what, value in (("time", time), ("step", step)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{what}={value}: must be positive and finite")
+    if not viscosity >= 0:
+        raise ValueError(f"viscosity={viscosity}: must not be negative")
+
+
+def integrate(
+    w: np.ndarray,
+    slope: Callable[[np.ndarray], np.ndarray],
+    decay: np.ndarray,
+    time: float,
+    step: float,
+) -> np.ndarray:
+    """Return w after some time of w' = slope(w) - decay w, as `integrating_factor_step` does.
+
+    Parameters
+    ----------
+    w, decay : numpy.ndarray
+        Coefficients, and the rate of each.
+    slope : callable
+    time, step : float
+        A whole number of steps is taken, none longer than ``step``.
+    """
+    steps = max(1, math.ceil(time / step - 1e-9))
+    h = time / steps
+    half = np.exp(-decay * h / 2)
+    for _ in range(steps):
+        w = integrating_factor_step(w, slope, half, h)
+    return w
 
 
 def integrating_factor_step(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from sat.methods.problems.fields import Array
-from sat.methods.problems.integrating import integrating_factor_step
+from sat.methods.problems.integrating import integrate, require_flow
 
 
 def random_vorticity(
@@ -75,22 +73,13 @@ def evolve(
     RuntimeError
         If values are no longer finite: the step is too long for this flow.
     """
+    require_flow("vorticity", vorticity, time, step, viscosity)
     size = vorticity.shape[-1]
-    if vorticity.ndim < 2 or vorticity.shape[-2] != size or size % 2:
-        raise ValueError(f"vorticity has shape {vorticity.shape}: must be (…, size, size), even")
-    for name, value in (("time", time), ("step", step)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}={value}: must be positive and finite")
-    if not viscosity >= 0:
-        raise ValueError(f"viscosity={viscosity}: must not be negative")
-    steps = max(1, math.ceil(time / step - 1e-9))
-    h = time / steps
     kx, ky = _waves(size)
     squares = _squares(size)
     inverse = np.divide(1.0, squares, out=np.zeros_like(squares), where=squares > 0)
     kept = (np.abs(kx) < size / 3) & (np.abs(ky) < size / 3)
     force = np.fft.rfft2(np.broadcast_to(forcing, vorticity.shape))
-    half = np.exp(-viscosity * squares * h / 2)
 
     def slope(w: np.ndarray) -> np.ndarray:
         stream = w * inverse  # u = ∂ψ/∂y, v = -∂ψ/∂x, -Δψ = ω
@@ -99,9 +88,7 @@ def evolve(
         along = u * np.fft.irfft2(1j * kx * w, shape) + v * np.fft.irfft2(1j * ky * w, shape)
         return np.asarray((force - np.fft.rfft2(along)) * kept)
 
-    w = np.fft.rfft2(vorticity) * kept
-    for _ in range(steps):
-        w = integrating_factor_step(w, slope, half, h)
+    w = integrate(np.fft.rfft2(vorticity) * kept, slope, viscosity * squares, time, step)
     out = np.fft.irfft2(w, (size, size))
     if not np.isfinite(out).all():
         raise RuntimeError(f"step={step}: too long, the flow is no longer finite; shorten it")

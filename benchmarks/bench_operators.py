@@ -27,6 +27,8 @@ from sat.methods.neuraldem import HopperModel
 from sat.methods.neuraldem import demo as neuraldem
 from sat.methods.nn_to_no import demo as nn_to_no
 from sat.methods.nn_to_no import to_operator
+from sat.methods.rom_net import demo as rom_net
+from sat.methods.rom_net import mlp
 from sat.methods.spon import SPON, FeDecoder, ProjectionEncoder, relative_fe_error
 from sat.methods.spon import demo as spon
 
@@ -100,6 +102,14 @@ def hopper_step(rows: int, places: int, **options: object) -> Case:
     return model, lambda: model(scalars, {"occupancy": where})["occupancy"].square().mean(), 48
 
 
+def classifier_step() -> Case:
+    model = mlp()((rom_net.POINTS,), rom_net.CLUSTERS)
+    generator = torch.Generator().manual_seed(0)
+    loads = torch.rand(64, rom_net.POINTS, generator=generator)
+    labels = torch.arange(64) % rom_net.CLUSTERS
+    return model, lambda: nn.functional.cross_entropy(model(loads), labels), 16
+
+
 CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "lsm": [
         ("LSM of the demo, 20 media, 31 x 31", lambda: lsm_step(20, lsm.SIZE, **lsm.MODEL)),
@@ -128,6 +138,9 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "neuraldem": [
         ("Hopper of the demo, 32 x 96 places", lambda: hopper_step(32, 96, **neuraldem.MODEL)),
         ("Hopper of the paper, 4 x 1,000 places", lambda: hopper_step(4, 1000)),
+    ],
+    "rom_net": [
+        ("ROM-net's classifier, 64 loads", classifier_step),
     ],
     "nn_to_no": [
         ("CNN 1-32-32-1 as an operator, 20 x 16 x 16", lambda: operator_step(16)),

@@ -233,6 +233,13 @@ _METHODS = (
         "forecasts of a driven flow beside window attention's; the spectral branch on known fields",
         "fp16",
     ),
+    Method(
+        "rom_net",
+        "ROM-net: local reduced-order models and a network that recommends one",
+        "Daniel, Casenave, Akkari, Ketata, Ryckelynck 2022, arXiv 2103.13683",
+        "bases of clusters by angle against other clusters and one basis; whether they pay",
+        "fp32",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

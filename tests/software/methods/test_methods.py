@@ -30,6 +30,7 @@ from sat.methods.nn_to_no import to_operator
 from sat.methods.problems.gpt import cross_entropy, make_gpt
 from sat.methods.problems.parameters import split_parameters
 from sat.methods.problems.text import load_text
+from sat.methods.rom_net import Classifier, LocalBases, NonlinearDiffusion1D, ROMNet
 from sat.methods.s4_ptd import S4PTDModel, S5Model
 from sat.methods.s4d import S4DModel
 from sat.methods.s4d.demo import accuracy
@@ -206,6 +207,11 @@ def step_of(slug):
         sat.sparsify_(hopper, "bdwp", "2:8")
         places = {"occupancy": 100 * torch.rand(2, 5, 2)}
         hopper(torch.rand(2, 1), places)["occupancy"].sum().backward()
+    elif slug == "rom_net":
+        problem = NonlinearDiffusion1D(16)
+        data = problem.snapshots(12, 0)
+        net = ROMNet(LocalBases(2, 2), Classifier(epochs=1)).fit(data.loads, data.solutions)
+        net.solve(problem, data.loads[0], tolerance=1e-4)
     elif slug == "spon":
         meshes = MeshHierarchy.from_skfem(MeshTri(), 2)
         space = FeSpace.from_skfem(Basis(meshes.meshes[-1], ElementTriP1()), dirichlet=True)

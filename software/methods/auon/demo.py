@@ -287,7 +287,7 @@ def _train(contender: Contender, seed: int, quick: bool) -> None:
     def train(rate: float, seed: int, watch: Watch | None = None) -> Training:
         return train_gpt(
             lambda matrices: contender.make(matrices, rate),
-            seed=seed, steps=steps, curve_every=CURVE_EVERY, on_step=watch,
+            seed=seed, steps=steps, curve_every=10 if quick else CURVE_EVERY, on_step=watch,
         )  # fmt: skip
 
     trials = {}
@@ -400,19 +400,20 @@ def _cost(result: Result) -> None:
 
 
 def _figure(result: Result, compared: dict[str, Contender]) -> Figure:
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    panels = figure.subplot_mosaic([["top", "top"], ["left", "right"]])
+    top = panels["top"]
     for contender in compared.values():
         steps = [step for step, _ in contender.runs[0].curve]
         losses = np.array([[loss for _, loss in run.curve] for run in contender.runs])
-        (line,) = left.plot(steps, losses.mean(0), label=f"{contender.text}, lr {contender.best:g}")
-        left.fill_between(steps, losses.min(0), losses.max(0), color=line.get_color(), alpha=0.2)
-    left.set(xlabel="step", ylabel="nats a character, an eighth of the test text")
-    left.set_title(f"test loss: mean and range of {len(contender.runs)} seeds", fontsize=10)
-    left.legend(fontsize=8)
+        (line,) = top.plot(steps, losses.mean(0), label=f"{contender.text}, lr {contender.best:g}")
+        top.fill_between(steps, losses.min(0), losses.max(0), color=line.get_color(), alpha=0.2)
+    top.set(xlabel="step", ylabel="nats a character, an eighth of the test")
+    top.set_title(f"test loss: mean and range, seeds: {len(contender.runs)}", fontsize=10)
+    top.legend(fontsize=9)
     paper = compared["paper"]
-    _draw_spectra(result, middle, paper.watches[paper.best].momentum)
-    _draw_scalar(right, paper.watches[paper.best].scalars)
+    _draw_spectra(result, panels["left"], paper.watches[paper.best].momentum)
+    _draw_scalar(panels["right"], paper.watches[paper.best].scalars)
     return figure
 
 
@@ -435,10 +436,9 @@ def _draw_spectra(result: Result, axes: Axes, momentum: Tensor) -> None:
 
 def _draw_scalar(axes: Axes, scalars: list[float]) -> None:
     low, high = cosh_rms_bounds(256 * 64)
-    axes.plot(np.arange(1, len(scalars) + 1), np.array(scalars) - 1, label="r - 1")
+    axes.plot(np.arange(1, len(scalars) + 1), 1e5 * (np.array(scalars) - 1))
     for bound, text in ((low, "flat"), (high, "one entry alone")):
-        axes.axhline(bound - 1, color="black", linestyle="--", linewidth=0.8)
-        axes.annotate(text, (1, bound - 1), va="bottom", fontsize=8)
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    axes.set(xlabel="step", ylabel="r - 1")
+        axes.axhline(1e5 * (bound - 1), color="black", linestyle="--", linewidth=0.8)
+        axes.annotate(text, (1, 1e5 * (bound - 1)), va="bottom", fontsize=8)
+    axes.set(xlabel="step", ylabel="1e5 (r - 1)")
     axes.set_title(f"the scalar of {LAYER} and its bounds", fontsize=10)

@@ -191,7 +191,7 @@ def run(*, seed: int = 0, quick: bool = False) -> Result:
                 model=make_gpt(seed, init=INIT),
             )
             result.metrics[f"{text}, lr {rate:g}: test loss, seed {seed}"] = trained.loss
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_losses(left, compared)
     _draw_tails(right, gradients.shown)
@@ -272,8 +272,8 @@ def _compare(result: Result, seed: int, quick: bool) -> tuple[dict[str, Contende
         ) -> Training:
             return train_gpt(
                 lambda matrices: contender.make(matrices, rate),
-                seed=seed, steps=steps, model=make_gpt(seed, init=INIT), curve_every=CURVE_EVERY,
-                on_step=watch,
+                seed=seed, steps=steps, model=make_gpt(seed, init=INIT),
+                curve_every=10 if quick else CURVE_EVERY, on_step=watch,
             )  # fmt: skip
 
         for rate in RATES[-1:] if quick else RATES:
@@ -331,7 +331,7 @@ def _draw_losses(axes: Axes, compared: dict[str, Contender]) -> None:
         losses = np.array([[loss for _, loss in run.curve] for run in contender.runs])
         (line,) = axes.plot(steps, losses.mean(0), label=f"{contender.text}, lr {contender.best:g}")
         axes.fill_between(steps, losses.min(0), losses.max(0), color=line.get_color(), alpha=0.2)
-    axes.set(xlabel="step", ylabel="nats a character, an eighth of the test text")
+    axes.set(xlabel="step", ylabel="nats a character, an eighth of the test")
     runs = len(next(iter(compared.values())).runs)
     axes.set_title(f"test loss, rank {RANK} of 64: mean and range, seeds: {runs}", fontsize=10)
     axes.legend(fontsize=8)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from sat.methods import Result
@@ -270,7 +271,7 @@ def _report(result: Result, recovered: list[Recovered], text: str) -> None:
 
 
 def _figure(one: Recovered, curves: Curves) -> Figure:
-    figure = Figure(figsize=(12, 8), layout="constrained")
+    figure = Figure(figsize=(10, 6.8), layout="constrained")
     (medium, solution), (spread, errors) = figure.subplots(2, 2)
     x = (np.arange(CELLS) + 0.5) / CELLS
     low, high = PHASES
@@ -280,7 +281,7 @@ def _figure(one: Recovered, curves: Curves) -> Figure:
     medium.plot(x, low + (high - low) * one.found.a_prob, label="mean of the draws")
     medium.step(x, one.found.a, where="mid", linestyle="--", label="recovered")
     medium.set(xlabel="x", ylabel="a")
-    medium.legend(fontsize=8)
+    medium.legend(fontsize=8, loc="center left")
     solution.plot(NODES[:, 0], one.truth.u[0], color="black", label="true")
     solution.plot(NODES[:, 0], one.found.u, "--", label="recovered")
     solution.errorbar(one.x_obs[:, 0], one.y, one.noise, fmt=".", label="sensors, ± noise")
@@ -297,5 +298,8 @@ def _figure(one: Recovered, curves: Curves) -> Figure:
 def _draw_errors(axes: Axes, curves: Curves) -> None:
     for name, points in curves.items():
         axes.loglog(*zip(*points, strict=True), "o-", label=name)
+    sizes = [next(zip(*points, strict=True)) for points in curves.values()][0]
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set(xlabel="parameters", ylabel="test error, trained on solutions")
     axes.legend(fontsize=8)

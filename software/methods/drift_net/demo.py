@@ -199,7 +199,7 @@ def _halve(mixing: SpectralMixing) -> None:
 
 
 def _figure(runs: dict[str, list[Trained]], test: Tensor, still: NDArray[np.float64]) -> Figure:
-    figure = Figure(figsize=(13, 6.4), layout="constrained")
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
     fields, curves = np.asarray(figure.subfigures(1, 2, width_ratios=[1.6, 1]))
     rows: list[tuple[str, Callable[[int], Tensor]]] = [("solver", lambda k: test[0, k])]
     for kind in list(runs)[:2]:
@@ -212,7 +212,8 @@ def _figure(runs: dict[str, list[Trained]], test: Tensor, still: NDArray[np.floa
             drawn = axes.imshow(
                 field(lead)[0].T, origin="lower", cmap="RdBu_r", vmin=-top, vmax=top
             )
-            axes.set(xticks=[], yticks=[], title=f"{name}, step {lead}")
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(f"{name}, step {lead}", fontsize=10)
     fields.colorbar(drawn, ax=panels, shrink=0.6, label="vorticity over 0.7")
     axes = curves.subplots()
     steps = np.arange(1, STEPS + 1)

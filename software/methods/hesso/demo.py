@@ -68,8 +68,8 @@ def run(*, seed: int = 0, quick: bool = False) -> Result:
     _saliency(result, seed)
     _networks(result, seed)
     _trap(result, seed)
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    figure = Figure(figsize=(10, 4.2 if quick else 7.2), layout="constrained")
+    panels = figure.subplot_mosaic("nl" if quick else "nn;al")  # norms, layers, accuracy
     if quick:
         watch = Watch()
         trained = train(seed, _hesso(0.7, QUICK_START, QUICK_PRUNING), QUICK_STEPS, watch)
@@ -79,18 +79,18 @@ def run(*, seed: int = 0, quick: bool = False) -> Result:
             f"{QUICK_STEPS} steps of {STEPS}, and accuracies against each other",
             "two of three seeds, other shares, magnitudes, random choice, CRIC on digits, N:M",
         ]
-        _draw_norms(left, watch, (QUICK_START, QUICK_START + QUICK_PRUNING))
-        _draw_layers(right, {"HESSO": trained})
-        middle.set_axis_off()
+        _draw_norms(panels["n"], watch, (QUICK_START, QUICK_START + QUICK_PRUNING))
+        _draw_layers(panels["l"], {"HESSO": trained})
     else:
         watch = Watch()
         runs = _digits(result, seed, watch)
         _judge(result, runs)
         points = _patterns(result, seed, runs["dense", 0.0][0])
         _combined(result, seed)
-        _draw_norms(left, watch, (START, START + PRUNING))
-        _draw_accuracy(middle, runs, points)
-        _draw_layers(right, {n: runs[n, 0.7][0] for n in ("HESSO", "CRIC", "magnitude", "random")})
+        _draw_norms(panels["n"], watch, (START, START + PRUNING))
+        _draw_accuracy(panels["a"], runs, points)
+        shown = ("HESSO", "CRIC", "magnitude", "random")
+        _draw_layers(panels["l"], {name: runs[name, 0.7][0] for name in shown})
     result.figures["pruning"] = figure
     return result
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
@@ -264,10 +265,10 @@ def block_difference(seed: int) -> float:
 
 def _figure(trained: Trained, a: Tensor, u: Tensor) -> Figure:
     pred = trained(a)
-    figure = Figure(figsize=(15, 6.5), layout="constrained")
-    halves: Any = figure.subfigures(1, 2, width_ratios=[1.25, 1])
-    left, right = halves
-    panels = left.subplots(2, 2)
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    halves: Any = figure.subfigures(2, 1, height_ratios=[1, 1.15])
+    upper, lower = halves
+    panels = upper.subplots(1, 4)
     top = float(torch.maximum(u[0], pred[0]).max())
     fields: tuple[tuple[Tensor, str, dict[str, Any]], ...] = (
         (a[0], "medium a", {}),
@@ -277,11 +278,12 @@ def _figure(trained: Trained, a: Tensor, u: Tensor) -> Figure:
     )
     for axes, (field, title, options) in zip(panels.flat, fields, strict=True):
         image = axes.imshow(field.numpy().T, origin="lower", extent=(0, 1, 0, 1), **options)
-        left.colorbar(image, ax=axes, shrink=0.85)
+        upper.colorbar(image, ax=axes, location="bottom", ticks=MaxNLocator(3))
+        axes.set(xticks=[], yticks=[])
         axes.set_title(title, fontsize=10)
     distances, errors = _by_distance(a, (pred - u).abs())
-    upper, lower = right.subfigures(2, 1)
-    axes = upper.subplots()
+    left, right = lower.subfigures(1, 2)
+    axes = left.subplots()
     axes.plot(distances, errors, "o-")
     axes.set(xlabel="distance from the nearest jump of a, nodes", ylabel="mean |error|, 100 tests")
     axes.set_ylim(bottom=0)
@@ -291,12 +293,13 @@ def _figure(trained: Trained, a: Tensor, u: Tensor) -> Figure:
         block = trained.model.blocks[0]
         assert isinstance(block, NeuralSpectralBlock)
         maps = block.attention(x)[0, : block.num_token, :SIZE, :SIZE]
-    lower.suptitle("what each token of the finest scale takes of a point (first head)", fontsize=10)
-    for token, axes in enumerate(lower.subplots(1, len(maps))):
+    right.suptitle("what each token of the finest scale takes of a point", fontsize=10)
+    for token, axes in enumerate(right.subplots(2, (len(maps) + 1) // 2).flat):
         low, high = (float(end) for end in maps.aminmax())
         image = axes.imshow(maps[token].numpy().T, origin="lower", vmin=low, vmax=high)
-        axes.set(xticks=[], yticks=[], title=f"token {token + 1}")
-    lower.colorbar(image, ax=list(lower.axes), shrink=0.7)
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(f"token {token + 1}", fontsize=9)
+    right.colorbar(image, ax=list(right.axes), shrink=0.7)
     return figure
 
 

@@ -506,9 +506,10 @@ def _judge(result: Result, runs: list[Run]) -> None:
 
 
 def _figure(result: Result, runs: list[Run], curves: dict[str, list[float]]) -> Figure:
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    _draw_use(left, runs[0].report)
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    panels = figure.subplot_mosaic([["use", "use"], ["middle", "memory"]])
+    middle = panels["middle"]
+    _draw_use(panels["use"], runs[0].report)
     if runs[0].by_count:
         for name, values in runs[0].by_count.items():
             middle.plot(COUNTS, values, "o-", label=name)
@@ -516,11 +517,15 @@ def _figure(result: Result, runs: list[Run], curves: dict[str, list[float]]) -> 
         middle.set(xlabel="experts a layer, in the mean", ylabel="test accuracy before recovery")
     else:
         names = list(curves)
-        middle.barh(names, [curves[name][0] for name in names])
+        places = range(len(names))
+        middle.barh(places, [curves[name][0] for name in names])
+        middle.set_yticks(
+            places, [name.replace(", ", ",\n").replace(" to ", "\nto ") for name in names]
+        )
         middle.set(xlabel="planted experts, noise 0.1: relative error")
     if runs[0].by_count:
         middle.legend(fontsize=8)
-    _draw_memory(right, runs)
+    _draw_memory(panels["memory"], runs)
     return figure
 
 

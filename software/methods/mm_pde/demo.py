@@ -409,7 +409,7 @@ def relative_errors(forecast: Tensor, truth: Tensor) -> Array:
 
 
 def _figure(moved: Moved, still: Moved, curves: dict[str, list[Array]]) -> Figure:
-    figure = Figure(figsize=(15, 12), layout="constrained")
+    figure = Figure(figsize=(10, 8), layout="constrained")
     panels = figure.subplots(4, 5)
     theirs, ours = still.errors(), moved.errors()
     share = moved.monitor(moved.x) * determinant(moved.jacobian)
@@ -425,17 +425,20 @@ def _figure(moved: Moved, still: Moved, curves: dict[str, list[Array]]) -> Figur
             for k in range(NODES):
                 axes.plot(*lines[k].T, "k", linewidth=0.4)
                 axes.plot(*lines[:, k].T, "k", linewidth=0.4)
-            axes.set(title=f"{text} mesh over u", xlim=(0, 1), ylim=(0, 1))
+            axes.set(xlim=(0, 1), ylim=(0, 1))
+            axes.set_title(f"{text} mesh over u", fontsize=9)
         drawn = line[2].imshow(
             share[row].view(NODES, NODES).T, vmin=0, vmax=2, cmap="RdBu_r", **common
         )
-        line[2].set(title="m det / θ")
+        line[2].set_title("m det / θ", fontsize=9)
         figure.colorbar(drawn, ax=line[2], shrink=0.7)
         top = float(np.abs(theirs[row]).max())
         for axes, errors, text in zip(line[3:], (theirs, ours), ("uniform", "moved"), strict=True):
             drawn = axes.imshow(errors[row].T, vmin=-top, vmax=top, cmap="RdBu_r", **common)
-            axes.set(title=f"interpolation error, {text}")
+            axes.set_title(f"error, {text} mesh", fontsize=9)
         figure.colorbar(drawn, ax=line[4], shrink=0.7)
+        for axes in line:
+            axes.set(xticks=[], yticks=[])
     grid = panels[3, 0].get_gridspec()
     for axes in panels[3]:
         axes.remove()
@@ -445,7 +448,7 @@ def _figure(moved: Moved, still: Moved, curves: dict[str, list[Array]]) -> Figur
             label = name if i == 0 else None
             steps = DT * np.arange(1, STEPS + 1)
             curve.plot(steps, errors, "o-", color=f"C{place}", label=label)
-    curve.set(xlabel="time", ylabel="relative L2", title="forecasts of Burgers' equation",
-              ylim=(0, None))  # fmt: skip
-    curve.legend()
+    curve.set(xlabel="time", ylabel="relative L2", ylim=(0, None))
+    curve.set_title("forecasts of Burgers' equation", fontsize=10)
+    curve.legend(fontsize=8)
     return figure

@@ -430,7 +430,7 @@ def _queries(result: Result, seed: int) -> None:
 def _figure(
     test: Run, other: Run, nearest: Run, trained: Trained, mapped: Trained | None
 ) -> Figure:
-    figure = Figure(figsize=(14, 6.5), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
     panels = figure.subplots(2, 6)
     shown = [0, 2, 4, 7]
     predicted = _occupancy(trained, test)
@@ -440,18 +440,18 @@ def _figure(
         discs.add_collection(
             PatchCollection(circles, facecolor="0.6", edgecolor="k", linewidth=0.3)
         )
-        discs.set(
-            xlim=(0, WIDTH), ylim=(0, HEIGHT), aspect="equal", title=f"discs, t = {TIMES[k]:g}"
-        )
+        discs.set(xlim=(0, WIDTH), ylim=(0, HEIGHT), aspect="equal", xticks=[], yticks=[])
         drawn = field.imshow(
             predicted[k].T, origin="lower", extent=(0, WIDTH, 0, HEIGHT), vmin=0, vmax=0.9
         )
-        field.set(title="network's occupancy")
-    figure.colorbar(drawn, ax=panels[1, :4], shrink=0.7)
+        discs.set_title(f"discs, t = {TIMES[k]:g}", fontsize=10)
+        field.set(xticks=[], yticks=[])
+        field.set_title("network", fontsize=10)
+    figure.colorbar(drawn, ax=panels[1, :4], shrink=0.7, label="occupancy")
     for ax in panels[:, 4:].flat:
         ax.remove()
     grid = panels[0, 0].get_gridspec()
-    curve = figure.add_subplot(grid[0, 4:])
+    curve = figure.add_subplot(grid[0 if mapped else slice(None), 4:])
     for run, text, style in (
         (test, "discrete elements", "k-"), (other, "… other discs", "k--"),
         (nearest, "nearest training run", "C1:"),
@@ -462,7 +462,8 @@ def _figure(
         fine, _left(trained, test.outlet, test.friction, fine) / DISCS, "C0", label="network"
     )
     title = f"outlet {test.outlet:g}, friction {test.friction:g}"
-    curve.set(xlabel="time", ylabel="share left", ylim=(0, 1.05), title=title)
+    curve.set(xlabel="time", ylabel="share left", ylim=(0, 1.05))
+    curve.set_title(title, fontsize=10)
     curve.legend(fontsize=8)
     if mapped is not None:
         _map(figure, grid, mapped)
@@ -480,5 +481,6 @@ def _map(figure: Figure, grid: Any, trained: Trained) -> None:
             if below.any():
                 half[i, j] = fine[below.argmax()]
     drawn = axes.pcolormesh(outlets, frictions, half, shading="nearest")
-    axes.set(xlabel="outlet", ylabel="friction", title="time to half drained (white: never)")
+    axes.set(xlabel="outlet", ylabel="friction")
+    axes.set_title("time to half drained (white: never)", fontsize=10)
     figure.colorbar(drawn, ax=axes)

@@ -291,7 +291,7 @@ def _figure(
     net: nn.Module,
     data: dict[int, tuple[Tensor, Tensor]],
 ) -> Figure:
-    figure = Figure(figsize=(15, 7.5), layout="constrained")
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=[1.2, 1])
     upper, lower = halves
     left, right = upper.subplots(1, 2)
@@ -301,12 +301,15 @@ def _figure(
         if points:
             left.loglog(*zip(*points, strict=True), "o-", label=text)
     left.set(xlabel="points an axis", ylabel="relative L2, test")
-    left.set_xticks([16, 32, 64, 128], ["16", "32", "64", "128"])
+    grids = sorted({n for _, n in errors})
+    left.set_xticks(grids, [str(n) for n in grids])
     left.minorticks_off()
+    left.set_ylim(top=12)  # room for the legend
     left.legend(fontsize=8)
-    for name, (grids, distances) in limits.items():
-        right.loglog(grids, distances, "o-", label=name)
+    for name, (counts, distances) in limits.items():
+        right.loglog(counts, distances, "o-", label=name)
     right.set(xlabel="points", ylabel="distance to the limit")
+    right.set_ylim(top=0.5)
     right.legend(fontsize=8)
     n = max(data)
     f, u = (x[TRAIN : TRAIN + 1] for x in data[n])

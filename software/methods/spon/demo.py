@@ -309,7 +309,7 @@ def _refined(result: Result, data: Data, trained: SPON) -> None:
 
 
 def _picture(data: Data, runs: dict[str, list[Run]]) -> Figure:
-    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplots(2, 3)
     basis = data.space.basis
     triangles = (*basis.mesh.p, basis.mesh.t.T)
@@ -329,7 +329,8 @@ def _picture(data: Data, runs: dict[str, list[Run]]) -> Figure:
             *triangles, values, shading="gouraud", cmap="RdBu_r", vmin=-limit, vmax=limit
         )
         ax.triplot(*triangles, color="k", linewidth=0.2, alpha=0.5)
-        ax.set(title=title, aspect="equal", xticks=[], yticks=[])
+        ax.set(aspect="equal", xticks=[], yticks=[])
+        ax.set_title(title, fontsize=10)
         figure.colorbar(drawn, ax=ax, shrink=0.8)
     ax = axes[1, 1]
     for name, trained in runs.items():
@@ -337,7 +338,8 @@ def _picture(data: Data, runs: dict[str, list[Run]]) -> Figure:
             label = f"{name}, {one.parameters:,} parameters" if one is trained[0] else None
             colour = f"C{list(runs).index(name)}"
             ax.plot(one.seconds, 100 * one.error, "o", color=colour, label=label)
-    ax.set(xlabel="CPU seconds of training", ylabel="test error, %", ylim=(0, None))
+    worst = max(one.error for trained in runs.values() for one in trained)
+    ax.set(xlabel="CPU seconds of training", ylabel="test error, %", ylim=(0, 140 * worst))
     ax.legend(fontsize=7)
     edge = np.asarray(basis.get_dofs().flatten())
     edge = edge[np.argsort(np.arctan2(*(basis.doflocs[::-1, edge] + 0.4)))]

@@ -140,6 +140,7 @@ def run(*, seed: int = 0, quick: bool = False) -> Result:
         _few(result, seed)
     else:
         _digits(result, seed)
+    result.figures["masks"] = _draw_masks(seed)
     return result
 
 
@@ -251,7 +252,6 @@ def _digits(result: Result, seed: int) -> None:
     _patterns(result, seed, dense)
     _learned(result, seed)
     result.figures["densities"] = _draw_densities(found)
-    result.figures["masks"] = _draw_masks(seed)
     result.figures["reliability"] = _draw_reliability(models)
 
 
@@ -331,7 +331,7 @@ def _learned(result: Result, seed: int) -> None:
 
 
 def _draw_densities(found: dict[tuple[str, float], list[Figures]]) -> Figure:
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
     for axes, (name, text) in zip(
         figure.subplots(1, 3),
         (("accuracy", "test accuracy"), ("shifted_nll", "nats under shift"),

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long cosim formal bench check lint format typecheck imports bitstreams docs figures tutorials site wheel clean
+.PHONY: help setup demo test test-long cosim formal bench check lint format typecheck imports bitstreams docs figures gallery tutorials site linkcheck wheel clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -73,12 +73,18 @@ bitstreams: $(STAMP) ## bitstreams for the ULX3S in out/, reports in docs/bitstr
 figures: $(STAMP) ## draw the figures of docs/
 	$(BIN)/python tools/figures.py
 
+gallery: $(STAMP) ## each method's picture by its demo (METHODS="s4d lsm": these; minutes each)
+	$(BIN)/python tools/gallery.py $(or $(METHODS),--all)
+
 tutorials: $(STAMP) ## run the tutorials and write what they print into their pages
 	$(BIN)/python tools/tutorials.py
 
 site: $(STAMP) ## the manual as web pages, in build/site
 	$(BIN)/pip install -q -c constraints.txt -e '.[site]'
 	$(BIN)/python tools/site.py
+
+linkcheck: $(STAMP) ## ask for every address in the manual, papers too (needs the net)
+	$(BIN)/python tools/links.py --external
 
 wheel: $(STAMP) ## build the wheel
 	rm -rf build/lib && $(BIN)/pip wheel -q --no-deps -w dist .

@@ -50,6 +50,28 @@ CYCLES = {
     isa.Opcode.UPDATE: "`dataflow/cycles/update.h`",
 }
 
+MEANINGS = {
+    isa.Buffer.A: "Left operand: a bank a row (OS), or a bank a word of the depth (WS).",
+    isa.Buffer.B: "Right operand: its values; compact ones for N:M.",
+    isa.Buffer.INDEX: "4-bit indices of compact values.",
+    isa.Buffer.START: "FP32 numbers that sums start from.",
+    isa.Buffer.MASK: "ReLU's mask, one bit a sum.",
+    isa.Buffer.WEIGHT: "FP32 weights, for UPDATE.",
+    isa.Buffer.MOMENTUM: "FP32 momenta, for UPDATE.",
+    isa.Buffer.GRADIENT: "FP32 gradients, for UPDATE.",
+    isa.Source.FF_VALUES: "FP16 values of the copy for FF.",
+    isa.Source.FF_INDICES: "Their indices.",
+    isa.Source.BP_VALUES: "FP16 values of the copy for BP.",
+    isa.Source.BP_INDICES: "Their indices.",
+    isa.Format.FP32: "As it is.",
+    isa.Dataflow.OS: "Output stationary: the sums stay.",
+    isa.Dataflow.WS: "Weight stationary: the weights stay.",
+    isa.Status.IDLE: "No program since reset.",
+    isa.Status.RUNNING: "A program is under way.",
+    isa.Status.DONE: "The last program has ended without an error.",
+}
+"""Of members that say nothing about themselves where they are defined."""
+
 
 def field_comments(name: str) -> dict[str, str]:
     """Return what the source says beside each field of a layout of `sat.rtl.isa`."""
@@ -125,7 +147,7 @@ def isa_page() -> str:
         out += [f"### {cls.__name__}", "", (inspect.getdoc(cls) or "").splitlines()[0], ""]
         out += ["| value | name | meaning |", "| --- | --- | --- |"]
         docs = member_docs(cls)
-        out += [f"| {m.value:#x} | {m.name} | {docs.get(m.name, '')} |" for m in cls]
+        out += [f"| {m.value:#x} | {m.name} | {docs[m.name] or MEANINGS[m]} |" for m in cls]
         out.append("")
     return "\n".join(out).rstrip() + "\n"
 

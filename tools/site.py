@@ -21,11 +21,14 @@ FILES = ("LICENSE", "CITATION.cff")
 
 CONTENTS = {
     "Learn": (
-        "tutorials/first-layer", "tutorials/training", "tutorials/offload", "tutorials/schedule",
-        "tutorials/explore", "tutorials/change-the-rtl", "tutorials/board",
+        "terms", "tutorials/first-layer", "tutorials/training", "tutorials/offload",
+        "tutorials/schedule", "tutorials/explore", "tutorials/change-the-rtl", "tutorials/board",
         "tutorials/add-a-method",
     ),
-    "Use": ("layers", "offload", "methods", "schedules", "simulation", "fpga", "troubleshooting"),
+    "Use": (
+        "layers", "offload", "methods", "gallery", "schedules", "simulation", "fpga",
+        "troubleshooting",
+    ),
     "Hardware": (
         "architecture", "numerics", "isa", "csr", "ports", "cycle-model", "verification", "paper",
     ),
@@ -59,6 +62,8 @@ def main() -> int:
             "enter each page once in tools/site.py"
         )
     shutil.copy(ROOT / "tools" / "site_conf.py", SOURCE / "conf.py")
+    (SOURCE / "_static").mkdir()
+    shutil.copy(ROOT / "tools" / "site.css", SOURCE / "_static")
     # The README is the front page; other pages link to it by its name.
     front = (SOURCE / "README.md").read_text()
     groups = [
@@ -141,15 +146,20 @@ def modules(package: str) -> list[str]:
 
 
 def members(module: str) -> list[str]:
-    """Return the public classes and functions that a module defines."""
+    """Return the public classes and functions that a module defines, and constants with a text."""
+    from sphinx.pycode import ModuleAnalyzer
+
+    analyzer = ModuleAnalyzer.for_module(module)
     found = vars(importlib.import_module(module))
+    told = [name for scope, name in analyzer.find_attr_docs() if not scope]
+    told = [name for name in told if len(repr(found[name])) < 500]  # a table is read in its source
     return [
         name
         for name, value in found.items()
         if not name.startswith("_")
         and (inspect.isclass(value) or inspect.isfunction(value))
         and getattr(value, "__module__", None) == module
-    ]
+    ] + [name for name in told if not name.startswith("_")]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Sphinx's settings for the manual (tools/site.py copies this beside the pages)."""
 
+import enum
+import inspect
 import re
 from importlib import metadata
 
@@ -15,6 +17,8 @@ extensions = [
 html_theme = "furo"
 html_title = "SAT"
 html_theme_options = {"source_directory": ""}
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 autodoc_member_order = "bysource"
@@ -38,4 +42,15 @@ def setup(app):
             head = bullet[0] if bullet else ""
             lines[number] = head + outside.sub(escaped, line[len(head) :])
 
+    def signature(_, what, name, found, options, arguments, returned):
+        if what != "class":
+            return None
+        if issubclass(found, enum.Enum):  # nobody makes a member
+            return "", None
+        if "src_loc_at" in (arguments or ""):  # Amaranth's, in front of the component's own
+            own = inspect.signature(found.__init__)
+            return str(own.replace(parameters=list(own.parameters.values())[1:])), None
+        return None
+
     app.connect("autodoc-process-docstring", plain, priority=1)
+    app.connect("autodoc-process-signature", signature)

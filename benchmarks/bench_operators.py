@@ -1,4 +1,4 @@
-"""Predicted cycles of a training step of the neural operators, dense beside N:M weights.
+"""Predicted cycles of a training step of neural operators and others, dense beside N:M weights.
 
     python benchmarks/bench_operators.py [--arrays 8x8 32x32] [--methods lsm]
 
@@ -27,6 +27,8 @@ from sat.methods.neuraldem import HopperModel
 from sat.methods.neuraldem import demo as neuraldem
 from sat.methods.nn_to_no import demo as nn_to_no
 from sat.methods.nn_to_no import to_operator
+from sat.methods.orthogonal_conv import demo as orthogonal_conv
+from sat.methods.orthogonal_conv import orth_regularizer
 from sat.methods.rom_net import demo as rom_net
 from sat.methods.rom_net import mlp
 from sat.methods.spon import SPON, FeDecoder, ProjectionEncoder, relative_fe_error
@@ -110,6 +112,23 @@ def classifier_step() -> Case:
     return model, lambda: nn.functional.cross_entropy(model(loads), labels), 16
 
 
+def orthogonal_step(lam: float) -> Case:
+    """A step like the demo's on 32 digits, circular padding in layers of its own."""
+    layers: list[nn.Module] = []
+    channels = orthogonal_conv.CHANNELS
+    for before, after, stride in zip(channels, channels[1:], orthogonal_conv.STRIDES, strict=False):
+        layers += [nn.CircularPad2d(1), nn.Conv2d(before, after, 3, stride), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * channels[-1], 10))
+    x = torch.rand(orthogonal_conv.BATCH, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(len(x)) % 10
+
+    def loss() -> Tensor:
+        wrong = nn.functional.cross_entropy(model(x), y)
+        return wrong + orth_regularizer(model, lam, skip=["10"]) if lam else wrong
+
+    return model, loss, 8
+
+
 CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "lsm": [
         ("LSM of the demo, 20 media, 31 x 31", lambda: lsm_step(20, lsm.SIZE, **lsm.MODEL)),
@@ -141,6 +160,10 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     ],
     "rom_net": [
         ("ROM-net's classifier, 64 loads", classifier_step),
+    ],
+    "orthogonal_conv": [
+        ("CNN 1-8-16-32, 32 digits, L_orth", lambda: orthogonal_step(1.0)),
+        ("… without L_orth", lambda: orthogonal_step(0.0)),
     ],
     "nn_to_no": [
         ("CNN 1-32-32-1 as an operator, 20 x 16 x 16", lambda: operator_step(16)),

@@ -240,6 +240,13 @@ _METHODS = (
         "bases of clusters by angle against other clusters and one basis; whether they pay",
         "fp32",
     ),
+    Method(
+        "orthogonal_conv",
+        "Orthogonal convolutions by L_orth",
+        "Achour, Malgouyres, Mamalet 2022, JMLR 23 (22-0026)",
+        "laws against matrices, which kernels exist; digits under attack, weight by weight",
+        "fp16",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

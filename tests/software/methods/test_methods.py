@@ -27,6 +27,7 @@ from sat.methods.mc_smoe import MoELayer, merge_experts
 from sat.methods.mm_pde import MMPDE, GridFields, MeshMover, MlpBranch
 from sat.methods.neuraldem import HopperModel
 from sat.methods.nn_to_no import to_operator
+from sat.methods.orthogonal_conv import OrthConv2d, orth_regularizer
 from sat.methods.problems.gpt import cross_entropy, make_gpt
 from sat.methods.problems.parameters import split_parameters
 from sat.methods.problems.text import load_text
@@ -212,6 +213,10 @@ def step_of(slug):
         data = problem.snapshots(12, 0)
         net = ROMNet(LocalBases(2, 2), Classifier(epochs=1)).fit(data.loads, data.solutions)
         net.solve(problem, data.loads[0], tolerance=1e-4)
+    elif slug == "orthogonal_conv":
+        layer = OrthConv2d(2, 4, 3, 2)
+        loss = layer(torch.randn(2, 2, 8, 8)).sum() + orth_regularizer(layer, 1.0)
+        loss.backward()
     elif slug == "spon":
         meshes = MeshHierarchy.from_skfem(MeshTri(), 2)
         space = FeSpace.from_skfem(Basis(meshes.meshes[-1], ElementTriP1()), dirichlet=True)

@@ -26,7 +26,7 @@ from sat.methods import METHODS, Method
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PICTURES, PAGE = DOCS / "gallery", DOCS / "gallery.md"
-MOST_BYTES = 80_000
+MOST_BYTES, MOST_INCHES = 80_000, 10
 DRAWN_DPI, SHOWN_DPI = 150, 96
 CHOSEN = {"lightsb": "paths", "s4_ptd": "transfer", "s4d": "legs_limit", "ssvi": "masks"}
 """Of demos that draw several pictures, the one that says most."""
@@ -85,8 +85,14 @@ def shrink(picture: Image.Image, made_by: str) -> bytes:
     Raises
     ------
     ValueError
-        If 16 colours take more.
+        If it is wider than ten inches, so that the page makes its words too small; if 16 colours
+        take more bytes.
     """
+    if picture.width > MOST_INCHES * DRAWN_DPI:
+        raise ValueError(
+            f"a figure {picture.width / DRAWN_DPI:g} inches wide: at most {MOST_INCHES}, or its "
+            "words are too small on the page"
+        )
     width = round(picture.width * SHOWN_DPI / DRAWN_DPI)
     height = round(picture.height * SHOWN_DPI / DRAWN_DPI)
     small = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)

@@ -63,6 +63,11 @@ def test_what_does_not_fit_is_refused(gallery, monkeypatch):
         gallery.shrink(noise, "sat run x")
 
 
+def test_a_picture_too_wide_to_read_is_refused(gallery):
+    with pytest.raises(ValueError, match="a figure 14 inches wide: at most 10, or its words"):
+        gallery.shrink(Image.new("RGB", (2100, 600)), "sat run x")
+
+
 def test_one_of_several_pictures_must_be_chosen(gallery, monkeypatch, tmp_path):
     def run(line, **_):
         for name in ("one", "two"):

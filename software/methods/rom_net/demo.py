@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -287,7 +288,7 @@ def _digits(result: Result, seed: int) -> None:
 
 
 def _figure(found: Found) -> Figure:
-    figure = Figure(figsize=(14, 7.5), layout="constrained")
+    figure = Figure(figsize=(10, 7), layout="constrained")
     panels: Any = figure.subplot_mosaic(
         [["sine", "euclidean", "modes"], ["criterion", "plane", "galerkin"]]
     )
@@ -301,6 +302,8 @@ def _figure(found: Found) -> Figure:
     axes.loglog(single, local, ".")
     ends = [min(local + single), max(local + single)]
     axes.loglog(ends, ends, color="0.5", linewidth=0.8)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="Galerkin error, one basis, N = 5", ylabel="… recommended basis, N = 5")
     return figure
 
@@ -311,7 +314,8 @@ def _draw_clusters(axes: Axes, found: Found, kind: str) -> None:
     x = np.linspace(0, 1, POINTS + 2)[1:-1]
     for i, u in enumerate(found.train.solutions[:120]):
         axes.semilogy(x, u, color=f"C{int(bases.labels[i])}", linewidth=0.6)
-    axes.set(xlabel="x", ylabel="u", title=f"120 snapshots, clustered by {text}", ylim=(1e-3, 4))
+    axes.set(xlabel="x", ylabel="u", ylim=(1e-3, 4))
+    axes.set_title(f"120 snapshots, clustered by {text}", fontsize=9)
 
 
 def _draw_modes(axes: Axes, found: Found) -> None:
@@ -333,7 +337,8 @@ def _draw_modes(axes: Axes, found: Found) -> None:
         ]
         axes.semilogy(numbers, errors, "--", label=text)
     axes.set(xlabel="modes N", ylabel="projection error, unseen")
-    axes.legend(fontsize=8)
+    axes.set_ylim(bottom=axes.get_ylim()[0] / 300)  # room for the legend
+    axes.legend(fontsize=7, loc="lower left")
 
 
 def _draw_criterion(axes: Axes, found: Found) -> None:
@@ -358,5 +363,6 @@ def _draw_plane(axes: Axes, found: Found) -> None:
     axes.scatter(
         place[wrong], size[wrong], s=50, facecolors="none", edgecolors="black", label="wrong"
     )
-    axes.set(xlabel="place p of the load", ylabel="size A", yscale="log", title="recommended basis")
+    axes.set(xlabel="place p of the load", ylabel="size A", yscale="log")
+    axes.set_title("recommended basis", fontsize=9)
     axes.legend(fontsize=8, loc="upper right")

@@ -29,6 +29,8 @@ from sat.methods.nn_to_no import demo as nn_to_no
 from sat.methods.nn_to_no import to_operator
 from sat.methods.orthogonal_conv import demo as orthogonal_conv
 from sat.methods.orthogonal_conv import orth_regularizer
+from sat.methods.pi_gnn_galerkin import GraphNet
+from sat.methods.pi_gnn_galerkin import demo as pi_gnn_galerkin
 from sat.methods.rom_net import demo as rom_net
 from sat.methods.rom_net import mlp
 from sat.methods.spon import SPON, FeDecoder, ProjectionEncoder, relative_fe_error
@@ -129,6 +131,13 @@ def orthogonal_step(lam: float) -> Case:
     return model, loss, 8
 
 
+def graph_step(net: GraphNet) -> Case:
+    """A step of the network on the demo's square, 289 nodes."""
+    space = pi_gnn_galerkin.square().space
+    x, lhat = space.nodes.float(), space.lhat.float()
+    return net, lambda: net(x, lhat).square().mean(), 16
+
+
 CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "lsm": [
         ("LSM of the demo, 20 media, 31 x 31", lambda: lsm_step(20, lsm.SIZE, **lsm.MODEL)),
@@ -157,6 +166,10 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "neuraldem": [
         ("Hopper of the demo, 32 x 96 places", lambda: hopper_step(32, 96, **neuraldem.MODEL)),
         ("Hopper of the paper, 4 x 1,000 places", lambda: hopper_step(4, 1000)),
+    ],
+    "pi_gnn_galerkin": [
+        ("Graph network of the demo, 289 nodes", lambda: graph_step(pi_gnn_galerkin.make_net())),
+        ("Graph network of the paper, 289 nodes", lambda: graph_step(GraphNet())),
     ],
     "rom_net": [
         ("ROM-net's classifier, 64 loads", classifier_step),

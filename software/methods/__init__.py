@@ -234,6 +234,13 @@ _METHODS = (
         "fp16",
     ),
     Method(
+        "pi_gnn_galerkin",
+        "PI-GGN: physics-informed graph neural Galerkin networks",
+        "Gao, Zahr, Wang 2022, arXiv 2107.12146",
+        "residuals by scikit-fem; a disc, a load from one sensor, a nonlinear square, a plate",
+        "fp32",
+    ),
+    Method(
         "rom_net",
         "ROM-net: local reduced-order models and a network that recommends one",
         "Daniel, Casenave, Akkari, Ketata, Ryckelynck 2022, arXiv 2103.13683",

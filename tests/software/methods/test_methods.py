@@ -28,6 +28,7 @@ from sat.methods.mm_pde import MMPDE, GridFields, MeshMover, MlpBranch
 from sat.methods.neuraldem import HopperModel
 from sat.methods.nn_to_no import to_operator
 from sat.methods.orthogonal_conv import OrthConv2d, orth_regularizer
+from sat.methods.pi_gnn_galerkin import FemSpace, GalerkinProblem, GraphNet, fit, poisson
 from sat.methods.problems.gpt import cross_entropy, make_gpt
 from sat.methods.problems.parameters import split_parameters
 from sat.methods.problems.text import load_text
@@ -208,6 +209,11 @@ def step_of(slug):
         sat.sparsify_(hopper, "bdwp", "2:8")
         places = {"occupancy": 100 * torch.rand(2, 5, 2)}
         hopper(torch.rand(2, 1), places)["occupancy"].sum().backward()
+    elif slug == "pi_gnn_galerkin":
+        fem = FemSpace.from_skfem(Basis(MeshTri(), ElementTriP1()))
+        network = GraphNet((2, 8, 1), 2)
+        sat.sparsify_(network, "bdwp", "2:8")
+        fit(GalerkinProblem(fem, poisson(), {"node0": 0.0}), network, 1)
     elif slug == "rom_net":
         problem = NonlinearDiffusion1D(16)
         data = problem.snapshots(12, 0)

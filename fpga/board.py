@@ -10,6 +10,8 @@ from amaranth.lib.wiring import In, Out
 from sat.fpga.link.protocol import BUILD_BYTES
 from sat.fpga.link.server import LinkServer, WordBusSignature
 from sat.fpga.memory import BlockMemory
+from sat.fpga.sdram.chip import Geometry, PinSignature
+from sat.fpga.sdram.memory import SdramMemory
 from sat.rtl.axi import AxiLiteSignature, Response
 from sat.rtl.config import AxiConfig, FpTiming, SatConfig, require
 from sat.rtl.csr import ADDRESS_BITS as CSR_ADDRESS_BITS
@@ -105,11 +107,14 @@ class Board(wiring.Component):
         Of the link; at least 4 cycles a bit.
     memory_bytes : int
         Of block RAM, from address 0; a power of two.
+    sdram : Geometry, optional
+        Of an SDRAM that is the memory instead, as much of it as the device can address.
 
     Raises
     ------
     ValueError
-        The device has several data ports, or one wider than 256 bits.
+        The device has several data ports, or one wider than 256 bits; the SDRAM cannot have the
+        clock.
 
     Members
     -------
@@ -117,6 +122,8 @@ class Board(wiring.Component):
         The link's wires, as they come from the pins.
     leds : ``Out(8)``
         Bit 0: a request is answered; bit 1: a program has ended. The others are 0.
+    sdram : ``Out(PinSignature)``
+        The SDRAM's pins, if there is one.
     """
 
     def __init__(
@@ -126,23 +133,27 @@ class Board(wiring.Component):
         clock_hz: float = 25e6,
         baud: float = LINK_BAUD,
         memory_bytes: int = 1 << 17,
+        sdram: Geometry | None = None,
     ) -> None:
         axi = config.axi
         require(
             axi.instructions == axi,
-            f"ports={axi.ports} x data_bits={axi.data_bits}: a board's block RAM has one data port "
+            f"ports={axi.ports} x data_bits={axi.data_bits}: a board's memory has one data port "
             "as wide as that of instructions; take 1 port of at most 256 bits",
         )
         self.config, self.clock_hz, self.baud = config, clock_hz, baud
-        self.memory_bytes = memory_bytes
-        super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), "leds": Out(8)})
+        self.memory: BlockMemory | SdramMemory = (
+            BlockMemory(axi, memory_bytes) if sdram is None else SdramMemory(axi, clock_hz, sdram)
+        )
+        chip = {} if sdram is None else {"sdram": Out(PinSignature(sdram))}
+        super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), "leds": Out(8), **chip})
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.device = device = Device(self.config)
-        m.submodules.memory = store = BlockMemory(self.config.axi, self.memory_bytes)
+        m.submodules.memory = store = self.memory
         m.submodules.link = link = LinkServer(
-            self.clock_hz, self.baud, self.memory_bytes, build_of(self.config)
+            self.clock_hz, self.baud, store.size, build_of(self.config)
         )
         m.submodules.registers = registers = RegisterBridge()
         rx = Signal(init=1)
@@ -150,6 +161,8 @@ class Board(wiring.Component):
         wiring.connect(m, device.imem, store.imem)
         wiring.connect(m, device.dmem, store.dmem)
         wiring.connect(m, registers.csr, device.csr)
+        if isinstance(store, SdramMemory):
+            wiring.connect(m, store.pins, wiring.flipped(self.sdram))
         bus = link.bus
         for slave in (store.bus, registers.bus):
             m.d.comb += [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from amaranth import *
 from amaranth.lib import io
 from amaranth.lib.cdc import ResetSynchronizer
@@ -29,7 +31,7 @@ class Ulx3sTop(Elaboratable):
     Parameters
     ----------
     board : Component
-        With ``rx``, ``tx`` and ``leds``.
+        With ``rx``, ``tx`` and ``leds``; and ``sdram``, if it uses that.
     clock_hz : int
         The crystal's frequency, or one that a `Pll` makes of it.
 
@@ -73,7 +75,33 @@ class Ulx3sTop(Elaboratable):
         ]
         for number, led in enumerate(board.leds):
             m.d.comb += pin("o", "led", number).o.eq(led)
+        if hasattr(board, "sdram"):
+            self._sdram(m, board.sdram, platform.request("sdram", 0, dir="-"))
         return m
+
+    def _sdram(self, m: Module, pins: Any, ports: Any) -> None:
+        """Connect the SDRAM; it sees a clock half a cycle behind what its other pins show."""
+
+        def buffer(direction: str, name: str) -> Any:
+            made = io.Buffer(direction, getattr(ports, name))
+            m.submodules[f"sdram_{name}"] = made
+            return made
+
+        # The ports of cs, ras, cas and we invert: what is asserted there is low at the pin.
+        levels = ~pins.command.as_value()
+        for bit, name in enumerate(("we", "cas", "ras", "cs")):
+            m.d.comb += buffer("o", name).o.eq(levels[bit])
+        for name, value in (
+            ("clk_en", pins.cke),
+            ("ba", pins.ba),
+            ("a", pins.a),
+            ("dqm", pins.dqm),
+        ):
+            m.d.comb += buffer("o", name).o.eq(value)
+        wires = buffer("io", "dq")
+        m.d.comb += [wires.o.eq(pins.dq_o), wires.oe.eq(pins.dq_oe), pins.dq_i.eq(wires.i)]
+        m.submodules.sdram_clk = clock = io.DDRBuffer("o", ports.clk)
+        m.d.comb += [clock.o[0].eq(0), clock.o[1].eq(1)]
 
 
 def build_files(board: Component, clock_hz: int) -> dict[str, str]:

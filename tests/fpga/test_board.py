@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from sat.dataflow.host import read_result, write_product
 from sat.dataflow.products import Product, StartShape
-from sat.dataflow.search import best_mapping
 from sat.fpga.board import Board
 from sat.fpga.link.client import Link, LinkError
 from sat.fpga.machine import BoardMachine
 from sat.fpga.memory import BLOCK_RAM_TIMING
 from sat.fpga.simulation import SimulatedBoard
-from sat.rtl.config import AxiConfig, SatConfig
+from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status
-from sat.sim.golden import sore, stce
+from tests.fpga.board_bench import CONFIG, machine_on, run_product
 
-CONFIG = SatConfig(
-    rows=2, cols=2, max_n=4, a_words=64, b_words=64, sum_words=256, update_lanes=1, update_words=64,
-    copy_words=16, tile_weights=256, axi=AxiConfig(data_bits=32, address_bits=24),
-)  # fmt: skip
 MEMORY_BYTES = 1 << 15
 
 
@@ -31,36 +24,9 @@ def board():
     made.close()
 
 
-def machine_on(board) -> BoardMachine:
-    clock = lambda: board.now  # noqa: E731
-    return BoardMachine(Link(board, patience=100_000, clock=clock), CONFIG, clock=clock)
-
-
 def run(machine, product, dataflow, seed):
-    rng = np.random.default_rng(seed)
-    a = rng.standard_normal((product.rows, product.depth)).astype(np.float16)
-    dense = rng.standard_normal((product.depth, product.cols)).astype(np.float16)
-    compiled, cycles = best_mapping(product, CONFIG, BLOCK_RAM_TIMING, dataflow)
-    where = compiled.memory
-    if product.n == product.m == 1:
-        values, indices, full = dense, None, dense
-    else:
-        values, indices = sore.select(dense, product.n, product.m, 0)
-        full = sore.expand(values, indices, product.n, product.m, product.depth, 0)
-    write_product(machine.memory, where, compiled.program, a, values, indices, None)
-    result = range(where.result.address, where.result.end)
-    outcome = machine.run(
-        where.program.address,
-        len(compiled.program),
-        [range(where.end)],
-        [result],
-        limit_seconds=1e9,
-    )
-    assert outcome.status is Status.DONE
-    assert outcome.cycles == cycles
-    got = read_result(machine.memory, where)
-    want = stce.matmul(a, full)
-    assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
+    cycles, predicted = run_product(machine, product, BLOCK_RAM_TIMING, dataflow, seed)
+    assert cycles == predicted
 
 
 @pytest.mark.parametrize("dataflow", ["os", "ws"])

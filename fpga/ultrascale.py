@@ -1,0 +1,87 @@
+"""What a component takes of an UltraScale+, by Yosys alone: no Vivado, no place, no route."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from amaranth.lib import wiring
+
+from sat.fpga.wheels import run_yosys
+from sat.rtl.verilog import emit
+
+XCVU9P = {"LUT": 1_182_240, "FF": 2_364_480, "DSP": 6_840, "RAMB36": 2_160}
+"""What the FPGA of a VCU1525 has, in three super logic regions (AMD DS923, table 1)."""
+
+_RAM_LUTS = {"RAM32X1D": 2, "RAM64X1D": 2, "RAM32M": 4, "RAM64M": 4, "RAM32M16": 8, "RAM64M8": 8}
+"""LUTs of a cell of distributed RAM (AMD UG974)."""
+
+
+@dataclass(frozen=True)
+class UltraArea:
+    """Cells of an UltraScale+.
+
+    Parameters
+    ----------
+    lut, memory_lut : float
+        LUTs of six inputs as logic; as distributed RAM and shift registers. Yosys does not pair two
+        small ones in a LUT.
+    ff, dsp : float
+        Flip-flops; DSP48E2 multipliers.
+    ramb36 : float
+        Block RAMs of 36 kbit; one of 18 kbit is half a one.
+    """
+
+    lut: float = 0
+    memory_lut: float = 0
+    ff: float = 0
+    dsp: float = 0
+    ramb36: float = 0
+
+    @property
+    def luts(self) -> float:
+        """LUTs in all."""
+        return self.lut + self.memory_lut
+
+    def __add__(self, other: UltraArea) -> UltraArea:
+        return UltraArea(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __mul__(self, count: float) -> UltraArea:
+        return UltraArea(*(getattr(self, f.name) * count for f in fields(self)))
+
+    def __sub__(self, other: UltraArea) -> UltraArea:
+        return self + other * -1
+
+
+def area_of(cells: Mapping[str, int]) -> UltraArea:
+    """Return the area of cells, given how many there are of each type."""
+
+    def count(*prefixes: str) -> int:
+        return sum(number for cell, number in cells.items() if cell.startswith(prefixes))
+
+    # An inverter that is left over takes a LUT.
+    return UltraArea(
+        lut=sum(cells.get(f"LUT{inputs}", 0) for inputs in range(1, 7)) + count("INV"),
+        memory_lut=count("SRL") + sum(cells.get(ram, 0) * n for ram, n in _RAM_LUTS.items()),
+        ff=count("FD"),
+        dsp=count("DSP48E2"),
+        ramb36=count("RAMB36") + count("RAMB18") / 2,
+    )
+
+
+def ultrascale_area(component: wiring.Component) -> UltraArea:
+    """Return what a component takes of an UltraScale+, flat and by itself.
+
+    Raises
+    ------
+    sat.sim.build.BuildError
+        If Yosys is missing or fails.
+    """
+    script = (
+        "read_verilog top.v",
+        "synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top top",
+        "tee -q -o area.json stat -json",
+    )
+    made = run_yosys({"top.v": emit(component)}, script, "area.json")
+    return area_of(json.loads(made.read_text())["design"]["num_cells_by_type"])

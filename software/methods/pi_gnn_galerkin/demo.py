@@ -29,6 +29,7 @@ from skfem.helpers import dot, grad
 from skfem.models.elasticity import linear_elasticity
 from skfem.models.poisson import mass
 from torch import Tensor
+from torch.nn.utils import prune
 
 import sat
 from sat.methods import Result
@@ -38,7 +39,7 @@ from sat.methods.pi_gnn_galerkin.forms import (
     plane_stress,
     poisson,
 )
-from sat.methods.pi_gnn_galerkin.graph import GraphNet
+from sat.methods.pi_gnn_galerkin.graph import ChebConv, GraphNet
 from sat.methods.pi_gnn_galerkin.problem import GalerkinProblem, Observations
 from sat.methods.pi_gnn_galerkin.space import FemSpace
 from sat.methods.pi_gnn_galerkin.training import Fit, fit
@@ -302,13 +303,30 @@ def _inverse(result: Result, where: Domain, seed: int, quick: bool) -> list[Trai
 
 def _patterns(result: Result, where: Domain, seed: int) -> None:
     problem = GalerkinProblem(where.space, poisson(1.0, LOAD), EDGE)
-    for pattern in ("2:4", "2:8"):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            net = make_net()
-        sat.sparsify_(net, "bdwp", pattern)
-        found = fit(problem, net, STEPS)
-        result.metrics[f"disc, {pattern} weights: distance to FEM"] = where.off(found.U)
+    for m in (4, 8):
+        for fixed in (False, True):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                net = make_net()
+            if fixed:
+                _fix_masks(net, 2, m)
+            else:
+                sat.sparsify_(net, "bdwp", f"2:{m}")
+            off = where.off(fit(problem, net, STEPS).U)
+            text = "fixed masks, float64" if fixed else "SAT layers"
+            result.metrics[f"disc, 2:{m} weights, {text}: distance to FEM"] = off
+
+
+def _fix_masks(net: GraphNet, n: int, m: int) -> None:
+    """Keep the n largest first weights of every m along each layer's inputs, where m divides."""
+    for layer in net.layers:
+        assert isinstance(layer, ChebConv)
+        weight = layer.mix.weight
+        if len(weight) > 1 and weight.shape[1] % m == 0:
+            groups = weight.detach().abs().unflatten(1, (-1, m))
+            kept = groups.topk(n, -1).indices
+            mask = torch.zeros_like(groups).scatter_(-1, kept, 1.0).flatten(1)
+            prune.custom_from_mask(layer.mix, "weight", mask)
 
 
 # --------------------------------------------------------------------------- square and plate

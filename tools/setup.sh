@@ -43,9 +43,4 @@ if sys.version_info < (3, 11):
     sys.exit(f"setup: Python {sys.version.split()[0]} is too old: SAT needs 3.11 or newer")
 PY
 [[ -x $venv/bin/python ]] || "$python" -m venv "$venv"
-install=("$venv/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt)
-# SAT computes nothing on a GPU: PyTorch's own index has wheels without CUDA, 0.2 GB where PyPI's
-# bring along 2.7. A torch that is there stays; without that index, PyPI's is taken.
-"$venv/bin/python" -c 'import torch' 2>/dev/null ||
-  "${install[@]}" --no-deps --extra-index-url https://download.pytorch.org/whl/cpu torch
-"${install[@]}" -e '.[test]'
+"$venv/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'

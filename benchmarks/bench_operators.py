@@ -33,6 +33,8 @@ from sat.methods.pi_gnn_galerkin import GraphNet
 from sat.methods.pi_gnn_galerkin import demo as pi_gnn_galerkin
 from sat.methods.rom_net import demo as rom_net
 from sat.methods.rom_net import mlp
+from sat.methods.s3im import S3IMLoss, VoxelRadianceField, render_rays, scene
+from sat.methods.s3im import demo as s3im
 from sat.methods.spon import SPON, FeDecoder, ProjectionEncoder, relative_fe_error
 from sat.methods.spon import demo as spon
 
@@ -138,6 +140,20 @@ def graph_step(net: GraphNet) -> Case:
     return net, lambda: net(x, lhat).square().mean(), 16
 
 
+def field_step(patch: int, width: int) -> Case:
+    """A step of patch² rays of one picture, all samples in the box looked at."""
+    field = VoxelRadianceField(s3im.GRID, s3im.FEAT, width)
+    origins, dirs = map(s3im.as_float, scene.camera(0.3, 0.5, patch))
+    target = torch.rand(patch**2, 3, generator=torch.Generator().manual_seed(0))
+    structure = S3IMLoss(s3im.WEIGHT, patch_shape=(patch, patch))
+
+    def loss() -> Tensor:
+        seen = render_rays(field, origins, dirs, scene.NEAR, scene.FAR, s3im.SAMPLES)
+        return (seen - target).square().mean() + structure(seen, target)
+
+    return field, loss, 64
+
+
 CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "lsm": [
         ("LSM of the demo, 20 media, 31 x 31", lambda: lsm_step(20, lsm.SIZE, **lsm.MODEL)),
@@ -177,6 +193,10 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "orthogonal_conv": [
         ("CNN 1-8-16-32, 32 digits, L_orth", lambda: orthogonal_step(1.0)),
         ("… without L_orth", lambda: orthogonal_step(0.0)),
+    ],
+    "s3im": [
+        ("Radiance field of the demo, 1,024 rays", lambda: field_step(s3im.PATCH, s3im.WIDTH)),
+        ("… 256 wide, 256 rays", lambda: field_step(16, 256)),
     ],
     "nn_to_no": [
         ("CNN 1-32-32-1 as an operator, 20 x 16 x 16", lambda: operator_step(16)),

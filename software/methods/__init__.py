@@ -220,6 +220,13 @@ _METHODS = (
         "fp16",
     ),
     Method(
+        "s3im",
+        "S3IM: stochastic structural similarity",
+        "Xie et al. 2023, arXiv 2308.07032",
+        "the loss by loops; a radiance field from noisy pictures, by random rays and by crops",
+        "fp16",
+    ),
+    Method(
         "spon",
         "SPON: structure-preserving operator networks",
         "Bouziani, Boullé 2024, arXiv 2410.01065",

@@ -33,6 +33,7 @@ from sat.methods.problems.gpt import cross_entropy, make_gpt
 from sat.methods.problems.parameters import split_parameters
 from sat.methods.problems.text import load_text
 from sat.methods.rom_net import Classifier, LocalBases, NonlinearDiffusion1D, ROMNet
+from sat.methods.s3im import S3IMLoss, VoxelRadianceField, render_rays
 from sat.methods.s4_ptd import S4PTDModel, S5Model
 from sat.methods.s4d import S4DModel
 from sat.methods.s4d.demo import accuracy
@@ -223,6 +224,12 @@ def step_of(slug):
         layer = OrthConv2d(2, 4, 3, 2)
         loss = layer(torch.randn(2, 2, 8, 8)).sum() + orth_regularizer(layer, 1.0)
         loss.backward()
+    elif slug == "s3im":
+        field = VoxelRadianceField(4, 5, 16)
+        sat.sparsify_(field, "bdwp", "2:8")
+        origins, dirs = torch.tensor([[0.0, 0.0, -2.0], [0.0, 0.0, 1.0]])[:, None].expand(2, 16, 3)
+        seen = render_rays(field, origins, dirs, 1.0, 3.0, 4)
+        S3IMLoss(patch_shape=(4, 4))(seen, torch.rand(16, 3)).backward()
     elif slug == "spon":
         meshes = MeshHierarchy.from_skfem(MeshTri(), 2)
         space = FeSpace.from_skfem(Basis(meshes.meshes[-1], ElementTriP1()), dirichlet=True)

@@ -168,10 +168,36 @@ class Turn:
             self._lock, self.torn = threading.RLock(), True
 
 
+_libraries: list[ctypes.CDLL] = []
+_forked = False
+
+
+def share_threads(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Let a library of ``native/share.h`` compute with the threads that PyTorch does; return it.
+
+    These are OpenMP's: they wait for work for a while, where threads of the library's own would
+    have to be started, and given a processor that OpenMP's hold meanwhile. A process that has no
+    OpenMP (PyTorch is not loaded) starts threads for each call, and so does a forked one: OpenMP
+    would wait there for threads that the fork left behind.
+    """
+    if not _forked:
+        try:
+            openmp = ctypes.CDLL("libgomp.so.1", os.RTLD_NOLOAD)
+        except OSError:
+            return library
+        library.share_with(openmp.GOMP_parallel, openmp.omp_get_max_threads)
+        _libraries.append(library)
+    return library
+
+
 _turns: WeakSet[Turn] = WeakSet()
 
 
 def _after_fork() -> None:
+    global _forked
+    _forked = True
+    for library in _libraries:
+        library.share_with(None, None)
     for turn in list(_turns):
         turn.after_fork()
 

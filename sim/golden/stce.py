@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sat.sim.build import compile_library
-from sat.sim.threads import Stopped, current_stop, side_by_side
+from sat.sim.threads import Stopped, current_stop, share_threads, side_by_side
 
 SOURCE = Path(__file__).resolve().parent.parent / "native" / "golden_fold.cpp"
 FLAGS = ("-O3", "-march=native")
@@ -113,7 +113,7 @@ class _Plan(ctypes.Structure):
 
 def load_fold(path: Path) -> Callable[..., int]:
     """Return the function ``golden_fold`` of a compiled library, ready to be called."""
-    function = ctypes.CDLL(str(path)).golden_fold
+    function = share_threads(ctypes.CDLL(str(path))).golden_fold
     function.argtypes = [ctypes.c_void_p] * 8
     function.restype = ctypes.c_long
     return function

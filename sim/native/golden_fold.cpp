@@ -13,17 +13,16 @@
 // Operands of wider types are rounded to binary16 first.
 
 #include <exception>
-#include <thread>
 #include <vector>
 
 #include "fold_dense.h"
 #include "fold_sparse.h"
 #include "rounding.h"
+#include "share.h"
 
 namespace {
 
 void run_slice(const Slice& s) {
-    const DefaultArithmetic arithmetic;
     if (s.indices)
         sparse(s);
     else
@@ -101,24 +100,8 @@ long fold(const Plan& p, const Slice& all) {
         return *all.stop ? -3 : -1;
     }
     const std::vector<Slice> slices = split(all, p.threads);
-    std::vector<char> failed(slices.size(), 0);
-    std::vector<std::thread> others;
-    const auto work = [&](size_t i) {
-        try {
-            run_slice(slices[i]);
-        } catch (const std::exception&) {
-            failed[i] = 1;
-        }
-    };
-    try {
-        for (size_t i = 1; i < slices.size(); i++) others.emplace_back(work, i);
-    } catch (const std::exception&) {
-        failed[0] = 1;
-    }
-    if (!failed[0]) work(0);
-    for (std::thread& other : others) other.join();
-    if (*all.stop) return -3;
-    return std::count(failed.begin(), failed.end(), 1) ? -2 : -1;
+    in_parts(long(slices.size()), [&](long part) { run_slice(slices[part]); });
+    return *all.stop ? -3 : -1;
 }
 
 }  // namespace

@@ -33,8 +33,8 @@ from sat.sim.golden.update import non_finite as count_non_finite
 from sat.sim.layer import Layer
 from sat.sim.memory import MemoryTiming
 
-MACS_A_THREAD = 1 << 20
-"""Multiply-accumulates that take longer than to start a thread, some tens of microseconds."""
+MACS_A_THREAD = 1 << 18
+"""Multiply-accumulates that take longer than to hand them to a thread that waits: microseconds."""
 
 PLANS = 4096
 """Sizes and types of products that a device knows by heart."""

@@ -18,15 +18,15 @@ from sat.offload.rounding import Lost, halves
 from sat.offload.workspace import Workspace
 from sat.sim.build import compile_library
 from sat.sim.golden import stce
+from sat.sim.threads import share_threads
 
 SOURCE = Path(__file__).resolve().with_suffix(".cpp")
 
 
 @functools.cache
 def _native() -> ctypes.CDLL:
-    library = ctypes.CDLL(
-        str(compile_library("layout", [SOURCE], include_dirs=[stce.SOURCE.parent]))
-    )
+    path = compile_library("layout", [SOURCE], include_dirs=[stce.SOURCE.parent])
+    library = share_threads(ctypes.CDLL(str(path)))
     pointer, number = ctypes.c_void_p, ctypes.c_long
     library.turn_floats.argtypes = [pointer, *[number] * 3, pointer, *[number] * 3, pointer, number]
     library.turn_floats.restype = number

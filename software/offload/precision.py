@@ -36,7 +36,7 @@ from torch import Tensor
 from sat.offload.workspace import Workspace
 from sat.sim.build import compile_library
 from sat.sim.golden import stce
-from sat.sim.threads import Stopped, current_stop, side_by_side
+from sat.sim.threads import Stopped, current_stop, share_threads, side_by_side
 
 Floats = NDArray[np.floating]
 Product16 = Callable[[NDArray[np.float16], NDArray[np.float16]], NDArray[np.float32]]
@@ -51,7 +51,7 @@ HEADERS = stce.SOURCE.parent
 
 def load(path: Path) -> ctypes.CDLL:
     """Return a compiled ``precision.cpp``, its functions ready to be called."""
-    library = ctypes.CDLL(str(path))
+    library = share_threads(ctypes.CDLL(str(path)))
     pointer, number = ctypes.c_void_p, ctypes.c_long
     for name, arguments, result in (
         ("begin", [pointer] * 2 + [number] * 7 + [pointer], pointer),

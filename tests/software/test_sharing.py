@@ -148,6 +148,48 @@ def test_a_fork_in_the_middle_of_a_product_is_told_in_the_child(fake_rtl):
             assert device.matmul(A, B).shape == (24, 24)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_large_products_of_several_threads_forks_and_thread_numbers_have_one_threads_bits(
+    precision,
+):
+    rng = np.random.default_rng(1)
+    operands = [
+        tuple(torch.from_numpy(rng.standard_normal(shape, np.float32)) for shape in shapes)
+        for shapes in (((96, 300), (300, 170)), ((9, 64, 70), (9, 70, 96)))
+    ]
+    wrong = []
+
+    def products():
+        with sat.offload("golden", precision=precision):
+            return [torch.matmul(*pair).numpy() for pair in operands]
+
+    def same(made):
+        return all(np.array_equal(x, y) for x, y in zip(made, want, strict=True))
+
+    def work(size):
+        torch.set_num_threads(size)
+        wrong.extend(size for _ in range(10) if not same(products()))
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        want = products()
+        for size in (2, 3, 1, 4):
+            work(size)
+        together = [threading.Thread(target=work, args=(size,)) for size in (1, 2, 3)]
+        for thread in together:
+            thread.start()
+        for thread in together:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in together)
+        torch.set_num_threads(2)
+        assert same(products())
+        assert same(in_fork(products))
+    finally:
+        torch.set_num_threads(before)
+    assert wrong == []
+
+
 def test_workers_of_a_data_loader_may_use_a_device():
     class Products(torch.utils.data.Dataset):
         def __len__(self):

@@ -17,9 +17,12 @@ constexpr int PASS_ROWS = 12;
 constexpr int PASS_ROWS = 6;
 #endif
 constexpr long PASS_COLS = 2 * LANES;
-// Numbers of all parts of a panel, of one tile's lanes or of several, that stays near in the caches;
-// and of one that stays in them at all, which is better than to lay it out again and again.
-constexpr long NEAR = 1 << 17, FAR = 1 << 19;
+// Numbers of all parts of a panel of one tile's lanes that stays near in the caches, of the lanes that
+// all lines pass by at a time, and of what stays in the caches at all, which is better than to lay it
+// out again and again.
+constexpr long NEAR = 1 << 17, GROUP_OF_LANES = 1 << 18, FAR = 1 << 19;
+// Sums of a product that fill vectors too badly.
+constexpr long SMALL_RESULT = 24;
 
 using Passes = std::vector<std::pair<int, int>>;
 
@@ -112,10 +115,11 @@ class PassesJob {
         }
     }
 
-    // Whether panels of the whole depth stay in the caches. (Of many small products, lanes are
-    // better whole products: fold_dense.h.)
+    // Whether panels of the whole depth stay in the caches. (Of many products with small results,
+    // lanes are better whole products: fold_dense.h.)
     bool fits() const {
-        const bool many = work.count >= LANES / 2 && depth * work.cols <= 1024;
+        const bool many = work.count >= LANES / 2 && depth * work.cols <= 1024 &&
+                          work.rows * work.cols < SMALL_RESULT;
         return !many && PARTS * depth * PASS_COLS <= (lines <= 128 ? FAR : NEAR);
     }
 
@@ -159,7 +163,7 @@ class PassesJob {
         const bool narrow = lanes <= LANES, by_depth = a.place != 1;
         const long width = narrow ? LANES : PASS_COLS;
         const long b_tile = PARTS * depth * width;
-        const long together = std::max(1L, NEAR / b_tile) * width;  // lanes of a group
+        const long together = std::max(1L, GROUP_OF_LANES / b_tile) * width;  // lanes of a group
         const long a_row = depth + LANES - depth % LANES;  // not a power of two
         const long a_tile = PARTS * high * (by_depth ? depth : a_row);
         const long tiles = (end - from + high - 1) / high;

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ Field = Value | Enum
 """What a field of instructions is: the same for all, or of each."""
 
 WORDS = isa.INSTRUCTION_BYTES // 8
+COLUMN = 6
+"""Numbers of a `Column` of columns.cpp."""
 SOURCE = Path(__file__).with_name("columns.cpp")
 
 
@@ -80,41 +82,44 @@ def encode(
         The opcode has no such field, or a value is outside its range.
     """
     places = isa.PLACES[opcode]
-    columns: list[tuple[int, ...]] = [
-        (8 + n * SEMAPHORES, SEMAPHORES, 0, (1 << SEMAPHORES) - 1, *_given(mask, count))
-        for n, mask in enumerate((wait, release, signal))
-    ]
+    # Of each field its place, its range, and its values: where they lie, or the one of all.
+    table: list[int] = []
+    held: list[Array] = []
+    for n, mask in enumerate((wait, release, signal)):
+        table += (8 + n * SEMAPHORES, SEMAPHORES, 0, (1 << SEMAPHORES) - 1)
+        table += _given(mask, count, held)
     for name, value in fields.items():
         if name not in places:
             raise ValueError(f"{opcode.name} has no field {name!r}: it has {list(places)}")
         at, width, legal = places[name]
-        columns.append((at, width, legal.start, legal.stop - 1, *_given(value, count)))
+        table += (at, width, legal.start, legal.stop - 1)
+        table += _given(value, count, held)
     words = np.empty((count, WORDS), np.uint64)
-    table = np.array([column[:6] for column in columns], np.int64)
+    given = array("q", table)
     wrong = ctypes.c_int64()
     bad = _library().columns_encode(
         opcode.value,
         count,
-        table.ctypes.data,
-        len(columns),
-        words.ctypes.data,
+        given.buffer_info()[0],
+        len(table) // COLUMN,
+        words.__array_interface__["data"][0],
         ctypes.byref(wrong),
     )
     if bad >= 0:
         name = ("wait", "release", "signal", *fields)[bad]
-        _, _, least, most, *_ = columns[bad]
+        _, _, least, most, *_ = table[COLUMN * bad :]
         raise ValueError(f"{opcode.name}.{name}={wrong.value}: must be {least} to {most}")
     return words
 
 
-def _given(value: Field, count: int) -> tuple[Any, ...]:
-    """Return the address of a field's values (0: none), its one value, and what holds them."""
+def _given(value: Field, count: int, held: list[Array]) -> tuple[int, int]:
+    """Return the address of a field's values (0: none), which are held, and its one value."""
     if not isinstance(value, np.ndarray):
-        return 0, int(value.value if isinstance(value, Enum) else value), None
-    held = np.ascontiguousarray(value, np.int64)
-    if held.shape != (count,):
-        held = np.ascontiguousarray(np.broadcast_to(held, (count,)))
-    return held.ctypes.data, 0, held
+        return 0, int(value.value if isinstance(value, Enum) else value)
+    if value.shape != (count,):
+        value = np.broadcast_to(value, (count,))
+    held.append(np.ascontiguousarray(value, np.int64))
+    return held[-1].__array_interface__["data"][0], 0
 
 
 @functools.cache
@@ -133,10 +138,12 @@ def without_repeats(words: Words, opcodes: Sequence[Opcode]) -> Words:
 
     Parameters
     ----------
+    words : Words
+        C-contiguous; what is left moves to their front.
     opcodes : sequence of Opcode
         Of which instructions are left out.
     """
-    words = np.array(words, np.uint64, order="C")
+    assert words.dtype == np.uint64 and words.flags.c_contiguous, "instructions lie row by row"
     names = bytes(opcode.value for opcode in opcodes)
     kept = _library().columns_without_repeats(words.ctypes.data, len(words), names, len(names))
     return words[:kept]

@@ -134,6 +134,11 @@ class _Shape:
             for pixel in pixels
         ]
 
+    @property
+    def tile_count(self) -> int:
+        """How many tiles there are."""
+        return self.mapping.lines * self.mapping.pixels // self.sums
+
     @cached_property
     def grid(self) -> Pair:
         """Bands along the lines and the pixels of an image."""
@@ -447,15 +452,23 @@ def band_mappings(
                 )
 
 
+REACHES = tuple(
+    (
+        isa.field_range(isa.WINDOW, f"step_{axis}"),
+        isa.field_range(isa.GATHER, f"taps_{axis}"),
+        isa.field_range(isa.GATHER, axis),
+    )
+    for axis in "yx"
+)
+"""Steps from band to band, positions of a band, and its first one, that instructions can name."""
+
+
 def _encodes(patches: Patches, size: Pair) -> bool:
     """Whether instructions can say how bands lie."""
-    names = ("step_y", "taps_y", "y"), ("step_x", "taps_x", "x")
     return all(
-        count * step in isa.field_range(isa.WINDOW, of_window)
-        and side.size in isa.field_range(isa.GATHER, taps)
-        and start + side.first * step in isa.field_range(isa.GATHER, source)
-        for count, step, start, side, (of_window, taps, source) in zip(
-            size, patches.step, patches.start, _sides(patches, size), names, strict=True
+        count * step in steps and side.size in sizes and start + side.first * step in firsts
+        for count, step, start, side, (steps, sizes, firsts) in zip(
+            size, patches.step, patches.start, _sides(patches, size), REACHES, strict=True
         )
     )
 
@@ -485,7 +498,7 @@ def band_cycles(
     cols = config.cols << mapping.split
     col_tiles = ceil_div(product.cols, cols)
     tile = shape.tile_cycles
-    tiles = shape.sets * len(shape.tiles) * col_tiles
+    tiles = shape.sets * shape.tile_count * col_tiles
     a_loads, b_loads = shape.loads(col_tiles)
     y, x = shape.sides
     band = segment_cycles(y.size * x.size, patches.segment, config, memory)

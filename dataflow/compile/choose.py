@@ -44,7 +44,7 @@ RELEASE = Times._fields.index("release")
 
 def cycles(planners: Sequence[Planner], config: SatConfig, memory: MemoryTiming) -> int:
     """Return what products take, exactly."""
-    return predict(with_end(schedule(planners)).tobytes(), config, memory).cycles
+    return predict(with_end(schedule(planners)), config, memory).cycles
 
 
 class Trial:
@@ -84,8 +84,7 @@ class Trial:
         """Return the instructions, without END, and what they take with one."""
         if order not in self._made:
             words = self._scheduled.instructions(order)
-            raw = with_end(words).tobytes()
-            found = predict(raw, self.config, self.memory, times=not self.whole)
+            found = predict(with_end(words), self.config, self.memory, times=not self.whole)
             self._made[order] = words, found
         return self._made[order]
 
@@ -176,7 +175,7 @@ def fastest_order(
 
         def run(order: Order) -> tuple[Words, Prediction]:
             made = scheduled.instructions(order)
-            return made, predict(with_end(made).tobytes(), config, memory)
+            return made, predict(with_end(made), config, memory)
 
     best: tuple[Order, Words, Prediction] | None = None
     for order in orders():

@@ -364,7 +364,14 @@ def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, G
     places = slot_count(config.sum_words, config.rows * s)
     # Chunks of about the same size: a short one at the end would wait for the chain.
     counts = (ceil_div(depth, word << n) for n in range(config.a_words.bit_length()))
-    sizes = {round_up(ceil_div(depth, count), word) for count in counts}
+    cuts = []
+    for positions in {round_up(ceil_div(depth, count), word) for count in counts}:
+        if min(positions, depth) <= most_positions:
+            # A tile's pass is no shorter than its sums' way through the chain.
+            chunks = ceil_div(depth, positions)
+            last = depth - (chunks - 1) * positions
+            short = chunks * (positions < config.rows) + (last < config.rows)
+            cuts.append((positions, positions // word, chunks, depth + short * config.rows))
     for split in range(s.bit_length()):
         whole = (axis.passes for axis in _axes(layer, config, split, (1, 1)))
         most = tuple(min(places, passes) for passes in whole)
@@ -381,22 +388,16 @@ def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, G
             blocks = rows.blocks * cols.blocks
             passes = rows.passes * cols.passes
             row_beats, col_beats = rows.pixel_cycles, cols.pixel_cycles
-            for positions in sizes:
-                if min(positions, depth) > most_positions:
-                    continue
-                a_slot, b_slot = row_groups * positions // word, col_groups * positions // word
+            for positions, words, chunks, taken in cuts:
+                a_slot, b_slot = row_groups * words, col_groups * words
                 if a_slot > config.a_words or b_slot > config.b_words:
                     continue
                 # Loads, stores and the array side by side need two places each.
                 alone = 2 * a_slot > config.a_words or 2 * b_slot > config.b_words
-                chunks = ceil_div(depth, positions)
                 for together in {1, taps}:
                     tiles = rows.tiles * cols.tiles * together
                     shape = GradientShape(split, rows.tiles, cols.tiles, positions, together)
-                    # A tile's pass is no shorter than its sums' way through the chain.
-                    last = depth - (chunks - 1) * positions
-                    short = chunks * (positions < config.rows) + (last < config.rows)
-                    compute = s * passes * layer.taps * (depth + short * config.rows)
+                    compute = s * passes * layer.taps * taken
                     turns = blocks * ceil_div(layer.taps, together)
                     if tiles > 1:
                         # A tile's sums must be back before its next chunk.

@@ -73,7 +73,8 @@ class Scheduled:
             made += [fence] if made else []
             made.append(part.instructions(order))
         # What TENSOR and WINDOW set is set until the next one.
-        return without_repeats(np.concatenate(made), (Opcode.TENSOR, Opcode.WINDOW))
+        words = made[0] if len(made) == 1 else np.concatenate(made)
+        return without_repeats(words, (Opcode.TENSOR, Opcode.WINDOW))
 
 
 class _Filled(NamedTuple):

@@ -8,10 +8,10 @@
 template <typename Give>
 void bursts(int64_t address, int64_t size, const Parameters& p, Give give) {
     const int64_t boundary = p.boundary_beats;
-    int64_t at = address / p.beat_bytes;
-    const int64_t end = (address + size - 1) / p.beat_bytes + 1;
+    int64_t at = over(address, p.beat_bytes);
+    const int64_t end = over(address + size - 1, p.beat_bytes) + 1;
     while (at < end) {
-        const int64_t beats = std::min({end - at, boundary - at % boundary, p.burst_beats});
+        const int64_t beats = std::min({end - at, boundary - left_over(at, boundary), p.burst_beats});
         give(at * p.beat_bytes, beats);
         at += beats;
     }

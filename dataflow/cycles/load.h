@@ -195,8 +195,9 @@ class Load {
         Cycle free = side_free;
         each_segment(i, [&](const Segment& segment) {
             begin();
-            int64_t left = ceil_div(segment.size, p.granule_bytes) * p.granule_bytes;
-            int64_t room = p.beat_bytes - (segment.zero ? 0 : segment.address % p.beat_bytes);
+            int64_t left = segment.size + left_over(-segment.size, p.granule_bytes);
+            int64_t room =
+                p.beat_bytes - (segment.zero ? 0 : left_over(segment.address, p.beat_bytes));
             const auto next = [&] {
                 const int64_t bytes = std::min(room, left);
                 left -= bytes, room = p.beat_bytes;
@@ -225,6 +226,7 @@ class Load {
         int64_t bank = 0;  // of the beat's first element
         return written(i, [&] { bank = 0; }, [&](int64_t bytes) {
             const int64_t end = bank + bytes / 2;
+            if (end < banks) return bank = end, int64_t{1};  // the most frequent, without division
             bank = end % banks;
             return ceil_div(end, banks);
         });

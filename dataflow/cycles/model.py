@@ -23,6 +23,9 @@ from sat.sim.memory import MemoryTiming
 SOURCE = Path(__file__).parent / "model.cpp"
 FLAGS = ("-O2",)
 
+Raw = bytes | NDArray[np.uint64]
+"""Instructions as the device reads them."""
+
 
 class Times(NamedTuple):
     """Cycles in which an instruction is accepted, releases its inputs, signals its outputs."""
@@ -91,7 +94,7 @@ def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(compile_library("cycles", [SOURCE], flags)))
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     for name, result, arguments in (
-        ("predict", None, [ctypes.c_char_p, number, number, pointer, number, pointer, pointer]),
+        ("predict", None, [pointer, number, number, pointer, number, pointer, pointer]),
         ("device", pointer, [pointer]),
         ("free", None, [pointer]),
         ("run", None, [pointer, number, ctypes.c_char_p, number, pointer]),
@@ -112,8 +115,12 @@ def _parameters(config: SatConfig, memory: MemoryTiming) -> ctypes.Array[ctypes.
     return (ctypes.c_int64 * len(flat))(*flat)
 
 
+def _size(raw: Raw) -> int:
+    return len(raw) if isinstance(raw, bytes) else raw.nbytes
+
+
 def predict(
-    program: Program | bytes,
+    program: Program | bytes | NDArray[np.uint64],
     config: SatConfig,
     memory: MemoryTiming,
     address: int = 0,
@@ -125,7 +132,7 @@ def predict(
 
     Parameters
     ----------
-    program : Program or bytes
+    program : Program, bytes or (instructions, 4) uint64
         One that the device accepts (or what it encodes to), ordered by semaphores each of which
         one engine raises and one engine waits for, raised before (in the program) it is waited
         for.
@@ -146,17 +153,22 @@ def predict(
         A semaphore is raised, or waited for, by more than one engine, or raised by a release and
         a signal of one engine that do not follow the program's order.
     """
-    raw = program.encode() if isinstance(program, Program) else bytes(program)
-    length, rest = divmod(len(raw), INSTRUCTION_BYTES)
+    raw: Raw
+    if isinstance(program, np.ndarray):
+        raw = np.ascontiguousarray(program, np.uint64)
+    else:
+        raw = program.encode() if isinstance(program, Program) else bytes(program)
+    size = _size(raw)
+    length, rest = divmod(size, INSTRUCTION_BYTES)
     if not length or rest:
         raise ValueError(
-            f"a program of {len(raw)} bytes: must be instructions of {INSTRUCTION_BYTES} bytes, "
+            f"a program of {size} bytes: must be instructions of {INSTRUCTION_BYTES} bytes, "
             "at least one"
         )
     made = np.empty((length, 3), np.int64) if times else None
     found = _run(raw, config, memory, address, leaps, made)
     if found.verdict != Verdict.PREDICTED.value:
-        raise _refusal(raw, found)
+        raise _refusal(bytes(raw), found)
     return Prediction(
         found.cycles,
         found.beats_read,
@@ -168,7 +180,7 @@ def predict(
 
 
 def _times(
-    raw: bytes,
+    raw: Raw,
     config: SatConfig,
     memory: MemoryTiming,
     address: int,
@@ -178,13 +190,13 @@ def _times(
     """Return `Prediction.times`, if they are made already."""
     if made is not None:
         return made
-    made = np.empty((len(raw) // INSTRUCTION_BYTES, 3), np.int64)
+    made = np.empty((_size(raw) // INSTRUCTION_BYTES, 3), np.int64)
     _run(raw, config, memory, address, leaps, made)
     return made
 
 
 def _run(
-    raw: bytes,
+    raw: Raw,
     config: SatConfig,
     memory: MemoryTiming,
     address: int,
@@ -194,8 +206,8 @@ def _run(
     """Run the model."""
     found = _Found()
     _library().cycles_predict(
-        raw,
-        len(raw) // INSTRUCTION_BYTES,
+        raw if isinstance(raw, bytes) else raw.ctypes.data,
+        _size(raw) // INSTRUCTION_BYTES,
         address,
         _parameters(config, memory),
         int(leaps),

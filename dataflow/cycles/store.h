@@ -29,7 +29,7 @@ class Store {
         Cycle cycle = word_ready - 1;  // of the last beat or word taken
         for (int64_t row = 0; row < rows; ++row) {
             const int64_t from = i[STORE::address] + row * i[STORE::pitch];
-            int64_t count = from % per_beat, left = row_bytes;
+            int64_t count = left_over(from, per_beat), left = row_bytes;
             cycle = word_ready - 1;
             const auto bring = [&] {
                 const int64_t brought = std::min(word, left);

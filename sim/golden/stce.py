@@ -33,8 +33,8 @@ FLAGS = ("-O3", "-march=native")
 GROUP_SIZES = (2, 4, 8, 16)
 
 LONG_MACS = 1 << 31
-"""Multiply-accumulates that take 50 ms or more: such a product runs beside the calling thread, which
-then sees a Ctrl-C."""
+"""Multiply-accumulates that take 50 ms or more: such a product runs beside the calling thread,
+which then sees a Ctrl-C."""
 
 
 class CompactOperand(Protocol):

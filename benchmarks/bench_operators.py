@@ -27,6 +27,8 @@ from sat.methods.neuraldem import HopperModel
 from sat.methods.neuraldem import demo as neuraldem
 from sat.methods.nn_to_no import demo as nn_to_no
 from sat.methods.nn_to_no import to_operator
+from sat.methods.nuft_ddsl import SpectralLeNet
+from sat.methods.nuft_ddsl import demo as nuft_ddsl
 from sat.methods.orthogonal_conv import demo as orthogonal_conv
 from sat.methods.orthogonal_conv import orth_regularizer
 from sat.methods.pi_gnn_galerkin import GraphNet
@@ -116,6 +118,15 @@ def classifier_step() -> Case:
     return model, lambda: nn.functional.cross_entropy(model(loads), labels), 16
 
 
+def polygon_step(res: int) -> Case:
+    """A step like the demo's on 50 pentagons, their rasters made beforehand."""
+    model = SpectralLeNet(len(nuft_ddsl.SIDES), res)
+    rings = nuft_ddsl.polygons(len(nuft_ddsl.SIDES) * nuft_ddsl.BATCH, 0).rings[5]
+    pictures = nuft_ddsl.exact_rasters(rings, res)
+    y = torch.arange(len(rings)) % len(nuft_ddsl.SIDES)
+    return model, lambda: nn.functional.cross_entropy(model.classify(pictures), y), 16
+
+
 def orthogonal_step(lam: float) -> Case:
     """A step like the demo's on 32 digits, circular padding in layers of its own."""
     layers: list[nn.Module] = []
@@ -189,6 +200,10 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     ],
     "rom_net": [
         ("ROM-net's classifier, 64 loads", classifier_step),
+    ],
+    "nuft_ddsl": [
+        ("CNN 1-16-32-64, 50 rasters of 8 x 8", lambda: polygon_step(8)),
+        ("… of 16 x 16", lambda: polygon_step(16)),
     ],
     "orthogonal_conv": [
         ("CNN 1-8-16-32, 32 digits, L_orth", lambda: orthogonal_step(1.0)),

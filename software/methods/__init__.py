@@ -261,6 +261,13 @@ _METHODS = (
         "laws against matrices, which kernels exist; digits under attack, weight by weight",
         "fp16",
     ),
+    Method(
+        "nuft_ddsl",
+        "DDSL: simplex meshes by their exact Fourier transforms",
+        "Jiang, Lansigan, Marcus, Nießner 2019, arXiv 1901.11082",
+        "transforms in closed form; polygons told apart by rasters, and found from them",
+        "fp16",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

@@ -27,6 +27,7 @@ from sat.methods.mc_smoe import MoELayer, merge_experts
 from sat.methods.mm_pde import MMPDE, GridFields, MeshMover, MlpBranch
 from sat.methods.neuraldem import HopperModel
 from sat.methods.nn_to_no import to_operator
+from sat.methods.nuft_ddsl import SpectralLeNet
 from sat.methods.orthogonal_conv import OrthConv2d, orth_regularizer
 from sat.methods.pi_gnn_galerkin import FemSpace, GalerkinProblem, GraphNet, fit, poisson
 from sat.methods.problems.gpt import cross_entropy, make_gpt
@@ -220,6 +221,12 @@ def step_of(slug):
         data = problem.snapshots(12, 0)
         net = ROMNet(LocalBases(2, 2), Classifier(epochs=1)).fit(data.loads, data.solutions)
         net.solve(problem, data.loads[0], tolerance=1e-4)
+    elif slug == "nuft_ddsl":
+        lenet = SpectralLeNet(2, 4, channels=(4,), hidden=4, j=2)
+        ring = (0.2 + 0.5 * torch.tensor([[0, 0], [1, 0], [0, 1]])).expand(2, 3, 2)
+        ring = ring.clone().requires_grad_()
+        facets = torch.tensor([[0, 1], [1, 2], [2, 0]])
+        lenet(ring, facets, torch.ones(3, 1)).square().sum().backward()
     elif slug == "orthogonal_conv":
         layer = OrthConv2d(2, 4, 3, 2)
         loss = layer(torch.randn(2, 2, 8, 8)).sum() + orth_regularizer(layer, 1.0)

@@ -19,6 +19,8 @@ from sat.methods.dgno import DGNO
 from sat.methods.dgno import demo as dgno
 from sat.methods.drift_net import DriftNet, frequency_weighted_loss
 from sat.methods.drift_net import demo as drift_net
+from sat.methods.lagrangian_pinn import EulerianPINN, LagrangianPINN
+from sat.methods.lagrangian_pinn import demo as lagrangian_pinn
 from sat.methods.lsm import LSM, darcy_samples, relative_l2
 from sat.methods.lsm import demo as lsm
 from sat.methods.mm_pde import MMPDE, MeshMover, MlpBranch
@@ -37,6 +39,7 @@ from sat.methods.rom_net import demo as rom_net
 from sat.methods.rom_net import mlp
 from sat.methods.s3im import S3IMLoss, VoxelRadianceField, render_rays, scene
 from sat.methods.s3im import demo as s3im
+from sat.methods.sdgd import ConstrainedMLP, SineGordon, sdgd_residual
 from sat.methods.spon import SPON, FeDecoder, ProjectionEncoder, relative_fe_error
 from sat.methods.spon import demo as spon
 
@@ -165,6 +168,32 @@ def field_step(patch: int, width: int) -> Case:
     return field, loss, 64
 
 
+def sdgd_step(terms: int, mode: str = "shared") -> Case:
+    """A step of 100 points; hidden layers are pruned, the first and the last are dense."""
+    pde = SineGordon(100)
+    model = ConstrainedMLP(pde)
+    x, idx = pde.sample(100), torch.arange(terms) if mode == "shared" else None
+    return model, lambda: sdgd_residual(model, x, pde, idx, mode=mode), 128
+
+
+def pinn_step(width: int, *, lagrangian: bool) -> Case:
+    """A step of 1,000 points; hidden layers are pruned, where M divides their width."""
+    u0, nu = lagrangian_pinn.sine_on(30.0), lagrangian_pinn.NU
+    depths = lagrangian_pinn.DEPTHS
+    model: LagrangianPINN | EulerianPINN
+    if lagrangian:
+        model = LagrangianPINN(u0, nu, width=width, depth_x=3, **depths)
+    else:
+        model = EulerianPINN(u0, nu, width=width, **depths)
+    y, t = torch.rand(2, lagrangian_pinn.POINTS, generator=torch.Generator().manual_seed(0))
+
+    def loss() -> Tensor:
+        of_x, of_u = model.residuals(6 * y, t)
+        return (of_x.square() + of_u.square()).mean()
+
+    return model, loss, 64
+
+
 CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "lsm": [
         ("LSM of the demo, 20 media, 31 x 31", lambda: lsm_step(20, lsm.SIZE, **lsm.MODEL)),
@@ -212,6 +241,16 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "s3im": [
         ("Radiance field of the demo, 1,024 rays", lambda: field_step(s3im.PATCH, s3im.WIDTH)),
         ("… 256 wide, 256 rays", lambda: field_step(16, 256)),
+    ],
+    "sdgd": [
+        ("SDGD, d = 100, 100 points, one term", lambda: sdgd_step(1)),
+        ("SDGD, d = 100, 100 points, 16 terms", lambda: sdgd_step(16)),
+        ("PINN, d = 100, 100 points, all terms", lambda: sdgd_step(100, "full")),
+    ],
+    "lagrangian_pinn": [
+        ("LPINN, 50 wide, 1,000 points", lambda: pinn_step(50, lagrangian=True)),
+        ("LPINN, 64 wide, 1,000 points", lambda: pinn_step(64, lagrangian=True)),
+        ("Eulerian PINN, 50 wide, 1,000 points", lambda: pinn_step(50, lagrangian=False)),
     ],
     "nn_to_no": [
         ("CNN 1-32-32-1 as an operator, 20 x 16 x 16", lambda: operator_step(16)),

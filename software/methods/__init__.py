@@ -268,6 +268,20 @@ _METHODS = (
         "transforms in closed form; polygons told apart by rasters, and found from them",
         "fp16",
     ),
+    Method(
+        "sdgd",
+        "SDGD: stochastic dimension gradient descent",
+        "Hu, Shukla, Karniadakis, Kawaguchi 2024, arXiv 2307.12306",
+        "gradients by enumeration; Sine-Gordon in 100 dimensions by one term a step, and by all",
+        "fp16",
+    ),
+    Method(
+        "lagrangian_pinn",
+        "LPINN: physics-informed networks along characteristics",
+        "Mojgani, Balajewicz, Hassanzadeh 2023, arXiv 2205.02902",
+        "Burgers' equation carried along at 0 to 50 rad/s, beside the usual PINN, which fails",
+        "fp16",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

@@ -6,6 +6,6 @@ optimiser's frame that checks everything before it changes anything; `orthogonal
 `rounding`: how exact the products are that a demo's float64 checks rest on; `darcy`, `diffusion`,
 `periodic`, `poisson`: boundary value problems and their solvers, in numpy, scipy and scikit-fem;
 `navier_stokes`, `burgers`, by steps of `integrating`: flows; `granular`: discs; `fields`: random
-data, and the error they are judged by; `normalizer`: fields by their statistics;
-`training`: the loop over samples; `arguments`: rules of arguments.
+data, and the error they are judged by; `normalizer`: fields by their statistics; `jets`: networks
+with derivatives; `training`: loops over samples and fresh points; `arguments`: rules of arguments.
 """

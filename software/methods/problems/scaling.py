@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 LOSS_SCALE = 2.0**10
@@ -9,9 +11,25 @@ LOSS_SCALE = 2.0**10
 float32 keeps their bits."""
 
 
-def scaled_backward(loss: Tensor, model: nn.Module) -> None:
-    """Fill in the gradients of a model's parameters, by way of the loss times `LOSS_SCALE`."""
-    (loss * LOSS_SCALE).backward()  # type: ignore[no-untyped-call]
+def scaled_backward(loss: Tensor, model: nn.Module, scale: float = LOSS_SCALE) -> None:
+    """Add to the gradients of a model's parameters, by way of the loss times a power of two.
+
+    Parameters
+    ----------
+    loss : torch.Tensor
+    model : nn.Module
+        Its gradients, if there are any, are multiplied by ``scale`` and divided again: exact.
+    scale : float
+    """
     for parameter in model.parameters():
         if parameter.grad is not None:
-            parameter.grad.div_(LOSS_SCALE)
+            parameter.grad.mul_(scale)
+    (loss * scale).backward()  # type: ignore[no-untyped-call]
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.div_(scale)
+
+
+def power_of_two(x: float) -> float:
+    """Return the power of two nearest to a positive number, by its logarithm; 1 for others."""
+    return 2.0 ** round(math.log2(x)) if 0 < x < math.inf else 1.0

@@ -1,14 +1,16 @@
-"""The loop that trains a model on samples: shuffled batches, one learning rate schedule a step."""
+"""Loops that train a model: on shuffled samples, or on points that are new at each step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from statistics import fmean
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sat.methods.problems.arguments import require_counts
+from sat.methods.problems.scaling import LOSS_SCALE, scaled_backward
 
 SCHEDULES = ("onecycle", "cosine", "cuts")
 
@@ -78,4 +80,68 @@ def fit(
         curve.append(fmean(losses))
         if on_epoch is not None:
             on_epoch(epoch)
+    return curve
+
+
+def descend(
+    model: nn.Module,
+    losses: Callable[[int], Iterable[Tensor]],
+    *,
+    steps: int,
+    lr: float,
+    last_lr: float = 0.0,
+    scale: Callable[[float], float] = lambda _: LOSS_SCALE,
+    on_step: Callable[[int], None] | None = None,
+) -> list[float]:
+    """Train by Adam, its learning rate linear in the step; return the loss of each step.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its parameters are trained.
+    losses : callable
+        Of the step's number, from 0. The gradients of all that it gives are added up, one after the
+        other, so that no more than one graph is kept.
+    steps : int
+    lr, last_lr : float
+        Of the first step, and of the one after the last.
+    scale : callable
+        Takes a loss to what it is multiplied by for its gradient, a power of two.
+    on_step : callable, optional
+        Called after each step with its number, from 1.
+
+    Returns
+    -------
+    list of float
+
+    Raises
+    ------
+    ValueError
+        If ``steps`` is no positive int, or ``lr`` not positive.
+    FloatingPointError
+        If a loss is not finite; that step changed nothing.
+    """
+    require_counts(steps=steps)
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr={lr}: must be positive and finite; 1e-3 is Adam's usual one")
+    optimizer = torch.optim.Adam(model.parameters(), lr)
+    curve = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr + (last_lr - lr) * step / steps
+        optimizer.zero_grad()
+        total = 0.0
+        for loss in losses(step):
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"step {step}: the loss is {value}: must be finite; lower lr={lr}, or look for "
+                    "points outside the domain"
+                )
+            scaled_backward(loss, model, scale(value))
+            total += value
+        optimizer.step()
+        curve.append(total)
+        if on_step is not None:
+            on_step(step + 1)
     return curve

@@ -21,6 +21,7 @@ from sat.methods.dgno import DGNO
 from sat.methods.drift_net import DriftNet
 from sat.methods.dsnot import bake, prune_model
 from sat.methods.hesso import HESSO, extract, prunable_groups
+from sat.methods.lagrangian_pinn import LagrangianPINN
 from sat.methods.lightsb.demo import train_swiss_roll
 from sat.methods.lsm import LSM
 from sat.methods.mc_smoe import MoELayer, merge_experts
@@ -38,6 +39,7 @@ from sat.methods.s3im import S3IMLoss, VoxelRadianceField, render_rays
 from sat.methods.s4_ptd import S4PTDModel, S5Model
 from sat.methods.s4d import S4DModel
 from sat.methods.s4d.demo import accuracy
+from sat.methods.sdgd import ConstrainedMLP, SineGordon, sdgd_residual
 from sat.methods.spon import (
     SPON,
     FeDecoder,
@@ -237,6 +239,17 @@ def step_of(slug):
         origins, dirs = torch.tensor([[0.0, 0.0, -2.0], [0.0, 0.0, 1.0]])[:, None].expand(2, 16, 3)
         seen = render_rays(field, origins, dirs, 1.0, 3.0, 4)
         S3IMLoss(patch_shape=(4, 4))(seen, torch.rand(16, 3)).backward()
+    elif slug == "sdgd":
+        pde = SineGordon(8)
+        pinn = ConstrainedMLP(pde, 8, 2)
+        sat.sparsify_(pinn, "bdwp", "2:8")
+        two = torch.tensor([1, 5])
+        sdgd_residual(pinn, pde.sample(4), pde, two, mode="shared").backward()
+    elif slug == "lagrangian_pinn":
+        lpinn = LagrangianPINN(torch.sin, 0.1, width=8, depth_u=2)
+        sat.sparsify_(lpinn, "bdwp", "2:8", filter_fn=lambda _, x: x.in_features == 8)
+        of_x, of_u = lpinn.residuals(torch.rand(6), torch.rand(6))
+        (of_x.square() + of_u.square()).sum().backward()
     elif slug == "spon":
         meshes = MeshHierarchy.from_skfem(MeshTri(), 2)
         space = FeSpace.from_skfem(Basis(meshes.meshes[-1], ElementTriP1()), dirichlet=True)

@@ -140,6 +140,10 @@ def normalize_vertices(vertices: Tensor, margin: float = 0.2) -> Tensor:
         If an argument breaks its rule.
     """
     require_vertices(vertices)
+    if vertices.ndim != 2:
+        raise ValueError(
+            f"vertices have shape {tuple(vertices.shape)}: must be (n, d), one shape at a time"
+        )
     if not 0 <= margin < 0.5:
         raise ValueError(f"margin={margin}: must be from 0 to below 0.5; 0.2 leaves room for tails")
     low, high = vertices.amin(-2), vertices.amax(-2)

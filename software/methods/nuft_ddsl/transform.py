@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ def simplex_ft(
         ``"mass"``: the integral. ``"density"``: times the j-th power of grid points a unit, so that
         a raster's pixels inside are about ρ.
     elem_batch : int
-        Elements at a time: memory is batch · (j + 1) · modes.
+        Elements at a time: without gradients, memory is batch · (j + 1) · modes.
 
     Returns
     -------
@@ -133,13 +134,13 @@ def simplex_ft(
     waves = frequencies(res, period)
     if order == 0:
         return scale * point_ft(x[..., elements[:, 0], :], masses, waves)
-    parts = [
+    parts = (
         _part(x[..., chosen, :], mass, waves)
         for chosen, mass in zip(
             elements.split(elem_batch), masses.split(elem_batch, dim=-2), strict=True
         )
-    ]
-    return scale * torch.stack(parts).sum(0)
+    )
+    return scale * reduce(torch.add, parts)
 
 
 def polygon_ft(

@@ -56,7 +56,8 @@ class GalerkinProblem:
     dirichlet : mapping
         Place to value, the place being ``[unknown.]boundary[.component]``, with ``"boundary"`` the
         whole one and ``"node17"`` a single node; the value a number, or a function of nodes
-        (k, dim) to (k,). Their rows are no part of the residual.
+        (k, dim) to (k,). Their rows are no part of the residual. Where places meet, the later one
+        holds.
     observed : Observations, optional
     params : mapping, optional
         Parameters that are sought, by name: where to start.
@@ -272,6 +273,12 @@ class GalerkinProblem:
             )
         if observed.kind == "hard":
             self.held[self._seen], self.values[self._seen] = True, self._data
+            twice = self.values[self._seen] != self._data
+            if bool(twice.any()):
+                raise ValueError(
+                    f"node {int(nodes[int(twice.nonzero()[0])])}: observed twice, with different "
+                    "values; give their mean, or kind='soft'"
+                )
 
     def _require_finite(self) -> None:
         if not bool(self.values.isfinite().all()):
@@ -291,14 +298,17 @@ class GalerkinProblem:
                 )
 
     def _require_pins(self) -> None:
-        """Raise if adding a constant to a component without set values changes no row."""
+        """Raise if adding a constant to a component without values changes no row."""
+        pinned = self.held.clone()
+        if self.observed is not None:  # of soft ones the penalty pins
+            pinned[self._seen] = True
         generator = torch.Generator().manual_seed(0)
         flat = torch.randn(self.size, generator=generator, dtype=torch.float64)
         before = self.residual(flat)
         for name, (space, count) in self.unknowns.items():
             for component in range(count):
                 at = self.index(torch.arange(space.n), component, name)
-                if bool(self.held[at].any()):
+                if bool(pinned[at].any()):
                     continue
                 moved = flat.clone()
                 moved[at] += 1

@@ -68,12 +68,7 @@ def pod_basis(
     ------
     Sirovich 1987, Quarterly of Applied Mathematics 45 (snapshots).
     """
-    if (n_modes is None) == (tol is None):
-        raise ValueError(f"n_modes={n_modes}, tol={tol}: give one of them")
-    if n_modes is not None:
-        require_counts(n_modes=n_modes)
-    if tol is not None and not 0 < tol < 1:
-        raise ValueError(f"tol={tol}: must be between 0 and 1, a share of the snapshots")
+    _require_size(n_modes, tol)
     factor = mass_factor(mass, require_snapshots(u, "u").shape[1])
     rows = whiten(require_snapshots(u, "u"), factor)
     if normalise:
@@ -200,6 +195,8 @@ class LocalBases:
             )
         if not isinstance(overlap, int) or overlap < 0:
             raise ValueError(f"overlap={overlap!r}: must be an int of at least 0")
+        _require_size(n_modes, tol)
+        require_counts(n_starts=n_starts)
         self.k, self.n_modes, self.tol, self.mass = k, n_modes, tol, mass
         self.normalise, self.overlap, self.strict = normalise, overlap, strict
         self.n_starts, self.seed = n_starts, seed
@@ -261,8 +258,27 @@ class LocalBases:
         return self._between(u, self._representatives).argmin(1)
 
     def projection_error(self, u: Tensor, labels: Tensor) -> Tensor:
-        """Return what the bases of the labels leave of snapshots, (samples,) float64."""
+        """Return what the bases of the labels leave of snapshots, (samples,) float64.
+
+        Parameters
+        ----------
+        u : torch.Tensor
+            (samples, n).
+        labels : torch.Tensor
+            (samples,) int64, from 0 to k - 1.
+
+        Raises
+        ------
+        ValueError
+            If nothing was fitted, sizes do not fit, or there is no basis of a label.
+        """
         self._require_fitted()
+        k = len(self.bases)
+        if labels.shape != (len(u),) or bool(((labels < 0) | (labels >= k)).any()):
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)} for {len(u)} snapshots: must be one each, "
+                f"from 0 to {k - 1}; take those of assign(u)"
+            )
         error = torch.empty(len(u), dtype=torch.float64)
         for number, basis in enumerate(self.bases):
             mine = labels == number
@@ -289,3 +305,13 @@ class LocalBases:
     def _require_fitted(self) -> None:
         if not self.bases:
             raise ValueError("these bases are of no snapshots yet: call fit first")
+
+
+def _require_size(n_modes: int | None, tol: float | None) -> None:
+    """Raise ValueError unless one of both is given, and can be met."""
+    if (n_modes is None) == (tol is None):
+        raise ValueError(f"n_modes={n_modes}, tol={tol}: give one of them")
+    if n_modes is not None:
+        require_counts(n_modes=n_modes)
+    if tol is not None and not 0 < tol < 1:
+        raise ValueError(f"tol={tol}: must be between 0 and 1, a share of the snapshots")

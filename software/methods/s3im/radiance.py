@@ -152,6 +152,8 @@ def render_rays(
         raise ValueError(f"dirs: lengths are up to {off:g} off 1: must be unit vectors; divide")
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold={threshold}: must be at least 0 and below 1")
+    if not 0 <= background <= 1:
+        raise ValueError(f"background={background}: must be a grey from 0 (black) to 1 (white)")
     rays, delta = len(origins), (far - near) / n_samples
     section = torch.arange(n_samples, dtype=origins.dtype, device=origins.device)
     within = 0.5 if generator is None else torch.rand(rays, n_samples, generator=generator)

@@ -133,8 +133,8 @@ def s3im(
     ------
     Section 3, equations 5 to 8; the authors' ``model_components/s3im.py`` and ``ssim.py``.
     """
-    height, width = patch_shape
     _require_options(kernel_size, stride, repeats, patch_shape, channels, layout)
+    height, width = patch_shape
     _require_rays(pred, target, height * width, patch_shape, channels)
     orders = _draw_orders(len(pred), repeats, generator).flatten().to(pred.device)
 
@@ -210,6 +210,8 @@ def _require_options(
     kernel_size: int, stride: int, repeats: int, patch_shape: tuple[int, int], channels: int,
     layout: str,
 ) -> None:  # fmt: skip
+    if not isinstance(patch_shape, (tuple, list)) or len(patch_shape) != 2:
+        raise ValueError(f"patch_shape={patch_shape!r}: must be (height, width), as (64, 64)")
     height, width = patch_shape
     require_counts(
         stride=stride, repeats=repeats, channels=channels, patch_height=height, patch_width=width

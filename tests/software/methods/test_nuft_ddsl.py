@@ -393,6 +393,7 @@ X, E = ring(4), torch.tensor([[0, 1, 2], [0, 2, 3]])
         (lambda: polygon_ft([X[:2]], 4), ValueError, "n at least 3"),
         (lambda: polygon_ft([torch.cat([X, X[:1]])], 4), ValueError, "last point repeats"),
         (lambda: normalize_vertices(X, 0.5), ValueError, "margin=0.5: must be"),
+        (lambda: normalize_vertices(X.expand(4, 4, 2)), ValueError, "one shape at a time"),
         (lambda: normalize_vertices(X[:1]), ValueError, "all lie at one place"),
         (lambda: SimplexFT(4, mode="x"), ValueError, "mode='x': must be one of"),
         (lambda: SimplexRaster(4, smoothing="box"), ValueError, "smoothing='box'"),

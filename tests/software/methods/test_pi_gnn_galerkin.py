@@ -436,6 +436,7 @@ def test_bad_spaces():
         (EDGE, {"params": {"f": 1.0}}, "are sought without data"),
         (EDGE, {"observed": Observations([0], [1.0])}, "node 0: observed 1, but set to 0"),
         (EDGE, {"observed": Observations([12], [np.inf])}, "observed values have NaNs"),
+        (EDGE, {"observed": Observations([12, 12], [0, 1])}, "node 12: observed twice, with"),
         (EDGE, {"observed": Observations([12], [])}, "1 nodes and 0 values observed"),
         (EDGE, {"observed": Observations([25], [0.0])}, "nodes 25 to 25: the space has 25"),
         (EDGE, {"observed": Observations([12], [0.0], "exact")}, "kind='exact': must be one of"),
@@ -456,6 +457,21 @@ def test_bad_problems(dirichlet, options, message):
 
 def test_a_reaction_needs_no_pin():
     GalerkinProblem(space(), lambda u, du, x, params: (du, u), {})
+
+
+def test_soft_observations_pin():
+    """Of -Δu = 1 with as much flowing out, the level is what was seen."""
+    seen = Observations([12, 12], [3.0, 4.0], "soft")
+    problem = GalerkinProblem(space(), poisson(1.0, 1.0), {}, seen, neumann={"boundary": -0.25})
+    flat = torch.from_numpy(np.full(25, 3.5))
+    assert float(problem.penalty(flat)) == 0.25
+
+
+def test_later_places_hold_where_they_meet():
+    one = space()
+    problem = GalerkinProblem(one, poisson(1.0, 1.0), {"left": 1.0, "bottom": 2.0})
+    corner = one.nearest((0.0, 0.0))
+    assert float(problem.placed(torch.zeros(25, dtype=torch.float64))[corner]) == 2
 
 
 def test_bad_unknowns():

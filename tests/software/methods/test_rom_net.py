@@ -370,6 +370,18 @@ def test_bad_clusters():
         LocalBases(2, 2, overlap=-1)
     with pytest.raises(ValueError, match="call fit first"):
         LocalBases(2, 2).assign(DATA.solutions)
+    for options, message in (
+        ({}, "n_modes=None, tol=None: give one of them"),
+        ({"n_modes": 2, "tol": 0.1}, "n_modes=2, tol=0.1: give one of them"),
+        ({"n_modes": 0}, "n_modes=0"),
+        ({"n_modes": 2, "n_starts": 0}, "n_starts=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LocalBases(2, **options)
+    fitted = LocalBases(2, 2).fit(DATA.solutions)
+    for labels in (fitted.labels + 1, fitted.labels - 1, fitted.labels[:-1]):
+        with pytest.raises(ValueError, match="must be one each, from 0 to 1; take"):
+            fitted.projection_error(DATA.solutions, labels)
     with pytest.raises(ValueError, match="3 features of 80 snapshots"):
         LocalBases(2, 2).fit(DATA.solutions, DATA.parameters[:3])
     for ks, folds, message in (

@@ -300,6 +300,8 @@ RAYS = torch.rand(64, 3, generator=generator())
         (lambda: small(RAYS, RAYS, layout="rows"), "layout='rows': must be one of official"),
         (lambda: small(RAYS / 0, RAYS), "pred has infinities or NaNs"),
         (lambda: small(RAYS, RAYS * math.nan), "target has infinities or NaNs"),
+        (lambda: s3im(RAYS, RAYS, patch_shape=64), r"patch_shape=64: must be .height, width"),
+        (lambda: S3IMLoss(patch_shape=(4, 4, 4)), r"patch_shape=\(4, 4, 4\): must be"),
         (lambda: S3IMLoss(-1.0), "weight=-1.0: must be finite and not negative"),
         (lambda: S3IMLoss(kernel_size=65), "kernel_size=65: must be an int from 2 to 64"),
         (lambda: ssim_map(RAYS, RAYS, gaussian_window(3)), "must be one, .batch, channels"),
@@ -320,6 +322,7 @@ RAYS = torch.rand(64, 3, generator=generator())
         (lambda: render_rays(None, RAYS, 3 * RAYS, 0, 1, 4), "must be unit vectors"),
         (lambda: render_rays(None, *rays(), 0, 1, 0), "n_samples=0: must be an int"),
         (lambda: render_rays(None, *rays(), 0, 1, 4, threshold=1.0), "threshold=1.0: must be at"),
+        (lambda: render_rays(None, *rays(), 0, 1, 4, background=2.0), "background=2.0: must be a"),
     ),
 )
 def test_bad_input(call, message):

@@ -44,6 +44,7 @@ class Arithmetic:
         self.takes_windows = meter.takes_windows and dense and precision == "fp16"
         self.space = Workspace()
         self._seen = SeenOperands()
+        self.steady = self._seen.steady
 
     def matmul(
         self,

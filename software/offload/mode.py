@@ -118,6 +118,7 @@ class Mode(TorchDispatchMode):
         self.precision, self.space = precision, self.arithmetic.space
         self.matmul = self.arithmetic.matmul
         self.takes_windows = self.arithmetic.takes_windows
+        self.steady = self.arithmetic.steady
         self._known: dict[Form, tuple[Work, int]] = {}
 
     @classmethod

@@ -32,6 +32,9 @@ class Taker(Protocol):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute an operation."""
 
+    def steady(self) -> contextlib.AbstractContextManager[None]:
+        """Return what says that no code of the program's runs meanwhile."""
+
 
 Current = Callable[[], Taker | None]
 """Returns the mode that takes the products of this thread, if it is the only one and may now."""
@@ -171,7 +174,11 @@ def _past(mode: Taker | None) -> Iterator[None]:
     if mode is None:
         yield
         return
-    with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
+    with (
+        torch._C._DisableTorchDispatch(),
+        torch._C._AutoDispatchBelowAutograd(),
+        mode.steady(),
+    ):
         yield
 
 

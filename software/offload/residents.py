@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,11 +30,16 @@ def _is_still(rounded: Tensor, x: Tensor, lost: Lost) -> bool:
 
 @dataclass
 class _Seen:
-    """A tensor that was an operand: its version, and from the second time on what it was."""
+    """A tensor that was an operand: its version, and from the second time on what it was.
+
+    ``steady`` is when it was last compared, and ``lost`` what rounding it loses.
+    """
 
     version: int
     rounded: Tensor | None = None
     operand: RightOperand | None = None
+    steady: object = None
+    lost: Lost | None = None
 
 
 class SeenOperands:
@@ -54,6 +60,16 @@ class SeenOperands:
     def __init__(self) -> None:
         self._seen: OrderedDict[object, _Seen] = OrderedDict()
         self._bytes = 0
+        self._steady: object = None
+
+    @contextlib.contextmanager
+    def steady(self) -> Iterator[None]:
+        """While no code of a program's runs: what was compared once is not compared again."""
+        before, self._steady = self._steady, object()
+        try:
+            yield
+        finally:
+            self._steady = before
 
     def operand(
         self, x: Tensor, lost: Lost, make: Callable[[Array16], RightOperand]
@@ -88,12 +104,13 @@ class SeenOperands:
             self._bytes += rounded.nbytes
             self._make_room()
             return seen.operand
-        found = Lost()
-        if not _is_still(seen.rounded, x, found):
-            self._forget(key)
-            return None
-        if found:
-            lost.add(found)
+        if seen.lost is None or seen.steady is not self._steady or self._steady is None:
+            seen.lost, seen.steady = Lost(), self._steady
+            if not _is_still(seen.rounded, x, seen.lost):
+                self._forget(key)
+                return None
+        if seen.lost:
+            lost.add(seen.lost)
         return seen.operand
 
     def _forget(self, key: object) -> None:

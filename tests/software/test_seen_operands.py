@@ -123,3 +123,26 @@ def test_a_kept_weight_stays_in_the_simulated_memory():
         for _ in range(3):
             assert torch.equal(x @ weight, want)
     assert report.devices["rtl"].bytes_kept == 96 * 48 * 2
+
+
+def test_steps_of_a_layer_compare_its_weight_once_and_the_next_call_again(monkeypatch):
+    from sat.offload import residents
+
+    compared = []
+    still = residents._is_still
+    monkeypatch.setattr(residents, "_is_still", lambda *of: compared.append(1) or still(*of))
+    lstm = torch.nn.LSTM(64, 64)
+    x = torch.randn(12, 4, 64)
+    with torch.no_grad(), sat.offload("golden") as report:
+        first, _ = lstm(x)
+        # Noted, kept, then compared once for the ten steps that are left.
+        assert len(compared) == 1
+        lstm.weight_hh_l0.data[0, 0] += 1  # past the version counter
+        second, _ = lstm(x)
+        assert len(compared) >= 2
+    want = torch.nn.LSTM(64, 64)
+    want.load_state_dict(lstm.state_dict())
+    with torch.no_grad(), sat.offload("golden") as alone:
+        assert torch.equal(want(x)[0], second)
+    assert not torch.equal(first, second)
+    assert alone.devices["golden"].products * 2 == report.devices["golden"].products

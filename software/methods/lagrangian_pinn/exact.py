@@ -46,10 +46,12 @@ def burgers_cole_hopf(x: Array, t: Array | float, nu: float, c: float = 0.0) -> 
     Raises
     ------
     ValueError
-        If ``nu`` is not positive.
+        If ``nu`` is not positive, or a time negative.
     """
     if not nu > 0:
         raise ValueError(f"nu={nu}: must be positive for Cole and Hopf's solution")
+    if not np.all(np.asarray(t) >= 0):
+        raise ValueError(f"t has {np.min(t)}: must not be negative; time starts at 0")
     nodes, weights = np.polynomial.hermite.hermgauss(_NODES)
     x, t = np.broadcast_arrays(np.asarray(x, np.float64), np.asarray(t, np.float64))
     eta = (x - c * t)[..., None] - 2 * np.sqrt(nu * t)[..., None] * nodes
@@ -84,5 +86,7 @@ def kolmogorov_n_width(snapshots: Array, n: int) -> float:
         raise ValueError(
             f"n={n}: must be within 0 to {min(snapshots.shape)}, the rank there can be"
         )
+    if not np.isfinite(snapshots).all() or not snapshots.any():
+        raise ValueError("snapshots: must be finite, and not all 0, or they have no size")
     energies = np.linalg.svd(snapshots, compute_uv=False) ** 2
     return float(np.sqrt(energies[n:].sum() / energies.sum()))

@@ -168,6 +168,11 @@ class _PINN(nn.Module):
             raise ValueError(f"t_max={t_max}: must be positive and finite, in seconds")
         places = torch.linspace(0, PERIOD, 257, dtype=torch.float64)
         values = u0(places)
+        if not isinstance(values, Tensor) or values.shape != places.shape:
+            raise ValueError(
+                f"u0 gave {tuple(getattr(values, 'shape', ()))} for places (257,): must be a "
+                "tensor of a value at each place; torch.full_like(x, c) is a constant"
+            )
         gap, size = float((values[-1] - values[0]).abs()), float(values.abs().max())
         if not gap <= 1e-6 * max(size, 1.0):
             raise ValueError(
@@ -378,6 +383,7 @@ class EulerianPINN(_PINN):
 
     @torch.no_grad()
     def predict(self, x_grid: Tensor, t: float) -> Tensor:
-        """Return u (points,) at places."""
-        u: Tensor = self(x_grid, torch.full_like(x_grid, t))[1]
+        """Return u (points,) at places, in the network's dtype."""
+        x = x_grid.to(self.u_net.biases[0].dtype)
+        u: Tensor = self(x, torch.full_like(x, t))[1]
         return u

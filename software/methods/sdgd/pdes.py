@@ -53,9 +53,10 @@ class DimensionwisePDE(ABC):
 
     def require(self, x: Tensor) -> None:
         """Raise ValueError unless ``x`` are points (N, inputs) of the domain."""
-        if x.ndim != 2 or x.shape[1] != self.inputs:
+        if x.ndim != 2 or x.shape[1] != self.inputs or not len(x):
             raise ValueError(
-                f"x has shape {tuple(x.shape)}: must be (N, {self.inputs}); reshape it"
+                f"x has shape {tuple(x.shape)}: must be (N, {self.inputs}), N at least 1; reshape "
+                "it"
             )
 
     @abstractmethod
@@ -129,7 +130,7 @@ class TwoBody(DimensionwisePDE):
     def require(self, x: Tensor) -> None:
         """Raise ValueError unless ``x`` are points (N, d) of the unit ball."""
         super().require(x)
-        radius = float(x.detach().norm(dim=1).amax()) if len(x) else 0.0
+        radius = float(x.detach().norm(dim=1).amax())
         if not radius <= 1 + _EDGE:
             raise ValueError(
                 f"x has a point at distance {radius:.6g} from the centre: must be at most 1, where "

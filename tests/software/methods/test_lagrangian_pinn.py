@@ -297,7 +297,13 @@ def test_n_width_of_known_snapshots():
     snapshots = q @ np.diag([4.0, 2.0, 1.0]) @ v.T
     got = [kolmogorov_n_width(snapshots, n) for n in range(4)]
     np.testing.assert_allclose(got, [1, (5 / 21) ** 0.5, (1 / 21) ** 0.5, 0], atol=1e-12)
-    for bad in ((snapshots[0], 1), (snapshots, 9), (snapshots, -1)):
+    for bad in (
+        (0 * snapshots, 1),
+        (np.nan * snapshots, 1),
+        (snapshots[0], 1),
+        (snapshots, 9),
+        (snapshots, -1),
+    ):
         with pytest.raises(ValueError, match="must be"):
             kolmogorov_n_width(*bad)
 
@@ -330,6 +336,9 @@ def test_bad_input_is_named():
     bad(lambda: fit(model, 10, 1, weights={"bc": 1.0}), "weights has 'bc'")
     bad(lambda: fit(model, 10, 1, weights={"x": -1.0}), r"weights\['x'\]=-1.0")
     bad(lambda: burgers_cole_hopf(np.zeros(2), 0.1, 0.0), "nu=0.0: must be positive")
+    bad(lambda: burgers_cole_hopf(np.zeros(2), -0.1, 1.0), "t has -0.1: must not be negative")
+    bad(lambda: LagrangianPINN(lambda x: 3.0, 0.1), r"u0 gave \(\) for places")
+    bad(lambda: LagrangianPINN(lambda x: x.sin().sum(), 0.1), "must be a tensor of a value at each")
     with torch.no_grad():
         model.x_net.layers[-1].weight.copy_(torch.tensor([[50.0, -50.0, 50.0, 50.0]]))
     bad(lambda: fit(model, 200, 1), "J = dx/dlabel is", FoldError)
@@ -346,3 +355,11 @@ def test_jets_of_the_embedding():
         zero = torch.zeros_like(y)
         torch.testing.assert_close(jet.first[0, :, channel], zero if by_y is None else by_y)
         torch.testing.assert_close(jet.first[1, :, channel], zero if by_t is None else by_t)
+
+
+def test_eulerian_predictions_take_any_grid():
+    torch.manual_seed(0)
+    model = waken(EulerianPINN(waves, 0.1, width=8))
+    grid, _ = points()
+    got = model.predict(grid, 0.5)
+    assert got.dtype == torch.float32 and torch.equal(got, model.predict(grid.float(), 0.5))

@@ -1,6 +1,6 @@
-"""Central formulas of S3IM, DDSL, ROM-net and PI-GGN, written anew from their papers.
+"""Central formulas of S3IM, DDSL, ROM-net, PI-GGN, SDGD and LPINN, written anew from their papers.
 
-Nothing here is shared with the methods: closed forms by hand, quadrature, scipy.
+Nothing here is shared with the methods: closed forms, quadrature, scipy, Cauchy's integrals.
 """
 
 from __future__ import annotations
@@ -11,17 +11,35 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import root
+from scipy.integrate import quad
+from scipy.optimize import brentq, root
 from scipy.signal import correlate2d
 from scipy.special import erf
+from scipy.stats import ncx2
 from skfem import Basis, ElementTriP1, MeshTri
 
+from sat.methods.lagrangian_pinn import (
+    LagrangianPINN,
+    burgers_cole_hopf,
+    kolmogorov_n_width,
+    lagrangian_residuals,
+)
 from sat.methods.nuft_ddsl import SimplexRaster, simplex_content, simplex_ft
 from sat.methods.pi_gnn_galerkin import FemSpace, GalerkinProblem, elasticity, poisson
 from sat.methods.problems.diffusion import NonlinearDiffusion1D
+from sat.methods.problems.jets import Jet
 from sat.methods.rom_net import LocalBases, efficiency_criterion, pod_basis
 from sat.methods.rom_net.net import galerkin
 from sat.methods.s3im import s3im
+from sat.methods.sdgd import (
+    AllenCahn,
+    ConstrainedMLP,
+    HJBLog,
+    SineGordon,
+    TwoBodyPoisson,
+    laplacian_terms,
+    sdgd_residual,
+)
 
 
 def uniform(*shape, seed=0):
@@ -268,3 +286,186 @@ def test_plane_stress_by_triangles_of_constant_strain():
     flat = u.flatten()
     np.testing.assert_allclose(problem.residual(flat).numpy(), wanted.ravel(), atol=1e-12)
     assert float(problem.energy(flat)) == pytest.approx(energy, rel=1e-12)
+
+
+# ------------------------------------------------------------------------------------------ SDGD
+
+
+def perceptron(net, x):
+    """Layers of tanh at a place, which may be complex; the last one has one output."""
+    weights = [layer.weight.detach().numpy() for layer in net.layers]
+    biases = [bias.detach().numpy() for bias in net.biases]
+    for w, b in zip(weights[:-1], biases[:-1], strict=True):
+        x = np.tanh(w @ x + b)
+    return (weights[-1] @ x + biases[-1])[0]
+
+
+def cauchy(f, x, axis):
+    """First and second derivative along an axis: means over a circle around x."""
+    turns = np.exp(2j * np.pi * np.arange(24) / 24)
+    ring = []
+    for turn in turns:
+        place = x.astype(complex)
+        place[axis] += 0.1 * turn
+        ring.append(f(place))
+    return [((ring / turns**k).mean() * math.factorial(k) / 0.1**k).real for k in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reaction"),
+    [
+        (TwoBodyPoisson, lambda u: 0), (SineGordon, np.sin), (AllenCahn, lambda u: u - u**3),
+    ],
+)  # fmt: skip
+def test_two_body_problems_by_cauchys_integrals(kind, reaction):
+    """Right-hand sides, second derivatives and sampled losses; gradients by the last bias.
+
+    Of u = (1 - |x|²) (N + b), u_jj by b is -2 and u by b is 1 - |x|², whatever the network.
+    """
+    d, pde = 4, kind(4, 5)
+    torch.manual_seed(0)
+    model = ConstrainedMLP(pde, 6, 2).double()
+    x = pde.sample(3).double()
+    c = np.random.RandomState(5).standard_normal(d - 1)
+
+    def exact(z):
+        pairs = zip(c, z, z[1:], strict=False)
+        return (1 - z @ z) * sum(w * np.sin(a + np.cos(b) + b * np.cos(a)) for w, a, b in pairs)
+
+    def network(z):
+        return (1 - z @ z) * perceptron(model.net, z)
+
+    u, bends = (
+        [np.array(v) for v in zip(*((f(z), [cauchy(f, z, i)[1] for i in range(d)])
+                                    for z in x.numpy()), strict=True)]
+        for f in (exact, network)
+    )  # fmt: skip
+    right = u[1].sum(1) + reaction(u[0])
+    np.testing.assert_allclose(pde.rhs(x).numpy(), right, atol=1e-11)
+    u, second = bends
+    one, other = torch.tensor([3, 0]), torch.tensor([1])
+    found = laplacian_terms(model, x, one).detach().numpy()
+    np.testing.assert_allclose(found, second[:, [3, 0]], atol=1e-11)
+    residual = d / 2 * second[:, [3, 0]].sum(1) + reaction(u) - right
+    for mode, idx in (("shared", (one, None)), ("alg2", (one, other))):
+        loss = sdgd_residual(model, x, pde, *idx, mode)
+        assert float(loss.detach()) == pytest.approx((residual**2).mean() / 2, rel=1e-10)
+        (by_bias,) = torch.autograd.grad(loss, model.net.biases[-1])
+        step = 1e-6
+        slope = (reaction(u + step) - reaction(u - step)) / (2 * step)
+        moved = -2 * d + slope * (1 - (x.numpy() ** 2).sum(1))
+        assert float(by_bias) == pytest.approx((residual * moved).mean(), rel=1e-7)
+    residual = second.sum(1) + reaction(u) - right
+    loss = sdgd_residual(model, x, pde, None, other, "alg1")
+    assert float(loss.detach()) == pytest.approx((residual**2).mean() / 2, rel=1e-10)
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_hjbs_operator_and_solution(sampled):
+    """The operator by Cauchy; the solution by the law of |x + s W|² / s², noncentral χ²."""
+    d, pde = 3, HJBLog(3, 0, sample_gradient=sampled, draws=40_000)
+    torch.manual_seed(0)
+    model = ConstrainedMLP(pde, 6, 2).double()
+    x, idx = pde.sample(4).double(), torch.tensor([2, 0])
+
+    def network(z):
+        lift = np.log((1 + z[:-1] @ z[:-1]) / 2)
+        return (1 - z[-1]) * perceptron(model.net, z) + lift
+
+    losses = []
+    for point in x.numpy():
+        slopes, bends = np.array([cauchy(network, point, i) for i in range(d + 1)]).T
+        terms = bends[:d] - (slopes[:d] ** 2 if sampled else 0)
+        rest = slopes[d] - (0 if sampled else (slopes[:d] ** 2).sum())
+        losses.append((d / 2 * terms[[2, 0]].sum() + rest) ** 2 / 2)
+    loss = sdgd_residual(model, x, pde, idx, mode="shared")
+    assert float(loss.detach()) == pytest.approx(np.mean(losses), rel=1e-10)
+    for point, found in zip(x.numpy(), pde.solution(x).tolist(), strict=True):
+        spread = 2 * (1 - point[-1])
+        law = ncx2(d, point[:-1] @ point[:-1] / spread)
+        mean = quad(lambda q, law=law, spread=spread: law.pdf(q) * 2 / (1 + spread * q), 0, np.inf)
+        assert found == pytest.approx(-math.log(mean[0]), abs=0.015)
+
+
+# ----------------------------------------------------------------------------------------- LPINN
+
+
+def test_lagrangian_equations_carry_burgers_solution():
+    """Labels moved by Runge and Kutta, derivatives by Fourier series: u stays Cole and Hopf's.
+
+    u_t along labels is then taken from that solution, so that the diffusion is no assumption.
+    """
+    nu, c, step, count = 0.3, 2.0, 1e-3, 64
+    xi = np.arange(count) * 2 * np.pi / count
+    k = np.fft.fftfreq(count, 1 / count)
+    k[count // 2] = 0
+
+    def slope(y):
+        return np.fft.ifft(1j * k * np.fft.fft(y)).real
+
+    def change(state):
+        shift, u = state
+        stretch = 1 + slope(shift)
+        return np.array([u, nu * slope(slope(u) / stretch) / stretch])
+
+    state, kept = np.array([0 * xi, c + np.sin(xi)]), {}
+    for i in range(520):
+        if i % 10 == 0:
+            kept[i] = state
+        a = change(state)
+        b = change(state + step / 2 * a)
+        e = change(state + step / 2 * b)
+        state = state + step / 6 * (a + 2 * b + 2 * e + change(state + step * e))
+    kept[520] = state
+    carried = {i: burgers_cole_hopf(xi + s[0], i * step, nu, c) for i, s in kept.items()}
+    np.testing.assert_allclose(kept[500][1], carried[500], atol=1e-9)
+
+    def rate(values):
+        ahead, far = values[510] - values[490], values[520] - values[480]
+        return (8 * ahead - far) / (12 * 10 * step)
+
+    def jet(label, moved, by_t):
+        value, first = label + moved, slope(moved) + (label is xi)
+        parts = (
+            value[:, None],
+            np.stack([first, by_t])[..., None],
+            slope(slope(moved))[None, :, None],
+        )
+        return Jet(*map(torch.from_numpy, parts))
+
+    t = torch.full((count,), 0.5, dtype=torch.float64)
+    place = jet(xi, kept[500][0], rate({i: s[0] for i, s in kept.items()}))
+    value = jet(0 * xi, carried[500], rate(carried))
+    for residual in lagrangian_residuals(place, value, t, nu, "burgers"):
+        assert float(residual.abs().max()) < 1e-7
+    _, without = lagrangian_residuals(place, value, t, nu, "burgers", jacobian=False)
+    assert float(without.abs().max()) > 0.05
+
+
+def test_predictions_by_inverting_the_map_with_brent():
+    torch.manual_seed(3)
+    model = LagrangianPINN(lambda x: 4 + (x - 1).sin(), 0.1, width=7, depth_u=3).double()
+    with torch.no_grad():
+        for net in (model.x_net, model.u_net):
+            net.layers[-1].weight.normal_(std=0.15)
+    t = 0.8
+
+    def place(xi):
+        moved = perceptron(model.x_net, np.array([np.cos(xi), np.sin(xi), t]))
+        return xi + t * (4 + moved)
+
+    grid = np.linspace(0.05, 6.2, 9)
+    for x, found in zip(grid, model.predict(torch.from_numpy(grid), t).tolist(), strict=True):
+        turns = 2 * np.pi * np.ceil((place(0) - x) / (2 * np.pi))
+        xi = brentq(lambda y, at=x + turns: place(y) - at, 0, 2 * np.pi, xtol=1e-13)
+        exact = (
+            4 + np.sin(xi - 1) + t * perceptron(model.u_net, np.array([np.cos(xi), np.sin(xi), t]))
+        )
+        assert found == pytest.approx(exact, abs=1e-5)
+
+
+def test_a_wave_takes_two_modes_at_rest_and_one_as_it_moves():
+    x, t = np.arange(32)[:, None] * 2 * np.pi / 32, np.arange(20) / 20
+    seen, carried = np.sin(x - 2 * np.pi * t), np.sin(x) * np.exp(-t)
+    assert kolmogorov_n_width(seen, 1) == pytest.approx(math.sqrt(0.5), abs=1e-12)
+    assert kolmogorov_n_width(seen, 2) < 1e-14 and kolmogorov_n_width(carried, 1) < 1e-14

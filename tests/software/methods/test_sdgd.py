@@ -342,6 +342,7 @@ def test_bad_input_is_named():
     bad(lambda: laplacian_terms(model, x, torch.zeros(0, dtype=torch.int64)), "0 entries")
     bad(lambda: laplacian_terms(model, x[0], idx), r"x has shape \(4,\)")
     bad(lambda: sdgd_residual(model, x[:, :3], pde, idx, mode="shared"), r"must be \(N, 4\)")
+    bad(lambda: sdgd_residual(model, x[:0], pde, idx, mode="shared"), "N at least 1")
     bad(lambda: sdgd_residual(model, 3 * x, pde, idx, mode="shared"), "must be at most 1")
     bad(lambda: sdgd_residual(model, x, pde, idx, mode="alg3"), "mode='alg3'")
     bad(lambda: sdgd_residual(model, x, pde, idx, mode="alg2"), "idx_bwd is None")

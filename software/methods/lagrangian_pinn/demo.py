@@ -5,6 +5,7 @@ Errors are relative to what moves: ‖u - exact‖ / ‖exact - c‖ over 256 pl
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from sat.methods.lagrangian_pinn.exact import (
 from sat.methods.lagrangian_pinn.models import (
     PERIOD,
     EulerianPINN,
+    FoldError,
     LagrangianPINN,
     along_y,
     constant_jet,
@@ -97,6 +99,14 @@ def train(
     return Run(model, c, nu, relative_error(model, c, nu), seconds)
 
 
+def error_or_folded(c: float, nu: float, steps: int, seed: int, **options: Any) -> float:
+    """Return the error of an LPINN that lacks something; infinite if its map has folded."""
+    try:
+        return train("Lagrangian", c, nu, steps, seed, **options).error
+    except FoldError:
+        return math.inf  # places with several labels have no value
+
+
 def run(*, seed: int = 0, quick: bool = False) -> Result:
     """Check residuals on exact solutions, then train.
 
@@ -141,15 +151,15 @@ def run(*, seed: int = 0, quick: bool = False) -> Result:
     moving = train("Eulerian", 30.0, NU, STEPS, seed, frame=30.0)
     result.metrics["Eulerian PINN in the frame x - 30 t: relative L2"] = moving.error
     for nu in (NU, SMALL_NU):
-        naive = train("Lagrangian", 0.0, nu, SHORT, seed, jacobian=False)
+        naive = error_or_folded(0.0, nu, SHORT, seed, jacobian=False)
         name = f"LPINN with u_ξξ for u_xx, ν = {nu}: relative L2"
-        result.metrics[name] = naive.error
+        result.metrics[name] = naive
         if nu == NU:
-            result.check(name, naive.error, 0.08, at_least=True)
-    blind = train("Lagrangian", 30.0, NU, SHORT, seed, u_ref=0.0)
-    result.metrics["LPINN, c = 30, U = 0, 200 steps: relative L2"] = blind.error
-    soft = train("Lagrangian", 30.0, NU, STEPS, seed, hard_ic=False)
-    result.metrics["LPINN, c = 30, soft initial values: relative L2"] = soft.error
+            result.check(name, naive, 0.08, at_least=True)
+    blind = error_or_folded(30.0, NU, SHORT, seed, u_ref=0.0)
+    result.metrics["LPINN, c = 30, U = 0, 200 steps: relative L2"] = blind
+    soft = error_or_folded(30.0, NU, STEPS, seed, hard_ic=False)
+    result.metrics["LPINN, c = 30, soft initial values: relative L2"] = soft
     sparse = train("Lagrangian", 30.0, NU, STEPS, seed, width=PATTERN_WIDTH, pattern=PATTERN)
     name = f"LPINN, c = 30, {PATTERN_WIDTH} wide, hidden layers {PATTERN}: relative L2"
     result.metrics[name] = sparse.error

@@ -363,3 +363,16 @@ def test_eulerian_predictions_take_any_grid():
     grid, _ = points()
     got = model.predict(grid, 0.5)
     assert got.dtype == torch.float32 and torch.equal(got, model.predict(grid.float(), 0.5))
+
+
+def test_a_network_that_folds_for_want_of_the_jacobian_is_infinitely_far_off(monkeypatch):
+    """Its demo goes on: with other rounding the same training may fold, or not."""
+    from sat.methods.lagrangian_pinn import demo
+
+    def fold(*_, **__):
+        raise demo.FoldError("J is -0.05")
+
+    monkeypatch.setattr(demo.LagrangianPINN, "predict", fold)
+    assert demo.error_or_folded(0.0, 0.3, 1, 0, jacobian=False) == float("inf")
+    monkeypatch.undo()
+    assert 0.1 < demo.error_or_folded(0.0, 0.3, 1, 0, jacobian=False) < 1

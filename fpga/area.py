@@ -96,11 +96,20 @@ def ecp5_area(component: wiring.Component, period_ps: int = PERIOD_PS) -> Area:
     sat.sim.build.BuildError
         If Yosys is missing or fails.
     """
-    script = (
-        "read_verilog top.v",
-        f"scratchpad -set abc9.D {period_ps}",
-        "synth_ecp5 -top top",
-        "tee -q -o area.json stat -json",
+    return area_of(
+        cells_of(component, f"scratchpad -set abc9.D {period_ps}", "synth_ecp5 -top top")
     )
+
+
+def cells_of(component: wiring.Component, *commands: str) -> dict[str, int]:
+    """Return how many cells of each type Yosys' commands make of a component.
+
+    Raises
+    ------
+    sat.sim.build.BuildError
+        If Yosys is missing or fails.
+    """
+    script = ("read_verilog top.v", *commands, "tee -q -o area.json stat -json")
     made = run_yosys({"top.v": emit(component)}, script, "area.json")
-    return area_of(json.loads(made.read_text())["design"]["num_cells_by_type"])
+    cells: dict[str, int] = json.loads(made.read_text())["design"]["num_cells_by_type"]
+    return cells

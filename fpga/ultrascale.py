@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from amaranth.lib import wiring
 
-from sat.fpga.wheels import run_yosys
-from sat.rtl.verilog import emit
+from sat.fpga.area import cells_of
 
 XCVU9P = {"LUT": 1_182_240, "FF": 2_364_480, "DSP": 6_840, "RAMB36": 2_160}
 """What the FPGA of a VCU1525 has, in three super logic regions (AMD DS923, table 1)."""
@@ -78,10 +76,5 @@ def ultrascale_area(component: wiring.Component) -> UltraArea:
     sat.sim.build.BuildError
         If Yosys is missing or fails.
     """
-    script = (
-        "read_verilog top.v",
-        "synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top top",
-        "tee -q -o area.json stat -json",
-    )
-    made = run_yosys({"top.v": emit(component)}, script, "area.json")
-    return area_of(json.loads(made.read_text())["design"]["num_cells_by_type"])
+    flow = "synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top top"
+    return area_of(cells_of(component, flow))

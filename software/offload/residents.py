@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class _Seen:
     rounded: Tensor | None = None
     operand: RightOperand | None = None
     steady: object = None
-    lost: Lost | None = None
+    lost: Lost = field(default_factory=Lost)
 
 
 class SeenOperands:
@@ -104,7 +104,7 @@ class SeenOperands:
             self._bytes += rounded.nbytes
             self._make_room()
             return seen.operand
-        if seen.lost is None or seen.steady is not self._steady or self._steady is None:
+        if self._steady is None or seen.steady is not self._steady:
             seen.lost, seen.steady = Lost(), self._steady
             if not _is_still(seen.rounded, x, seen.lost):
                 self._forget(key)

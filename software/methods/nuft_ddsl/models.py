@@ -12,7 +12,25 @@ from sat.methods.nuft_ddsl.layers import SimplexRaster
 from sat.methods.problems.arguments import require_counts
 
 
-class SpectralLeNet(nn.Module):
+class _OverRaster(nn.Module):
+    """A network over the raster of a mesh: ``raster`` and `logits` are a subclass's."""
+
+    raster: SimplexRaster
+
+    def forward(self, vertices: Tensor, elements: Tensor, densities: Tensor) -> Tensor:
+        """Return logits (meshes, classes) of vertices (meshes, n, d)."""
+        return self.classify(self.raster(vertices, elements, densities))
+
+    def classify(self, rasters: Tensor) -> Tensor:
+        """Return logits (meshes, classes) of rasters (meshes, res, …, inputs)."""
+        return self.logits(rasters.movedim(-1, 1).to(next(self.parameters()).dtype))
+
+    def logits(self, pictures: Tensor) -> Tensor:
+        """Return logits (meshes, classes) of pictures (meshes, inputs, res, …)."""
+        raise NotImplementedError
+
+
+class SpectralLeNet(_OverRaster):
     """Convolutions and pooling over the raster of a plane mesh, then dense layers.
 
     Parameters
@@ -59,15 +77,10 @@ class SpectralLeNet(nn.Module):
         layers += [nn.Flatten(), nn.Linear(width * res**2, hidden), nn.ReLU()]
         self.network = nn.Sequential(*layers, nn.Linear(hidden, classes))
 
-    def forward(self, vertices: Tensor, elements: Tensor, densities: Tensor) -> Tensor:
-        """Return logits (shapes, classes) of vertices (shapes, n, 2)."""
-        return self.classify(self.raster(vertices, elements, densities))
-
-    def classify(self, rasters: Tensor) -> Tensor:
-        """Return logits (shapes, classes) of rasters (shapes, res, res, inputs)."""
-        pictures = rasters.movedim(-1, 1).to(next(self.parameters()).dtype)
-        logits: Tensor = self.network(pictures)
-        return logits
+    def logits(self, pictures: Tensor) -> Tensor:
+        """Return logits (meshes, classes) of pictures (meshes, inputs, res, res)."""
+        made: Tensor = self.network(pictures)
+        return made
 
 
 class ResidualBlock3d(nn.Module):
@@ -88,7 +101,7 @@ class ResidualBlock3d(nn.Module):
         return functional.relu(self.norms[1](self.second(inner)) + self.past(x))
 
 
-class SpectralResNet3d(nn.Module):
+class SpectralResNet3d(_OverRaster):
     """A residual network over the raster of points, lines, surfaces or bodies in space.
 
     Parameters
@@ -127,13 +140,8 @@ class SpectralResNet3d(nn.Module):
         )
         self.head = nn.Linear(widths[-1], classes)
 
-    def forward(self, vertices: Tensor, elements: Tensor, densities: Tensor) -> Tensor:
-        """Return logits (bodies, classes) of vertices (bodies, n, 3)."""
-        return self.classify(self.raster(vertices, elements, densities))
-
-    def classify(self, rasters: Tensor) -> Tensor:
-        """Return logits (bodies, classes) of rasters (bodies, res, res, res, inputs)."""
-        pictures = rasters.movedim(-1, 1).to(next(self.parameters()).dtype)
+    def logits(self, pictures: Tensor) -> Tensor:
+        """Return logits (meshes, classes) of pictures (meshes, inputs, res, res, res)."""
         features = self.blocks(functional.relu(self.stem(pictures)))
-        logits: Tensor = self.head(torch.flatten(features, 2).mean(-1))
-        return logits
+        made: Tensor = self.head(torch.flatten(features, 2).mean(-1))
+        return made

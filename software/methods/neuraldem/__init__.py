@@ -5,7 +5,7 @@ Source: Alkin et al., "NeuralDEM: real-time simulation of industrial particulate
 """
 
 from sat.methods.neuraldem.blocks import CrossDitBlock, DitBlock, MultimodalDitBlock
-from sat.methods.neuraldem.embedding import ScalarConditioner, SinCosEmbedding
+from sat.methods.neuraldem.embedding import ScalarConditioner
 from sat.methods.neuraldem.models import BedModel, FieldDecoder, HopperModel
 from sat.methods.neuraldem.particles import (
     SupernodePooling,
@@ -16,6 +16,7 @@ from sat.methods.neuraldem.particles import (
     sample_particles,
     to_logscale,
 )
+from sat.methods.problems.embedding import SinCosEmbedding
 from sat.methods.problems.granular import Dem2d
 
 __all__ = [

@@ -15,9 +15,10 @@ from sat.methods.neuraldem.blocks import (
     MultimodalDitBlock,
     require_heads,
 )
-from sat.methods.neuraldem.embedding import ScalarConditioner, SinCosEmbedding
+from sat.methods.neuraldem.embedding import ScalarConditioner
 from sat.methods.neuraldem.particles import SupernodePooling, sample_particles
 from sat.methods.problems.arguments import require_counts
+from sat.methods.problems.embedding import SinCosEmbedding
 
 
 class FieldDecoder(nn.Module):

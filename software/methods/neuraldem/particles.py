@@ -11,8 +11,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
-from sat.methods.neuraldem.embedding import SinCosEmbedding
 from sat.methods.problems.arguments import require_counts
+from sat.methods.problems.embedding import SinCosEmbedding
 
 Array = NDArray[np.float64]
 

@@ -7,5 +7,7 @@ optimiser's frame that checks everything before it changes anything; `orthogonal
 `periodic`, `poisson`: boundary value problems and their solvers, in numpy, scipy and scikit-fem;
 `navier_stokes`, `burgers`, by steps of `integrating`: flows; `granular`: discs; `fields`: random
 data, and the error they are judged by; `normalizer`: fields by their statistics; `jets`: networks
-with derivatives; `training`: loops over samples and fresh points; `arguments`: rules of arguments.
+with derivatives; `training`: loops over samples and fresh points; `mixtures`: exact scores;
+`frechet`: samples judged by their moments; `embedding`: sines and cosines of places and times;
+`arguments`: rules of arguments.
 """

@@ -67,7 +67,7 @@ docs: $(STAMP) ## write the generated pages of docs/
 
 bitstreams: $(STAMP) ## bitstreams for the ULX3S in out/, reports in docs/bitstreams/ (hours)
 	$(BIN)/sat synth ulx3s-85f --array 2x2 --clock 25
-	$(BIN)/sat synth ulx3s-85f --array 4x4 --clock 50 --memory-bytes 65536
+	$(BIN)/sat synth ulx3s-85f --array 4x4 --clock 50 --memory sdram
 	mkdir -p docs/bitstreams && cp out/ulx3s-*.md docs/bitstreams/
 
 figures: $(STAMP) ## draw the figures of docs/

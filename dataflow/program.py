@@ -100,6 +100,17 @@ class Program(Sequence[Instruction]):
                 write(words, at[inside], opcode, "address", address[inside] + by)
         return Program.of(words)
 
+    def addresses(self) -> np.ndarray:
+        """Return the byte addresses of data that its instructions name, ascending, as uint64."""
+        words = self.words
+        opcodes = words[:, 0] & np.uint64(0xFF)
+        named = [
+            read(words[opcodes == opcode.value], opcode, "address").astype(np.uint64)
+            for opcode, places in isa.PLACES.items()
+            if "address" in places
+        ]
+        return np.unique(np.concatenate(named))
+
     def written(self, gap: int = 64) -> list[range]:
         """Return the byte addresses that its STOREs write, ascending, none twice.
 

@@ -1,4 +1,4 @@
-"""A board: the device, its memory in block RAM, and the link to a host over two wires."""
+"""A board: the device, its memory, and the link to a host over two wires."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BOARD_CONFIG = SatConfig(
     interleave=8,
     fp=FpTiming(multiplier_stages=2, adder_stages=8, update_multiplier_stages=5, prune_stages=3),
     update_lanes=1,
-    axi=AxiConfig(data_bits=32, address_bits=24, outstanding=4),
+    axi=AxiConfig(data_bits=32, address_bits=25, outstanding=4),
 )
 """The device that boards have unless told otherwise."""
 
@@ -153,7 +153,7 @@ class Board(wiring.Component):
         m.submodules.device = device = Device(self.config)
         m.submodules.memory = store = self.memory
         m.submodules.link = link = LinkServer(
-            self.clock_hz, self.baud, store.size, build_of(self.config)
+            self.clock_hz, self.baud, store.size, build_of(self.config), store.kind
         )
         m.submodules.registers = registers = RegisterBridge()
         rx = Signal(init=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class BoardMachine:
 
     Attributes
     ----------
+    greeting : Greeting
+        What the board says of itself.
     memory : ndarray of uint8
     bytes_sent, bytes_fetched : int
         Of memory, so far.
@@ -49,7 +51,7 @@ class BoardMachine:
     ) -> None:
         self.link, self.config, self.clock = link, config, clock
         self.bytes_sent = self.bytes_fetched = 0
-        greeting = link.hello()
+        self.greeting = greeting = link.hello()
         if greeting.build != build_of(config):
             raise LinkError(
                 f"the board's gateware {greeting.build.hex()} is of another configuration than "
@@ -58,8 +60,9 @@ class BoardMachine:
             )
         if link.read_register(csr.REGISTERS["ID"].offset) != csr.ID_VALUE:
             raise LinkError("the board's link answers, but its device does not: reset the board")
+        # Of a large memory the host holds no more pages than are used.
         self.memory = np.zeros(greeting.memory_bytes, np.uint8)
-        self._there = self.memory.copy()
+        self._there = np.zeros(greeting.memory_bytes, np.uint8)
         self._known = np.zeros(len(self.memory) // 4, bool)  # words that are there as in _there
         self.soft_reset()
 
@@ -134,21 +137,20 @@ class BoardMachine:
     def _send(self, used: Iterable[range]) -> None:
         """Send the words that are not there as the image has them."""
         words, there = self.memory.view(np.uint32), self._there.view(np.uint32)
-        wanted = np.zeros(len(words), bool)
-        for span in used:
-            wanted[span.start // 4 : -(-span.stop // 4)] = True
-        changed = np.flatnonzero(wanted & ((words != there) | ~self._known))
-        if not len(changed):
-            return
-        cuts = np.flatnonzero(np.diff(changed) > _GAP_WORDS)
-        firsts = changed[np.concatenate([[0], cuts + 1])]
-        lasts = changed[np.concatenate([cuts, [len(changed) - 1]])]
-        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
-            part = slice(4 * first, 4 * (last + 1))
-            self.link.write(part.start, self.memory[part].tobytes())
-            self.bytes_sent += part.stop - part.start
-            self._there[part] = self.memory[part]
-            self._known[first : last + 1] = True
+        for span in _joined(used):
+            part = slice(span.start, span.stop)
+            changed = np.flatnonzero((words[part] != there[part]) | ~self._known[part])
+            if not len(changed):
+                continue
+            cuts = np.flatnonzero(np.diff(changed) > _GAP_WORDS)
+            firsts = span.start + changed[np.concatenate([[0], cuts + 1])]
+            lasts = span.start + changed[np.concatenate([cuts, [len(changed) - 1]])]
+            for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+                piece = slice(4 * first, 4 * (last + 1))
+                self.link.write(piece.start, self.memory[piece].tobytes())
+                self.bytes_sent += piece.stop - piece.start
+                self._there[piece] = self.memory[piece]
+                self._known[first : last + 1] = True
 
     def _fetch(self, span: range) -> None:
         first, last = span.start // 4 * 4, -(-span.stop // 4) * 4
@@ -167,3 +169,17 @@ class BoardMachine:
             self.link.read_register(register.offset) << (32 * register.word)
             for register in csr.parts(name)
         )
+
+
+def _joined(spans: Iterable[range]) -> Iterator[range]:
+    """Yield the words that spans of bytes cover, ascending, none twice."""
+    first = end = 0
+    for span in sorted((span for span in spans if span), key=lambda span: span.start):
+        start, stop = span.start // 4, -(-span.stop // 4)
+        if start > end:
+            if end > first:
+                yield range(first, end)
+            first = start
+        end = max(end, stop)
+    if end > first:
+        yield range(first, end)

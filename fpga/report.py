@@ -40,7 +40,7 @@ class Report:
 
     Parameters
     ----------
-    board, array : str
+    board, array, memory : str
     clock_mhz, fmax_mhz : float
         What was asked for, and what the routed design reaches.
     sha256 : str
@@ -58,6 +58,7 @@ class Report:
 
     board: str
     array: str
+    memory: str
     clock_mhz: float
     fmax_mhz: float
     sha256: str
@@ -68,7 +69,7 @@ class Report:
     seconds: dict[str, Seconds]
 
     @classmethod
-    def of(cls, made: Implementation, board: str, array: str, clock_hz: int) -> Report:
+    def of(cls, made: Implementation, board: str, array: str, memory: str, clock_hz: int) -> Report:
         """Return the report of what the tools made."""
         utilisation = made.timing["utilization"]
         # One clock drives all; its net has many names.
@@ -76,6 +77,7 @@ class Report:
         return cls(
             board=board,
             array=array,
+            memory=memory,
             clock_mhz=clock_hz / 1e6,
             fmax_mhz=round(min(fastest), 2),
             sha256=made.sha256,
@@ -102,7 +104,7 @@ class Report:
         verdict = "met" if self.met else "MISSED"
         speed = f"{self.fmax_mhz:.2f} MHz routed, {self.clock_mhz:g} asked for: {verdict}"
         lines = [
-            f"{self.board}, array {self.array}: {speed}",
+            f"{self.board}, array {self.array}, {self.memory}: {speed}",
             "",
             f"- bitstream: {self.bitstream_bytes:,} bytes, SHA-256 {self.sha256}",
         ]

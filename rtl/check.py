@@ -224,8 +224,12 @@ class Checker(wiring.Component):
         rows: Value,
         words: Value,
         by_word: Value,
+        late: tuple[Value, Value] | None = None,
     ) -> Value:
-        """Return whether rows of words miss the banks of a buffer."""
+        """Return whether rows of words miss the banks of a buffer.
+
+        ``late``: when a row has other words than ``words``, and how many: a product.
+        """
         config = self.config
         # By row and by word share the shape of their rules: `groups` groups of `each` things.
         things = Mux(by_word, words, rows)
@@ -241,11 +245,17 @@ class Checker(wiring.Component):
         )
         room = self._early(m, depth - i.base)
         passes = times(i.copies, i.words_per_pass)
+        bad_things = (covered < self._early(m, things)) | (covered >= self._early(m, things + each))
+        bad_inner = start + self._early(m, inner) > room
+        if late is not None:
+            when, words = late
+            bad_words = (covered < words) | (covered >= words + self._early(m, each))
+            bad_things = Mux(self._early(m, when & by_word), bad_words, bad_things)
+            bad_inner = Mux(self._early(m, when & ~by_word), start + words > room, bad_inner)
         return (
             (i.groups == 0)
-            | (covered < things)
-            | (covered >= things + each)
-            | (start + inner > room)
+            | bad_things
+            | bad_inner
             | (
                 by_word
                 & (~is_a | (i.copies == 0) | (i.words_per_pass == 0) | (passes > config.rows))
@@ -339,10 +349,11 @@ class Checker(wiring.Component):
         taps = times(i.taps_y, i.taps_x)[:16]
         tall = self._early(m, (i.rows + (config.max_m - 1)) >> (config.max_m - 1).bit_length())
         rows = Mux(i.transpose, i.segment_bytes >> 1, i.rows)
-        words = Signal(28)
-        bad_banks = self._banks(m, times, i, is_a, is_b, Const(0), rows, words, i.by_word)
-        of_taps = times(taps, i.segment_bytes >> word_low, after=True)
-        m.d.comb += words.eq(Mux(i.transpose, tall, of_taps))
+        of_taps = Signal(28)
+        bad_banks = self._banks(
+            m, times, i, is_a, is_b, Const(0), rows, tall, i.by_word, (~i.transpose, of_taps)
+        )
+        m.d.comb += of_taps.eq(times(taps, i.segment_bytes >> word_low, after=True))
         bad_shape = Mux(
             i.transpose,
             (~is_a & ~is_b)

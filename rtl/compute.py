@@ -267,11 +267,14 @@ class ComputeEngine(wiring.Component):
             now + length + skew + (feed + cols),
             now + Mux(long, length, chain) + (abs(lead) + max(rows, cols)),
         )
-        release_launch = launch("release", SEMAPHORES, release_time)
-        signal_launch = launch("signal", SEMAPHORES, signal_time)
+        # They come a cycle early, into registers: semaphores have no time for a queue's.
+        release_launch = launch("release", SEMAPHORES, release_time - 1)
+        signal_launch = launch("signal", SEMAPHORES, signal_time - 1)
         m.d.comb += [
             release_launch.item.eq(command.release),
             signal_launch.item.eq(command.signal),
+        ]
+        m.d.sync += [
             self.release.eq(Mux(release_launch.valid, release_launch.out, 0)),
             self.signal.eq(Mux(signal_launch.valid, signal_launch.out, 0)),
             self.done.eq(signal_launch.valid),

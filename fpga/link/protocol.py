@@ -67,6 +67,13 @@ class LinkStatus(enum.IntEnum):
     """No multiple of 4, or not all inside memory; a register that the device refuses."""
 
 
+class MemoryKind(enum.IntEnum):
+    """What a board's memory is made of."""
+
+    BLOCK_RAM = 0
+    SDRAM = 1
+
+
 @dataclass(frozen=True)
 class Greeting:
     """What a board says of itself.
@@ -78,16 +85,19 @@ class Greeting:
         `BUILD_BYTES` of the digest of its configuration.
     version : int
         Of this protocol.
+    memory : MemoryKind
     """
 
     memory_bytes: int
     build: bytes
     version: int = VERSION
+    memory: MemoryKind = MemoryKind.BLOCK_RAM
 
     def encode(self) -> bytes:
-        """Return its bytes: identity, build, memory, version, three zeros; whole words."""
+        """Return its bytes: identity, build, memory, version, its kind, two zeros; whole words."""
         assert len(self.build) == BUILD_BYTES
-        return IDENTITY + self.build + struct.pack("<IB3x", self.memory_bytes, self.version)
+        rest = struct.pack("<IBB2x", self.memory_bytes, self.version, self.memory)
+        return IDENTITY + self.build + rest
 
     @classmethod
     def decode(cls, raw: bytes) -> Greeting | None:
@@ -95,8 +105,10 @@ class Greeting:
         if len(raw) != len(IDENTITY) + BUILD_BYTES + 8 or not raw.startswith(IDENTITY):
             return None
         build, rest = raw[len(IDENTITY) :][:BUILD_BYTES], raw[len(IDENTITY) + BUILD_BYTES :]
-        memory_bytes, version = struct.unpack("<IB3x", rest)
-        return cls(memory_bytes, build, version)
+        memory_bytes, version, kind = struct.unpack("<IBB2x", rest)
+        if kind not in set(MemoryKind):
+            return None
+        return cls(memory_bytes, build, version, MemoryKind(kind))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from sat.fpga.link.protocol import (
     RESPONSE_HEADER_BYTES,
     Greeting,
     LinkStatus,
+    MemoryKind,
     Operation,
 )
 from sat.fpga.link.uart import UartReceiver, UartTransmitter
@@ -80,6 +81,8 @@ class LinkServer(wiring.Component):
         Size of the memory, from address 0; a multiple of 4.
     build : bytes
         `BUILD_BYTES` that it greets with.
+    memory : MemoryKind
+        What it greets with, too.
 
     Members
     -------
@@ -92,14 +95,19 @@ class LinkServer(wiring.Component):
     """
 
     def __init__(
-        self, clock_hz: float, baud: float, memory_bytes: int, build: bytes = bytes(BUILD_BYTES)
+        self,
+        clock_hz: float,
+        baud: float,
+        memory_bytes: int,
+        build: bytes = bytes(BUILD_BYTES),
+        memory: MemoryKind = MemoryKind.BLOCK_RAM,
     ) -> None:
         if memory_bytes % 4 or not 4 <= memory_bytes < 1 << 32:
             raise ValueError(
                 f"memory_bytes={memory_bytes}: must be a multiple of 4 from 4 to 2**32 - 4"
             )
         self.clock_hz, self.baud, self.memory_bytes = clock_hz, baud, memory_bytes
-        self.build = build
+        self.greeting = Greeting(memory_bytes, build, memory=memory)
         super().__init__(
             {"rx": In(1), "tx": Out(1), "bus": Out(WordBusSignature(32)), "busy": Out(1)}
         )
@@ -184,7 +192,7 @@ class LinkServer(wiring.Component):
         step = Signal(range(most_words + 1))
         word, part = Signal(32), Signal(2)
         head = Signal(8 * RESPONSE_HEADER_BYTES)
-        says = Greeting(self.memory_bytes, self.build).encode()
+        says = self.greeting.encode()
         greeting = Const(int.from_bytes(says, "little"), 8 * len(says))
         greeting_words = len(says) // 4
         m.d.comb += [

@@ -135,7 +135,9 @@ class SdramController(wiring.Component):
             pins["cke"].eq(1),
         ]
 
+        # The word that is served, and one that waits: whether it does depends on no row.
         active, busy = _kept(self.request.p.shape()), _kept()
+        following, waiting = _kept(self.request.p.shape()), _kept()
         part = _kept(range(self.parts))
         number = Cat(part, active.address)
         column, rest = number[: shape.columns], number[shape.columns :]
@@ -160,10 +162,18 @@ class SdramController(wiring.Component):
         m.d.sync += recent.eq(Cat(reading, recent[:-1]))
         m.d.comb += [
             done.eq((reading | writing) & (part == self.parts - 1)),
-            self.request.ready.eq(~busy | done),
+            self.request.ready.eq(~waiting),
         ]
-        with m.If(self.request.ready):
-            m.d.sync += [active.eq(self.request.p), busy.eq(self.request.valid)]
+        with m.If(~busy | done):
+            m.d.sync += [
+                active.eq(Mux(waiting, following, self.request.p)),
+                busy.eq(waiting | self.request.valid),
+                waiting.eq(0),
+            ]
+        with m.Elif(~waiting):
+            m.d.sync += waiting.eq(self.request.valid)
+        with m.If(~waiting):
+            m.d.sync += following.eq(self.request.p)
 
         def pause(length: int) -> Any:
             return wait.eq(length - 1)

@@ -10,14 +10,30 @@ import math
 from typing import Any
 
 from amaranth import *
+from amaranth.hdl import Instance
 from amaranth.lib import enum, memory, wiring
 from amaranth.lib.wiring import In
 
 from sat.fpga.sdram import chip
 from sat.fpga.sdram.chip import CAS_LATENCY, DATA_BITS, Command, Geometry, PinSignature
+from sat.rtl.verilog import VerilogPlatform
 
 GARBAGE = 0xBAD0
 """On the wires while nobody drives them."""
+
+_CELLS = """
+module sdram_cells #(parameter BITS = 1) (
+  input clk, input [BITS-1:0] address, input [1:0] lanes, input [15:0] given, output [15:0] stored
+);
+  reg [15:0] cells [0:(1 << BITS) - 1];
+  assign stored = cells[address];
+  always @(posedge clk) begin
+    if (lanes[0]) cells[address][7:0] <= given[7:0];
+    if (lanes[1]) cells[address][15:8] <= given[15:8];
+  end
+endmodule
+"""
+"""The chip's columns as Verilog, zeros at first: simulators clear them."""
 
 
 class Rule(enum.Enum, shape=5):
@@ -114,19 +130,13 @@ class SdramChip(wiring.Component):
 
         self._refreshing(m, need)
         cell = Cat(pins.a[: shape.columns], pins.ba, row[pins.ba])
-        m.submodules.cells = cells = memory.Memory(
-            shape=DATA_BITS, depth=1 << shape.address_bits, init=[]
-        )
-        write, read = (
-            cells.write_port(domain="sdram", granularity=8),
-            cells.read_port(domain="comb"),
-        )
-        m.d.comb += [write.addr.eq(cell), write.data.eq(pins.dq_o), read.addr.eq(cell)]
+        lanes, stored = Signal(DATA_BITS // 8), Signal(DATA_BITS)
+        m.submodules.cells = self._cells(platform, cell, lanes, pins.dq_o, stored)
         coming = Signal(CAS_LATENCY)
         values = [Signal(DATA_BITS, name=f"value_{n}") for n in range(CAS_LATENCY)]
         reading = pins.command == Command.READ
         m.d.sdram += coming.eq(Cat(reading, coming[:-1]))
-        for value, before in zip(values, [read.data, *values], strict=False):
+        for value, before in zip(values, [stored, *values], strict=False):
             m.d.sdram += value.eq(before)
         m.d.comb += pins.dq_i.eq(Mux(coming[-1], values[-1], GARBAGE))
         let_go = Signal()  # the chip drove the wires in the cycle before
@@ -194,10 +204,42 @@ class SdramChip(wiring.Component):
                             )
                             with m.If(pins.command == Command.WRITE):
                                 need(pins.dq_oe, Rule.CONTENTION)
-                                m.d.comb += write.en.eq(~pins.dqm)
+                                m.d.comb += lanes.eq(~pins.dqm)
                                 m.d.sdram += wrote[number].eq(1)
             with m.Default():
                 need(idle, Rule.UNKNOWN_COMMAND)
+        return m
+
+    def _cells(
+        self, platform: Any, address: Value, lanes: Value, given: Value, stored: Value
+    ) -> Elaboratable | Instance:
+        """Return the submodule that holds the columns: bytes of ``given`` by ``lanes``."""
+        bits = self.geometry.address_bits
+        if isinstance(platform, VerilogPlatform):
+            # Amaranth writes a memory's first contents down, word by word: 16 million lines.
+            platform.leaves["sdram_cells"] = _CELLS
+            return Instance(
+                "sdram_cells",
+                p_BITS=bits,
+                i_clk=ClockSignal("sdram"),
+                i_address=address,
+                i_lanes=lanes,
+                i_given=given,
+                o_stored=stored,
+            )
+        m = Module()
+        m.submodules.memory = cells = memory.Memory(shape=DATA_BITS, depth=1 << bits, init=[])
+        write, read = (
+            cells.write_port(domain="sdram", granularity=8),
+            cells.read_port(domain="comb"),
+        )
+        m.d.comb += [
+            write.addr.eq(address),
+            write.data.eq(given),
+            write.en.eq(lanes),
+            read.addr.eq(address),
+            stored.eq(read.data),
+        ]
         return m
 
     def _refreshing(self, m: Module, need: Any) -> None:

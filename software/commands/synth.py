@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sat.commands.common import DONE, FAILED, count, natural, output_folder, to_json, usage
+from sat.commands.gateware import add_board, make_board, memory_text
 
 SUMMARY = "make a board's bitstream"
 BOARDS = ("ulx3s-85f",)
@@ -31,16 +32,13 @@ def megahertz(text: str) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("board", choices=BOARDS)
-    parser.add_argument("--array", help="rows x columns (default: the boards' own, 4x4)")
+    add_board(parser)
     parser.add_argument(
         "--clock", type=megahertz, default=25_000_000, metavar="MHZ",
         help="of the gateware (default 25, the board's crystal; others by a PLL)",
     )  # fmt: skip
     parser.add_argument(
         "--baud", type=count, help="of the link (default 3000000, as hosts have it)"
-    )
-    parser.add_argument(
-        "--memory-bytes", type=count, default=1 << 17, help="of block RAM (default 131072)"
     )
     parser.add_argument("--seed", type=natural, default=1, help="of the placement (default 1)")
     parser.add_argument(
@@ -59,27 +57,26 @@ def run(args: argparse.Namespace) -> int:
     give the same bytes. What was made before comes from the build cache.
     """
     from sat.fpga import ulx3s
-    from sat.fpga.board import BOARD_CONFIG, LINK_BAUD, Board
+    from sat.fpga.board import LINK_BAUD
     from sat.fpga.flow import implement
     from sat.fpga.report import Report
 
     with usage():
-        config = BOARD_CONFIG if args.array is None else BOARD_CONFIG.with_array(args.array)
+        board = make_board(args, clock_hz=args.clock, baud=args.baud or LINK_BAUD)
+        config = board.config
         if config.rows * config.cols > ulx3s.CAPACITY["DSP"]:
             raise ValueError(
                 f"array={config.array}: the FPGA has {ulx3s.CAPACITY['DSP']} multipliers, not one "
                 "for each element; make it smaller"
             )
-        board = Board(
-            config, clock_hz=args.clock, baud=args.baud or LINK_BAUD, memory_bytes=args.memory_bytes
-        )
         files = ulx3s.build_files(board, args.clock)
     with _cache(args.fresh), _progress(not args.json) as heard:
         made = implement(
             files, ulx3s.NEXTPNR_OPTIONS, args.clock, ulx3s.CAPACITY, seed=args.seed, heard=heard
         )
-    report = Report.of(made, args.board, config.array, args.clock)
+    report = Report.of(made, args.board, config.array, memory_text(args), args.clock)
     name = f"{args.board}-{config.array}-{args.clock / 1e6:g}MHz"
+    name += "-sdram" if args.memory == "sdram" else ""
     stem = Path(args.folder, name)
     stem.with_name(f"{name}.json").write_text(to_json(report.to_dict()) + "\n")
     stem.with_name(f"{name}.md").write_text(f"{report}\n")

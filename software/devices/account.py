@@ -22,6 +22,8 @@ class Run:
         Cycles that the device counted; None if it counts none.
     predicted_cycles : int or callable, optional
         Cycles by the cycle model, or what computes them, called when they are first asked for.
+    bound : bool
+        They are the least that it can take: memory, such as SDRAM, adds to them.
     utilisation : float, optional
         ``macs`` over what the array could have done in ``cycles``, 0 to 1.
     bytes_read, bytes_written : int, optional
@@ -44,6 +46,7 @@ class Run:
         macs: int,
         cycles: int | None = None,
         predicted_cycles: int | Callable[[], int] | None = None,
+        bound: bool = False,
         utilisation: float | None = None,
         bytes_read: int | None = None,
         bytes_written: int | None = None,
@@ -55,6 +58,7 @@ class Run:
     ) -> None:
         self.macs = macs
         self.cycles = cycles
+        self.bound = bound
         self.utilisation = utilisation
         self.bytes_read = bytes_read
         self.bytes_written = bytes_written
@@ -71,6 +75,14 @@ class Run:
         if callable(self._predicted_cycles):
             self._predicted_cycles = self._predicted_cycles()
         return self._predicted_cycles
+
+    @property
+    def mispredicted(self) -> bool:
+        """Whether it took other cycles than predicted; of a `bound`, fewer."""
+        predicted = self.predicted_cycles
+        if self.cycles is None or predicted is None:
+            return False
+        return self.cycles < predicted if self.bound else self.cycles != predicted
 
     def __repr__(self) -> str:
         shown = {
@@ -140,6 +152,7 @@ def in_turn(parts: Sequence[Run]) -> Run:
         macs=sum(run.macs for run in parts),
         cycles=sum_known([run.cycles for run in parts]),
         predicted_cycles=InTurn(tuple(parts)),
+        bound=any(run.bound for run in parts),
         bytes_read=sum_known([run.bytes_read for run in parts]),
         bytes_written=sum_known([run.bytes_written for run in parts]),
         bytes_host=sum(run.bytes_host for run in parts),

@@ -97,13 +97,17 @@ class ComparingDevice(Device):
     @property
     def mispredicted(self) -> int:
         """Products whose counted cycles are not those that the cycle model predicts."""
-        all_runs = {id(run): run for pair in self.runs for run in pair if run is not None}
-        return sum(
-            run.cycles is not None
-            and run.predicted_cycles is not None
-            and run.cycles != run.predicted_cycles
-            for run in all_runs.values()
-        )
+        return sum(run.mispredicted for run in self._all_runs())
+
+    @property
+    def bounded(self) -> tuple[int, int]:
+        """Cycles of products whose predicted cycles are a bound: counted, and the least."""
+        runs = [run for run in self._all_runs() if run.bound]
+        least = sum(run.predicted_cycles or 0 for run in runs)
+        return sum(run.cycles or 0 for run in runs), least
+
+    def _all_runs(self) -> list[Run]:
+        return list({id(run): run for pair in self.runs for run in pair if run}.values())
 
     def predict(self, product: Product, dataflow: str = "auto") -> int:
         """Return what the device predicts."""

@@ -97,6 +97,7 @@ class PoolDevice(Device):
             macs=macs,
             cycles=counted,
             predicted_cycles=Slowest(tuple(runs)),
+            bound=any(run.bound for run in runs),
             utilisation=None if counted is None else macs / (counted * size),
             bytes_read=sum_known([run.bytes_read for run in runs]),
             bytes_written=sum_known([run.bytes_written for run in runs]),

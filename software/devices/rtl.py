@@ -174,6 +174,10 @@ class RtlDevice(Device):
         """Return the cycles that the program for a product takes."""
         return self.compile(product, dataflow)[1]
 
+    def _cycles(self, program: Program, address: int) -> int:
+        """Return the cycles that a program takes."""
+        return predict(program, self.config, self.memory_timing, address).cycles
+
     def _matmul(
         self,
         a: np.ndarray,
@@ -273,7 +277,7 @@ class RtlDevice(Device):
             plans = {n: self._plans[key] for n, key in seen.items() if key in self._plans}
             self.planned |= {seen[name] for name in plans}
             step = compile_step(layer, self.config, self.memory_timing, names, rates, plans=plans)
-            return step, predict(step.program, self.config, self.memory_timing, step.address).cycles
+            return step, self._cycles(step.program, step.address)
 
         # The rates of an update are in its program, and change from step to step.
         step, predicted = self._steps.get((layer, names), make, anew="update" in names)

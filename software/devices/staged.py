@@ -107,10 +107,7 @@ class StagedDevice(Device):
     @property
     def mispredicted(self) -> int:
         """Programs whose counted cycles are not those that the cycle model predicts."""
-        return sum(
-            entry.run.cycles is not None and entry.run.cycles != entry.run.predicted_cycles
-            for entry in self.runs
-        )
+        return sum(entry.run.mispredicted for entry in self.runs)
 
     def predict(self, product: Product, dataflow: str = "auto") -> int:
         """Return what the device predicts."""

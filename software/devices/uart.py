@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from sat.dataflow.compile import CompiledProduct
+from sat.dataflow.cycles import predict
 from sat.dataflow.products import Product
 from sat.dataflow.program import Program
+from sat.dataflow.recent import Recent
 from sat.devices.account import Run, in_turn
 from sat.devices.base import make_config
 from sat.devices.operand import RightOperand, product_of
@@ -19,12 +22,38 @@ from sat.devices.splitting import cut, halves, in_halves
 from sat.errors import DeviceError
 from sat.fpga.board import BOARD_CONFIG, LINK_BAUD
 from sat.fpga.link.client import Link, LinkError
+from sat.fpga.link.protocol import MemoryKind
 from sat.fpga.machine import BoardMachine
 from sat.fpga.memory import BLOCK_RAM_TIMING
+from sat.fpga.sdram.chip import DATA_BITS
+from sat.fpga.sdram.memory import LEAST_TIMING, LIKELY_TIMING
+from sat.rtl.config import SatConfig
+from sat.rtl.isa import INSTRUCTION_BYTES
 from sat.sim.device_rtl import Outcome
 
 _READ_SECONDS = 0.02
 """How long a read of the port waits for a byte."""
+_KEPT = 4096
+"""Products whose least cycles are kept."""
+
+
+def least_cycles(program: Program, config: SatConfig, address: int = 0) -> int:
+    """Return the least cycles that a program takes on a board with SDRAM.
+
+    Those that it takes by `LEAST_TIMING`, or those in which its words pass the chip's wires,
+    whichever are more.
+
+    Parameters
+    ----------
+    program : Program
+    config : SatConfig
+    address : int
+        Of the program, in bytes.
+    """
+    found = predict(program, config, LEAST_TIMING, address)
+    moved = (found.beats_read + found.beats_written) * config.axi.beat_bytes
+    columns = 8 * (moved + len(program) * INSTRUCTION_BYTES) // DATA_BITS
+    return max(found.cycles, columns)
 
 
 @contextlib.contextmanager
@@ -48,6 +77,9 @@ class UartDevice(RtlDevice):
     weights stay on the board. After an error of the link the next product greets the board anew and
     sends what it needs.
 
+    A board says what its memory is. With block RAM, programs take exactly the predicted cycles;
+    with SDRAM these are the least that they can take (`Run.bound`).
+
     Parameters
     ----------
     port : str
@@ -59,6 +91,13 @@ class UartDevice(RtlDevice):
         Of the gateware.
     **options
         Further fields of `SatConfig`.
+
+    Attributes
+    ----------
+    greeting : Greeting
+        What the board says of itself.
+    bounded : bool
+        Predicted cycles are the least.
 
     Raises
     ------
@@ -91,14 +130,18 @@ class UartDevice(RtlDevice):
         self.port = port
         self._serial = _open(port, baud)
         self._link = Link(_Prompt(self._serial))
-        self._board: BoardMachine | None = None
         try:
             with _told(port):
-                self._board = BoardMachine(self._link, self.config)
+                self._board: BoardMachine | None = BoardMachine(self._link, self.config)
         except BaseException:
             self._serial.close()
             raise
-        self._memory_bytes = len(self._board.memory)
+        self.greeting = self._board.greeting
+        self._memory_bytes = self.greeting.memory_bytes
+        self.bounded = self.greeting.memory is MemoryKind.SDRAM
+        if self.bounded:
+            self.memory_timing = LIKELY_TIMING
+            self._least: Recent[int] = Recent(_KEPT, lambda cycles: 1)
 
     def _simulator(self, need: int, purpose: str) -> Any:
         """Return the board; a program uses what lies below ``need``, and blocks that are kept."""
@@ -113,8 +156,30 @@ class UartDevice(RtlDevice):
             self._residents.clear()
             with _told(self.port):
                 self._serial.reset_input_buffer()
-                self._board = BoardMachine(self._link, self.config)
+                board = BoardMachine(self._link, self.config)
+            if board.greeting != self.greeting:
+                raise DeviceError(
+                    f"device 'uart:{self.port}': another board is there now, {board.greeting} "
+                    f"instead of {self.greeting}: make a new device"
+                )
+            self._board = board
         return self._board
+
+    def compile(self, product: Product, dataflow: str = "auto") -> tuple[CompiledProduct, int]:
+        """Return the program for a product, and the cycles it takes; with SDRAM, at the least."""
+        compiled, cycles = super().compile(product, dataflow)
+        if self.bounded:
+            program, key = compiled.program, (product, dataflow)
+            cycles = self._least.get(key, lambda: self._cycles(program, 0))
+        return compiled, cycles
+
+    def _cycles(self, program: Program, address: int) -> int:
+        if self.bounded:
+            return least_cycles(program, self.config, address)
+        return super()._cycles(program, address)
+
+    def _account(self, outcome: Outcome, *, macs: int, **known: Any) -> Run:
+        return super()._account(outcome, macs=macs, bound=self.bounded, **known)
 
     def _room_beside(self, scratch: int, size: int) -> int | None:
         """Return the memory that a program and a block to keep need; None if it is too much."""
@@ -126,7 +191,12 @@ class UartDevice(RtlDevice):
     ) -> tuple[Outcome, float]:
         """Run a program on the board; return how it ended and the host's seconds."""
         began = time.perf_counter()
-        used = [*self._used, *self._residents.blocks()]
+        named = program.addresses()
+        used = self._used + [
+            block
+            for block in self._residents.blocks()
+            if np.searchsorted(named, block.start) < np.searchsorted(named, block.stop)
+        ]
         try:
             with _told(self.port):
                 outcome = device.run(address, len(program), used, program.written())
@@ -155,7 +225,7 @@ class UartDevice(RtlDevice):
         return found
 
     def predict(self, product: Product, dataflow: str = "auto") -> int:
-        """Return the cycles that the programs for a product take."""
+        """Return the cycles that the programs for a product take; with SDRAM, at the least."""
         found = self._cut(product, dataflow)
         if found is None:
             return super().predict(product, dataflow)

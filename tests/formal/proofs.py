@@ -36,6 +36,7 @@ from sat.rtl.stripes import Stripes
 
 sys.path.insert(0, str(Path(__file__).parent))
 import link_harness
+import port_harness
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "formal"
 
@@ -441,6 +442,12 @@ PROOFS = {
     ),
     "board memory": Proof(
         lambda: link_harness.memory(Harness()), "prove", 2, ("cell $and", "cell $or", 0)
+    ),
+    "board reads": Proof(
+        lambda: port_harness.reads(Harness()), "prove", 2, ("cell $and", "cell $or", 0)
+    ),
+    "board writes": Proof(
+        lambda: port_harness.writes(Harness()), "bmc", 9, ("cell $and", "cell $or", 0)
     ),
     "register bridge": Proof(
         lambda: link_harness.bridge(Harness()), "prove", 2, ("cell $and", "cell $or", 2)

@@ -23,10 +23,10 @@ CONFIG = SatConfig(
 )  # fmt: skip
 
 
-def machine_on(board: SimulatedBoard) -> BoardMachine:
+def machine_on(board: SimulatedBoard, config: SatConfig = CONFIG) -> BoardMachine:
     """Return the machine behind a board's link."""
     clock: Callable[[], float] = lambda: board.now  # noqa: E731
-    return BoardMachine(Link(board, patience=100_000, clock=clock), CONFIG, clock=clock)
+    return BoardMachine(Link(board, patience=100_000, clock=clock), config, clock=clock)
 
 
 def run_product(

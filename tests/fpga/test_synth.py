@@ -44,7 +44,7 @@ def made(files):
 
 
 def test_a_small_board_becomes_a_bitstream_with_its_report(made):
-    report = Report.of(made, "ulx3s-85f", "-", CLOCK_HZ)
+    report = Report.of(made, "ulx3s-85f", "-", "no memory", CLOCK_HZ)
     assert made.bitstream.startswith(b"\xff\x00Part: LFE5U-85F-6CABGA381\x00")
     assert report.met and report.fmax_mhz > CLOCK_HZ / MHZ
     # Two phases of 17 bits, two counters, twice eight bits and a stop bit, LEDs, valid, reset.
@@ -183,9 +183,14 @@ def test_large_parts_of_blocks_are_told_by_themselves():
 @pytest.fixture
 def echo_board(monkeypatch):
     """Have the command make the small board, whatever the array."""
-    monkeypatch.setattr(
-        "sat.fpga.board.Board", lambda config, *, clock_hz, baud, memory_bytes: Echo(clock_hz, baud)
-    )
+
+    def make(config, *, clock_hz, baud, memory_bytes=None, sdram=None):
+        assert (memory_bytes is None) != (sdram is None)
+        made = Echo(clock_hz, baud)
+        made.config = config
+        return made
+
+    monkeypatch.setattr("sat.fpga.board.Board", make)
 
 
 def test_the_command_writes_bitstream_and_report(echo_board, tmp_path, capsys):
@@ -195,8 +200,15 @@ def test_the_command_writes_bitstream_and_report(echo_board, tmp_path, capsys):
     stem = tmp_path / "ulx3s-85f-2x2-50MHz"
     assert json.loads(stem.with_suffix(".json").read_text()) == told
     assert len(stem.with_suffix(".bit").read_bytes()) == told["bitstream_bytes"]
-    assert told["clock_mhz"] == 50 and told["met"]
+    assert told["clock_mhz"] == 50 and told["met"] and told["memory"] == "128 KB of block RAM"
     assert told["sha256"] in stem.with_suffix(".md").read_text()
+
+
+def test_a_bitstream_with_sdram_has_a_name_of_its_own(echo_board, tmp_path, capsys):
+    arguments = ["synth", "ulx3s-85f", "--clock", "50", "--memory", "sdram"]
+    assert main([*arguments, "--folder", str(tmp_path)]) == 0
+    assert "array 4x4, 32 MB of SDRAM: " in capsys.readouterr().out
+    assert (tmp_path / "ulx3s-85f-4x4-50MHz-sdram.bit").exists()
 
 
 def test_too_slow_a_design_has_no_bitstream(echo_board, tmp_path, capsys):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tty
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from sat.devices.staged import StagedDevice
 from sat.devices.uart import _Prompt
 from sat.errors import DeviceError
 from sat.fpga.board import Board
+from sat.fpga.link.protocol import MemoryKind
 from sat.fpga.pty import PtyBoard
 from sat.fpga.simulation import SimulatedBoard
 from sat.layers.modules import SatLinear
@@ -106,6 +108,14 @@ def test_offload_reports_the_board(device):
         torch.nn.functional.linear(torch.randn(3, 8), torch.randn(4, 8))
     assert report.coverage == 1 and report.cycles > 0
     assert "uart" in report.devices
+
+
+def test_another_board_after_the_link_failed_is_told(device, monkeypatch):
+    a, b = operands(2, 8, 2)
+    device._board = None
+    monkeypatch.setattr(device, "greeting", replace(device.greeting, memory=MemoryKind.SDRAM))
+    with pytest.raises(DeviceError, match=r"another board is there now.*make a new device"):
+        device.matmul(a, b)
 
 
 def test_a_second_user_of_the_port_is_refused(served, device):
@@ -212,15 +222,18 @@ def test_a_board_that_cannot_be_is_refused_in_a_line(arguments, said, capsys):
 
 
 @pytest.mark.long
-def test_the_command_serves_a_board():
+@pytest.mark.parametrize("memory", ["block", "sdram"])
+def test_the_command_serves_a_board(memory):
     command = [sys.executable, "-m", "sat", "board", "--array", "2x2", "--json"]
+    command += ["--memory", memory]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             port = json.loads(process.stdout.readline())["port"]
             a, b = operands(5, 32, 3)
             with sat.device(f"uart:{port}", array="2x2") as device:
                 assert np.array_equal(device.matmul(a, b), stce.matmul(a, b))
-                assert device.last_run.cycles == device.last_run.predicted_cycles
+                run = device.last_run
+                assert run.bound == (memory == "sdram") and not run.mispredicted
         finally:
             process.terminate()
     assert process.returncode == 0

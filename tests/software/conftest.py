@@ -28,12 +28,14 @@ class FakeRtl(GoldenDevice):
     name = "rtl"
     any_pattern = False
 
-    def __init__(self, *, waves=None, engine="auto", wrong_product=None, late=0, **options):
+    def __init__(
+        self, *, waves=None, engine="auto", wrong_product=None, late=0, bound=False, **options
+    ):
         super().__init__(**options)
         self.waves = waves
         self.engine = choose(engine, self.config, waves is not None)
         self.wrong_product = wrong_product
-        self.late = late
+        self.late, self.bound = late, bound
         self.products = 0
 
     def _matmul(self, a, b, start, dataflow):
@@ -46,6 +48,7 @@ class FakeRtl(GoldenDevice):
             macs=macs,
             cycles=macs + self.late,
             predicted_cycles=macs,
+            bound=self.bound,
             utilisation=1 / (self.config.rows * self.config.cols),
             bytes_read=2 * a.size,
             bytes_written=4 * result.size,

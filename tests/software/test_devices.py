@@ -100,6 +100,22 @@ def test_prediction_is_computed_once_and_only_when_asked():
     assert (run.predicted_cycles, run.predicted_cycles, len(calls)) == (42, 42, 1)
 
 
+def test_of_a_bound_only_fewer_cycles_are_mispredicted():
+    def mispredicted(cycles, bound):
+        return sat.Run(macs=1, cycles=cycles, predicted_cycles=10, bound=bound).mispredicted
+
+    assert [mispredicted(cycles, True) for cycles in (9, 10, 11, None)] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert [mispredicted(cycles, False) for cycles in (9, 10, 11)] == [True, False, True]
+    parts = [sat.Run(macs=1, cycles=6, predicted_cycles=5, bound=bound) for bound in (True, False)]
+    whole = account.in_turn(parts)
+    assert whole.bound and (whole.cycles, whole.predicted_cycles) == (12, 10)
+
+
 A, B, S = (torch.from_numpy(x) for x in matrices(3, 16, 5))
 
 

@@ -311,6 +311,7 @@ def test_command_lists_and_runs(capsys, monkeypatch, tmp_path):
     assert main(["run", "s4d", "--first", "3", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["mismatches"] == values["mispredicted"] == 0 and values["compared"] > 0
+    assert "bounded" not in values
     assert main(["run", "s4d", "--max-cycles", "10"]) == 1
     assert "max_cycles=10" in capsys.readouterr().err
     for bad in (
@@ -320,3 +321,15 @@ def test_command_lists_and_runs(capsys, monkeypatch, tmp_path):
     ):
         assert main(["run", *bad]) == 2
         assert "error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("late, code", [(3, 0), (-1, 1)])
+def test_cycles_that_are_a_bound_are_told_as_one(rtl_is_fake, capsys, monkeypatch, late, code):
+    """Of a board with SDRAM; a product that took fewer cycles than the least is a failure."""
+    template = importlib.import_module("sat.methods.template.demo")
+    monkeypatch.setattr(Method, "run", property(lambda self: template.run))
+    rtl_is_fake.update(late=late, bound=True)
+    assert main(["run", "s4d", "--device", "rtl", "--first", "2"]) == code
+    said = capsys.readouterr().out
+    assert "this memory allows no exact prediction: " in said and "cycles mispredicted" not in said
+    assert f"{2 * code} products took fewer cycles than the least" in said

@@ -35,6 +35,8 @@ from sat.methods.orthogonal_conv import demo as orthogonal_conv
 from sat.methods.orthogonal_conv import orth_regularizer
 from sat.methods.pi_gnn_galerkin import GraphNet
 from sat.methods.pi_gnn_galerkin import demo as pi_gnn_galerkin
+from sat.methods.pndm import DenoiserMLP, add_noise
+from sat.methods.pndm import demo as pndm
 from sat.methods.rom_net import demo as rom_net
 from sat.methods.rom_net import mlp
 from sat.methods.s3im import S3IMLoss, VoxelRadianceField, render_rays, scene
@@ -194,6 +196,19 @@ def pinn_step(width: int, *, lagrangian: bool) -> Case:
     return model, loss, 64
 
 
+def denoiser_step() -> Case:
+    """A step of 128 digits; the two hidden layers of each block are pruned."""
+    model = DenoiserMLP(64)
+    generator = torch.Generator().manual_seed(0)
+    data = torch.rand(pndm.BATCH, 64, generator=generator)
+    noised = add_noise(data, model.schedule, generator)
+    return (
+        model,
+        lambda: nn.functional.mse_loss(model.velocity(noised.x, noised.t), noised.velocity),
+        128,
+    )
+
+
 CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "lsm": [
         ("LSM of the demo, 20 media, 31 x 31", lambda: lsm_step(20, lsm.SIZE, **lsm.MODEL)),
@@ -226,6 +241,9 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "pi_gnn_galerkin": [
         ("Graph network of the demo, 289 nodes", lambda: graph_step(pi_gnn_galerkin.make_net())),
         ("Graph network of the paper, 289 nodes", lambda: graph_step(GraphNet())),
+    ],
+    "pndm": [
+        ("DenoiserMLP, 128 digits", denoiser_step),
     ],
     "rom_net": [
         ("ROM-net's classifier, 64 loads", classifier_step),

@@ -14,7 +14,7 @@ from skfem import Basis, ElementTriP1, MeshTri
 import sat
 from sat.cli import main
 from sat.devices import ComparingDevice, FirstDevice
-from sat.methods import METHODS, Check, Method, Result, get_method
+from sat.methods import METHODS, Check, Method, Result, get_method, pndm
 from sat.methods.auon import HybridAuON
 from sat.methods.dct_lowrank import DCTAdamW
 from sat.methods.dgno import DGNO
@@ -218,6 +218,18 @@ def step_of(slug):
         network = GraphNet((2, 8, 1), 2)
         sat.sparsify_(network, "bdwp", "2:8")
         fit(GalerkinProblem(fem, poisson(), {"node0": 0.0}), network, 1)
+    elif slug == "pndm":
+        denoiser = pndm.DenoiserMLP(8, hidden=8, blocks=1)
+        sat.sparsify_(denoiser, "bdwp", "2:8", filter_fn=lambda name, _: "blocks" in name)
+        levels, generator = denoiser.schedule, torch.Generator().manual_seed(0)
+        noised = pndm.add_noise(torch.randn(4, 8), levels, generator)
+        (denoiser.velocity(noised.x, noised.t) - noised.velocity).square().mean().backward()
+        mixture = pndm.ring()
+
+        def exact(x, t):
+            return mixture.eps(x, levels.alpha_bar(t))
+
+        pndm.sample(exact, torch.randn(4, 2), levels, 4)
     elif slug == "rom_net":
         problem = NonlinearDiffusion1D(16)
         data = problem.snapshots(12, 0)

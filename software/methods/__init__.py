@@ -289,6 +289,20 @@ _METHODS = (
         "samplers on flows that are known, by order and evaluations; digits in 59 for 1000",
         "fp32",
     ),
+    Method(
+        "kronecker_sbl",
+        "KroSBL: sparse Bayesian learning with a Kronecker support",
+        "He, Joseph 2023, arXiv 2307.14719",
+        "1000 unknowns from 120 measurements beside SBL and greedy search; a channel by a surface",
+        "fp32",
+    ),
+    Method(
+        "qmcpy",
+        "QMCPy: low-discrepancy sequences and fast kernels",
+        "Sorokin 2025, arXiv 2502.14256",
+        "lattices, nets, Halton by scipy and by counting; rates; Gram matrices by transforms",
+        "fp32",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

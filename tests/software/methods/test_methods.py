@@ -21,6 +21,7 @@ from sat.methods.dgno import DGNO
 from sat.methods.drift_net import DriftNet
 from sat.methods.dsnot import bake, prune_model
 from sat.methods.hesso import HESSO, extract, prunable_groups
+from sat.methods.kronecker_sbl import kron_sbl, kronecker_problem
 from sat.methods.lagrangian_pinn import LagrangianPINN
 from sat.methods.lightsb.demo import train_swiss_roll
 from sat.methods.lsm import LSM
@@ -34,6 +35,7 @@ from sat.methods.pi_gnn_galerkin import FemSpace, GalerkinProblem, GraphNet, fit
 from sat.methods.problems.gpt import cross_entropy, make_gpt
 from sat.methods.problems.parameters import split_parameters
 from sat.methods.problems.text import load_text
+from sat.methods.qmcpy import DigitalNet, DSIKernel, FastGram
 from sat.methods.rom_net import Classifier, LocalBases, NonlinearDiffusion1D, ROMNet
 from sat.methods.s3im import S3IMLoss, VoxelRadianceField, render_rays
 from sat.methods.s4_ptd import S4PTDModel, S5Model
@@ -262,6 +264,14 @@ def step_of(slug):
         sat.sparsify_(lpinn, "bdwp", "2:8", filter_fn=lambda _, x: x.in_features == 8)
         of_x, of_u = lpinn.residuals(torch.rand(6), torch.rand(6))
         (of_x.square() + of_u.square()).sum().backward()
+    elif slug == "kronecker_sbl":
+        # Long enough factors that products are most of it, beside eigenvalues on the host.
+        problem = kronecker_problem(0, 20.0, (4, 6), 64)
+        kron_sbl(problem.y, problem.factors, problem.noise_var, "am", max_iter=1)
+    elif slug == "qmcpy":
+        points = DigitalNet(2).sample(64, digits=True)[0]
+        gram = FastGram(DSIKernel(2, bits=63), points, "products")
+        gram.solve(torch.ones(64, dtype=torch.float64))
     elif slug == "spon":
         meshes = MeshHierarchy.from_skfem(MeshTri(), 2)
         space = FeSpace.from_skfem(Basis(meshes.meshes[-1], ElementTriP1()), dirichlet=True)

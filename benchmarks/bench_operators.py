@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import sat
+from sat.methods.dapc_nn import DaPCNN, ishigami
+from sat.methods.dapc_nn import demo as dapc_nn
+from sat.methods.dapc_nn.network import solve_ridge
 from sat.methods.dgno import DGNO
 from sat.methods.dgno import demo as dgno
 from sat.methods.drift_net import DriftNet, frequency_weighted_loss
@@ -149,6 +152,20 @@ def orthogonal_step(lam: float) -> Case:
     return model, loss, 8
 
 
+def chaos_step(n_in: int, hidden: tuple[int, ...], basis: str = "joint") -> Case:
+    """A step by variable projection; layers of 16 nodes and more are pruned."""
+    model = DaPCNN(n_in, hidden, basis=basis, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    x = 6 * torch.rand(dapc_nn.RUNS, n_in, generator=generator) - 3
+    y = ishigami(x[:, :3])[:, None]
+
+    def loss() -> Tensor:
+        psi = model.features(x, refresh=True)
+        return (psi @ solve_ridge(psi.detach(), y, 1e-3) - y).square().mean()
+
+    return model, loss, 16
+
+
 def graph_step(net: GraphNet) -> Case:
     """A step of the network on the demo's square, 289 nodes."""
     space = pi_gnn_galerkin.square().space
@@ -269,6 +286,11 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
         ("LPINN, 50 wide, 1,000 points", lambda: pinn_step(50, lagrangian=True)),
         ("LPINN, 64 wide, 1,000 points", lambda: pinn_step(64, lagrangian=True)),
         ("Eulerian PINN, 50 wide, 1,000 points", lambda: pinn_step(50, lagrangian=False)),
+    ],
+    "dapc_nn": [
+        ("DaPC NN 3-6-1 of the demo, 300 runs", lambda: chaos_step(3, dapc_nn.HIDDEN)),
+        ("DaPC NN 16-16-16-1, 300 runs", lambda: chaos_step(16, (16, 16))),
+        ("… product basis", lambda: chaos_step(16, (16, 16), "product")),
     ],
     "nn_to_no": [
         ("CNN 1-32-32-1 as an operator, 20 x 16 x 16", lambda: operator_step(16)),

@@ -303,6 +303,13 @@ _METHODS = (
         "lattices, nets, Halton by scipy and by counting; rates; Gram matrices by transforms",
         "fp32",
     ),
+    Method(
+        "dapc_nn",
+        "DaPC NN: deep arbitrary polynomial chaos",
+        "Oladyshkin et al. 2023, arXiv 2306.14753",
+        "bases by exact moments; Ishigami's function by 300 runs, beside perceptrons and chaos",
+        "fp32",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

@@ -16,6 +16,7 @@ from sat.cli import main
 from sat.devices import ComparingDevice, FirstDevice
 from sat.methods import METHODS, Check, Method, Result, get_method, pndm
 from sat.methods.auon import HybridAuON
+from sat.methods.dapc_nn import DaPCNN
 from sat.methods.dct_lowrank import DCTAdamW
 from sat.methods.dgno import DGNO
 from sat.methods.drift_net import DriftNet
@@ -272,6 +273,9 @@ def step_of(slug):
         points = DigitalNet(2).sample(64, digits=True)[0]
         gram = FastGram(DSIKernel(2, bits=63), points, "products")
         gram.solve(torch.ones(64, dtype=torch.float64))
+    elif slug == "dapc_nn":
+        x = torch.rand(40, 3, dtype=torch.float64)
+        DaPCNN(3, (2,), basis="joint").fit(x, x.prod(1), steps=1)
     elif slug == "spon":
         meshes = MeshHierarchy.from_skfem(MeshTri(), 2)
         space = FeSpace.from_skfem(Basis(meshes.meshes[-1], ElementTriP1()), dirichlet=True)

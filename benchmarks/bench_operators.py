@@ -32,6 +32,7 @@ from sat.methods.neuraldem import HopperModel
 from sat.methods.neuraldem import demo as neuraldem
 from sat.methods.nn_to_no import demo as nn_to_no
 from sat.methods.nn_to_no import to_operator
+from sat.methods.noprop import demo as noprop
 from sat.methods.nuft_ddsl import SpectralLeNet
 from sat.methods.nuft_ddsl import demo as nuft_ddsl
 from sat.methods.orthogonal_conv import demo as orthogonal_conv
@@ -133,6 +134,16 @@ def polygon_step(res: int) -> Case:
     pictures = nuft_ddsl.exact_rasters(rings, res)
     y = torch.arange(len(rings)) % len(nuft_ddsl.SIDES)
     return model, lambda: nn.functional.cross_entropy(model.classify(pictures), y), 16
+
+
+def noprop_step(through: bool) -> Case:
+    """A step of a chain's last block on 128 digits, or one of all of its blocks at once."""
+    digits = noprop.load(0)
+    model = noprop.build(0, digits).train()
+    x, y = digits.train_x[: noprop.BATCH], digits.train_y[: noprop.BATCH]
+    if through:
+        return model, lambda: nn.functional.cross_entropy(model(x), y), 16
+    return model, lambda: model.block_loss(noprop.T, x, y)[0], 16
 
 
 def orthogonal_step(lam: float) -> Case:
@@ -268,6 +279,10 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "nuft_ddsl": [
         ("CNN 1-16-32-64, 50 rasters of 8 x 8", lambda: polygon_step(8)),
         ("… of 16 x 16", lambda: polygon_step(16)),
+    ],
+    "noprop": [
+        ("NoProp, one block of 10, 128 digits", lambda: noprop_step(False)),
+        ("… all 10 by back-propagation", lambda: noprop_step(True)),
     ],
     "orthogonal_conv": [
         ("CNN 1-8-16-32, 32 digits, L_orth", lambda: orthogonal_step(1.0)),

@@ -310,6 +310,13 @@ _METHODS = (
         "bases by exact moments; Ishigami's function by 300 runs, beside perceptrons and chaos",
         "fp32",
     ),
+    Method(
+        "noprop",
+        "NoProp: blocks that learn apart",
+        "Li, Teh, Pascanu 2025, arXiv 2503.24322",
+        "the chain's law by numpy, its bound by quadrature; digits beside back-propagation",
+        "fp16",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

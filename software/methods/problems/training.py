@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sat.methods.problems.arguments import require_counts
 from sat.methods.problems.scaling import LOSS_SCALE, scaled_backward
 
-SCHEDULES = ("onecycle", "cosine", "cuts")
+SCHEDULES = ("onecycle", "cosine", "cuts", "constant")
 
 
 def fit(
@@ -39,9 +39,9 @@ def fit(
     epochs, batch : int
     generator : torch.Generator
         Of the order of samples.
-    schedule : {"onecycle", "cosine", "cuts"}
-        Up within 30 % of the steps, then down; a half wave of a cosine down to 0; or constant,
-        times 0.4 after 3/8, 5/8 and 7/8 of the steps.
+    schedule : {"onecycle", "cosine", "cuts", "constant"}
+        Up within 30 % of the steps, then down; a half wave of a cosine down to 0; constant, times
+        0.4 after 3/8, 5/8 and 7/8 of the steps; or constant.
     on_epoch : callable, optional
         Called after each epoch with its number, from 1.
 
@@ -65,6 +65,8 @@ def fit(
     elif schedule == "cuts":
         cuts = [round(steps * share / 8) for share in (3, 5, 7)]
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, cuts, 0.4)
+    elif schedule == "constant":
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
     else:
         raise ValueError(f"schedule={schedule!r}: must be one of {', '.join(SCHEDULES)}")
     curve = []

@@ -140,7 +140,7 @@ def test_relative_l2():
 # -------------------------------------------------------------------------------- training loop
 
 
-@pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine", "constant"])
 def test_loop_is_a_plain_one(schedule):
     x = torch.linspace(-1, 1, 10)
 
@@ -158,11 +158,11 @@ def test_loop_is_a_plain_one(schedule):
                 on_epoch=seen.append,
             )  # fmt: skip
             return weight, losses
-        scheduler = (
-            torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 9)
-            if schedule == "onecycle"
-            else torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
-        )
+        schedulers = {
+            "onecycle": lambda: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 9),
+            "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9),
+        }
+        scheduler = schedulers.get(schedule, lambda: None)()
         losses = []
         for _ in range(3):
             order_now, now = torch.randperm(10, generator=order), []
@@ -171,7 +171,8 @@ def test_loop_is_a_plain_one(schedule):
                 value = loss(places)
                 value.backward()
                 optimizer.step()
-                scheduler.step()
+                if scheduler:
+                    scheduler.step()
                 now.append(float(value.detach()))
             losses.append(sum(now) / 3)
         return weight, losses

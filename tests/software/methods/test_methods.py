@@ -30,6 +30,7 @@ from sat.methods.mc_smoe import MoELayer, merge_experts
 from sat.methods.mm_pde import MMPDE, GridFields, MeshMover, MlpBranch
 from sat.methods.neuraldem import HopperModel
 from sat.methods.nn_to_no import to_operator
+from sat.methods.noprop import DenoiseBlock, DiffusionLevels, NoPropDT, label_embedding
 from sat.methods.nuft_ddsl import SpectralLeNet
 from sat.methods.orthogonal_conv import OrthConv2d, orth_regularizer
 from sat.methods.pi_gnn_galerkin import FemSpace, GalerkinProblem, GraphNet, fit, poisson
@@ -238,6 +239,11 @@ def step_of(slug):
         data = problem.snapshots(12, 0)
         net = ROMNet(LocalBases(2, 2), Classifier(epochs=1)).fit(data.loads, data.solutions)
         net.solve(problem, data.loads[0], tolerance=1e-4)
+    elif slug == "noprop":
+        embedding = label_embedding("learned", 3, 8)
+        chain = NoPropDT([DenoiseBlock((8,), 8, 3, 16)], embedding, DiffusionLevels(1))
+        sat.sparsify_(chain, "bdwp", "2:8")
+        chain.step(1, torch.randn(4, 8), torch.tensor([0, 1, 2, 0]), chain.optimizers())
     elif slug == "nuft_ddsl":
         lenet = SpectralLeNet(2, 4, channels=(4,), hidden=4, j=2)
         ring = (0.2 + 0.5 * torch.tensor([[0, 0], [1, 0], [0, 1]])).expand(2, 3, 2)

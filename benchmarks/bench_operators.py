@@ -35,6 +35,7 @@ from sat.methods.nn_to_no import to_operator
 from sat.methods.noprop import demo as noprop
 from sat.methods.nuft_ddsl import SpectralLeNet
 from sat.methods.nuft_ddsl import demo as nuft_ddsl
+from sat.methods.odl_fw import OnlineODL, bernoulli_gaussian, polar
 from sat.methods.orthogonal_conv import demo as orthogonal_conv
 from sat.methods.orthogonal_conv import orth_regularizer
 from sat.methods.pi_gnn_galerkin import GraphNet
@@ -237,6 +238,18 @@ def denoiser_step() -> Case:
     )
 
 
+def dictionary_step(atoms: int, before: int) -> Case:
+    """A step of 20 samples after some others; no weights are there to prune."""
+    generator = torch.Generator().manual_seed(0)
+    d = polar(torch.randn(atoms, atoms, generator=generator))
+    batches = bernoulli_gaussian(d, 0.3, 0.0, 20, generator)
+    learner = OnlineODL(atoms, oracle="newton_schulz", generator=generator)
+    for _ in range(before):
+        learner.partial_fit(next(batches))
+    y = next(batches)
+    return learner, lambda: learner.partial_fit(y).relaxed.sum(), atoms
+
+
 CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "lsm": [
         ("LSM of the demo, 20 media, 31 x 31", lambda: lsm_step(20, lsm.SIZE, **lsm.MODEL)),
@@ -288,6 +301,10 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
         ("CNN 1-8-16-32, 32 digits, L_orth", lambda: orthogonal_step(1.0)),
         ("… without L_orth", lambda: orthogonal_step(0.0)),
     ],
+    "odl_fw": [
+        ("Frank-Wolfe, 64 atoms, 20 samples, 1st step", lambda: dictionary_step(64, 0)),
+        ("… after 1,000 steps", lambda: dictionary_step(64, 1000)),
+    ],
     "s3im": [
         ("Radiance field of the demo, 1,024 rays", lambda: field_step(s3im.PATCH, s3im.WIDTH)),
         ("… 256 wide, 256 rays", lambda: field_step(16, 256)),
@@ -321,10 +338,12 @@ def step_cycles(array: str, pattern: str, make: Callable[[], Case]) -> int:
     def wide(name: str, layer: nn.Module) -> bool | None:
         return False if min(layer.weight.shape[:2]) < least else None  # type: ignore[union-attr, index]
 
-    if pattern != "dense":
+    if pattern != "dense" and list(model.parameters()):
         sat.sparsify_(model, "bdwp", pattern, filter_fn=wide)
     with sat.device("golden", array=array) as device, sat.offload(device) as report:
-        loss().backward()  # type: ignore[no-untyped-call]
+        value = loss()
+        if value.requires_grad:
+            value.backward()  # type: ignore[no-untyped-call]
     return report.cycles or 0
 
 

@@ -317,6 +317,13 @@ _METHODS = (
         "the chain's law by numpy, its bound by quadrature; digits beside back-propagation",
         "fp16",
     ),
+    Method(
+        "odl_fw",
+        "ODL-FW: online orthogonal dictionaries by Frank-Wolfe",
+        "Xue, Lau 2021, arXiv 2103.01484",
+        "bases found again from streams, one that changes; patches beside the DCT, PCA and MSP",
+        "fp16",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

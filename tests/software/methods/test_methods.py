@@ -32,6 +32,7 @@ from sat.methods.neuraldem import HopperModel
 from sat.methods.nn_to_no import to_operator
 from sat.methods.noprop import DenoiseBlock, DiffusionLevels, NoPropDT, label_embedding
 from sat.methods.nuft_ddsl import SpectralLeNet
+from sat.methods.odl_fw import OnlineODL
 from sat.methods.orthogonal_conv import OrthConv2d, orth_regularizer
 from sat.methods.pi_gnn_galerkin import FemSpace, GalerkinProblem, GraphNet, fit, poisson
 from sat.methods.problems.gpt import cross_entropy, make_gpt
@@ -254,6 +255,10 @@ def step_of(slug):
         layer = OrthConv2d(2, 4, 3, 2)
         loss = layer(torch.randn(2, 2, 8, 8)).sum() + orth_regularizer(layer, 1.0)
         loss.backward()
+    elif slug == "odl_fw":
+        learner = OnlineODL(8, oracle="newton_schulz")
+        for _ in range(3):  # beside the start's SVD
+            learner.partial_fit(torch.randn(60, 8))
     elif slug == "s3im":
         field = VoxelRadianceField(4, 5, 16)
         sat.sparsify_(field, "bdwp", "2:8")

@@ -32,6 +32,10 @@ Field = Value | Enum
 WORDS = isa.INSTRUCTION_BYTES // 8
 COLUMN = 6
 """Numbers of a `Column` of columns.cpp."""
+MASKS = {name: 8 + n * SEMAPHORES for n, name in enumerate(("wait", "release", "signal"))}
+"""Masks of semaphores, and where they lie in an instruction's first word."""
+ALL = (1 << SEMAPHORES) - 1
+"""The mask of all semaphores."""
 SOURCE = Path(__file__).with_name("columns.cpp")
 
 
@@ -85,8 +89,8 @@ def encode(
     # Of each field its place, its range, and its values: where they lie, or the one of all.
     table: list[int] = []
     held: list[Array] = []
-    for n, mask in enumerate((wait, release, signal)):
-        table += (8 + n * SEMAPHORES, SEMAPHORES, 0, (1 << SEMAPHORES) - 1)
+    for place, mask in zip(MASKS.values(), (wait, release, signal), strict=True):
+        table += (place, SEMAPHORES, 0, ALL)
         table += _given(mask, count, held)
     for name, value in fields.items():
         if name not in places:
@@ -106,7 +110,7 @@ def encode(
         ctypes.byref(wrong),
     )
     if bad >= 0:
-        name = ("wait", "release", "signal", *fields)[bad]
+        name = (*MASKS, *fields)[bad]
         _, _, least, most, *_ = table[COLUMN * bad :]
         raise ValueError(f"{opcode.name}.{name}={wrong.value}: must be {least} to {most}")
     return words
@@ -184,6 +188,18 @@ def write(words: Words, rows: Array, opcode: Opcode, name: str, value: Array) ->
     field[:] = 0
     _put(field, at, width, value)
     words[rows] = kept | field.T
+
+
+def masks(words: Words, name: str) -> Array:
+    """Return a mask of instructions, (…, 4): ``wait``, ``release`` or ``signal``."""
+    return (words[..., 0] >> np.uint64(MASKS[name])).astype(np.int64) & ALL
+
+
+def set_masks(words: Words, name: str, value: Value) -> None:
+    """Set a mask of instructions, (…, 4)."""
+    place = np.uint64(MASKS[name])
+    words[..., 0] &= ~(np.uint64(ALL) << place)
+    words[..., 0] |= np.asarray(value).astype(np.uint64) << place
 
 
 def owned(blocks: Sequence[Block]) -> tuple[Array, Array]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from collections.abc import Mapping as Named
 from dataclasses import dataclass, fields
 
+import numpy as np
+
+from sat.dataflow.columns import Words
 from sat.dataflow.compile.parts import StagePlan
-from sat.dataflow.compile.step import Stage, check_program, compile_step
-from sat.dataflow.cycles import Prediction, predict
+from sat.dataflow.compile.prefetch import fastest
+from sat.dataflow.compile.step import Stage, check_program, compile_step, compile_updates
+from sat.dataflow.cycles import Prediction, Times, predict
 from sat.dataflow.fit import DoesNotFit
 from sat.dataflow.layers import LayerMemory
 from sat.dataflow.limits import check_sizes
 from sat.dataflow.mapping import Mapping
 from sat.dataflow.products import Product
-from sat.dataflow.recent import Recent
+from sat.dataflow.recent import PROGRAM_INSTRUCTIONS, Recent
 from sat.dataflow.search import best_mapping
 from sat.rtl.config import SatConfig
 from sat.sim.layer import Layer
@@ -29,6 +35,8 @@ class Cost:
     Attributes
     ----------
     cycles : int
+        Of a stage that is one of several in a program: from the end of the one before, as
+        `program_cycles`.
     compute_cycles : int
         Cycles in which the array took operands.
     read_cycles, write_cycles : int
@@ -77,6 +85,12 @@ class ProductCost(Cost):
 
 _known: Recent[StageCost] = Recent(KEPT, lambda cost: 1)
 _alike: Recent[StageCost] = Recent(KEPT, lambda cost: 1)
+_together: Recent[tuple[int, ...]] = Recent(KEPT, lambda cycles: 1)
+
+_programs: Recent[Words] = Recent(2 * PROGRAM_INSTRUCTIONS, len)
+
+TOGETHER = ("bp", "wu")
+"""Stages whose instructions are kept for `program_cycles`."""
 
 OF_UPDATES = ("update_lanes", "update_words", "copy_words", "tile_weights")
 """What of a device only the update depends on."""
@@ -123,7 +137,10 @@ def stage_cost(
             plans=None if plan is None else {stage: plan},
             dataflow=dataflow,
         )
-        found = step.found.get(stage) or predict(step.program, config, memory, step.address)
+        found = step.found or predict(step.program, config, memory, step.address)
+        if stage in TOGETHER:
+            kept = stage, layer, config, step.plans[stage]
+            _programs.get(kept, lambda: step.program.words[:-1])
         figures = _figures(found, len(step.program), config, memory)
         return StageCost(**figures, plan=step.plans[stage])
 
@@ -135,17 +152,92 @@ def stage_cost(
             made = Stage.of(stage, layer, where, {})
         except DoesNotFit:
             return make()  # which says all that would help
-        kinds = tuple(part.alike for part in made.parts)
-        if not kinds or None in kinds or made.first:
+        kind = _kind([made], config)
+        if kind is None:
             return make()
-        device = tuple(
-            getattr(config, entry.name) for entry in fields(config) if entry.name not in OF_UPDATES
-        )
-        cost = _alike.get((kinds, device, memory, dataflow), make)
+        cost = _alike.get((kind, memory, dataflow), make)
         check_program(where, cost.instructions, (stage,))
         return cost
 
     return _known.get(key, find if plan is None and stage != "update" else make)
+
+
+def _kind(stages: Sequence[Stage], config: SatConfig) -> Hashable | None:
+    """Return what the cycles of stages depend on, but memory and plans; None if it is not known."""
+    kinds = tuple(tuple(part.alike for part in stage.parts) for stage in stages)
+    if any(stage.first for stage in stages) or any(not k or None in k for k in kinds):
+        return None
+    names = (entry.name for entry in fields(config) if entry.name not in OF_UPDATES)
+    return kinds, tuple(getattr(config, name) for name in names)
+
+
+def program_cycles(
+    layer: Layer, stages: Named[str, StagePlan], config: SatConfig, memory: MemoryTiming
+) -> tuple[int, ...]:
+    """Return what each of a layer's stages takes in one program of them all: together its cycles.
+
+    A stage ends with its last result in memory, the last one with the program.
+
+    Parameters
+    ----------
+    stages : dict of str to StagePlan
+        In their order.
+
+    Raises
+    ------
+    DoesNotFit, ValueError
+        As `stage_cost`.
+    """
+
+    def make() -> tuple[int, ...]:
+        where = LayerMemory(layer, config)
+        each = [_words(name, where, plan) for name, plan in plans]
+        words, ends, found = fastest(each, config, memory)
+        check_program(where, len(words), tuple(stages))
+        return _shares(ends, found or predict(words, config, memory))
+
+    def find() -> tuple[int, ...]:
+        where = LayerMemory(layer, config)
+        kind = _kind([Stage.of(name, layer, where, {}) for name in stages], config)
+        return make() if kind is None else _together.get((kind, plans, memory), make)
+
+    plans = tuple(stages.items())
+    return _together.get((layer, config, plans, memory), find)
+
+
+def _words(stage: str, where: LayerMemory, plan: StagePlan) -> Words:
+    """Return a stage's instructions without END, as its cost was found by, if they are kept."""
+
+    def make() -> Words:
+        return Stage.of(stage, where.layer, where, {}).instructions(plan)
+
+    return _programs.get((stage, where.layer, where.config, plan), make)
+
+
+def update_cycles(
+    layers: Sequence[Layer], config: SatConfig, memory: MemoryTiming
+) -> tuple[int, ...]:
+    """Return what the update of each layer takes in one program of them all.
+
+    Raises
+    ------
+    DoesNotFit
+        The device cannot run a layer.
+    """
+
+    def make() -> tuple[int, ...]:
+        steps = compile_updates(layers, config, memory)
+        ends = [end for step in steps for _, _, end in step.stages]
+        program, found = steps[0].program, steps[0].found
+        return _shares(ends, found or predict(program, config, memory))
+
+    return _together.get((tuple(layers), config, memory), make)
+
+
+def _shares(ends: Sequence[int], found: Prediction) -> tuple[int, ...]:
+    """Return what stages take of a program's cycles: a STORE stands last in each."""
+    stored = found.times[np.array(ends[:-1], int) - 1, Times._fields.index("signal")]
+    return tuple(int(n) for n in np.diff([0, *stored, found.cycles]))
 
 
 def stage_floor(stage: str, layer: Layer, config: SatConfig, memory: MemoryTiming) -> int:

@@ -1,21 +1,23 @@
 """From a layer to one program that runs its training step, or any stages of it.
 
 The instructions of a stage begin and end with every engine idle and every semaphore at 0, so a
-program is stages with a FENCE between them.
+program is stages with a FENCE between them, whose first loads stand before it where they may and
+cycles are saved (`sat.dataflow.compile.prefetch`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sat.dataflow.columns import Words, encode
+from sat.dataflow.columns import Words
 from sat.dataflow.compile.activations import backward, forward
 from sat.dataflow.compile.depthwise import depthwise_gradient
 from sat.dataflow.compile.gradient import gradient
 from sat.dataflow.compile.parts import Part, StagePlan, instructions, plan
+from sat.dataflow.compile.prefetch import fastest
 from sat.dataflow.compile.update import UpdatePlan, update
 from sat.dataflow.cycles import Prediction
 from sat.dataflow.fit import attempt
@@ -25,7 +27,6 @@ from sat.dataflow.mapping import round_up
 from sat.dataflow.program import Program
 from sat.rtl import isa
 from sat.rtl.config import SatConfig
-from sat.rtl.isa import Opcode
 from sat.sim.memory import MemoryTiming
 
 STAGES = ("ff", "bp", "wu", "update")
@@ -118,15 +119,16 @@ class CompiledStep:
     Attributes
     ----------
     stages : tuple of (str, int, int)
-        Each stage's name, its first instruction and the first behind it.
+        Each stage's name, its first instruction and the first behind it; the last of them is a
+        STORE.
     address : int
         Byte address of the program.
     end : int
         First byte address behind everything.
     plans : dict of str to StagePlan
         How each stage is mapped.
-    found : dict of str to Prediction
-        What the program takes, by its one stage, if that was found when it was mapped.
+    found : Prediction or None
+        What the program takes, if that was found when it was made.
     """
 
     layer: Layer
@@ -136,7 +138,7 @@ class CompiledStep:
     address: int
     end: int
     plans: Mapping[str, StagePlan]
-    found: Mapping[str, Prediction] = field(default_factory=dict)
+    found: Prediction | None = None
 
     def with_weights_at(self, address: int) -> CompiledStep:
         """Return the same for weights that lie elsewhere; it takes as many cycles.
@@ -167,7 +169,8 @@ def compile_step(
     """Compile stages of a layer's training step, in the order given.
 
     A FENCE stands between stages: BP must not see a copy half updated, and no weight may change
-    before every gradient has been checked.
+    before every gradient has been checked. What a stage loads first is fetched before the FENCE
+    where the stage before does not write it and cycles are saved.
 
     Parameters
     ----------
@@ -189,15 +192,9 @@ def compile_step(
         check_sizes(where)
         rates = (sgd or Sgd()).fields()
         made: list[Words] = []
-        fence = encode(Opcode.FENCE, 1, {})
-        count = 0
-        marks = []
         chosen: dict[str, StagePlan] = {}
         found: dict[str, Prediction] = {}
         for name in stages:
-            if made:
-                made.append(fence)
-                count += 1
             stage = Stage.of(name, layer, where, rates)
             given = (plans or {}).get(name)
             if given is None:
@@ -207,14 +204,13 @@ def compile_step(
             else:
                 chosen[name], words = given, stage.instructions(given)
             made.append(words)
-            marks.append((name, count, count + len(made[-1])))
-            count += len(made[-1])
-        made.append(encode(Opcode.END, 1, {}))
-        program = Program.of(np.concatenate(made))
+        words, ends, together = fastest(made, config, memory)
+        program = Program.of(words)
         address, end = check_program(where, len(program), stages)
+        marks = tuple(zip(stages, [0, *(n + 1 for n in ends)], ends, strict=False))
         return CompiledStep(
-            layer, where, program, tuple(marks), address, end, chosen,
-            found if len(stages) == 1 else {},
+            layer, where, program, marks, address, end, chosen,
+            found.get(stages[0]) if len(stages) == 1 else together,
         )  # fmt: skip
 
     return attempt(make, config)
@@ -232,6 +228,48 @@ def check_program(where: LayerMemory, instructions: int, stages: Sequence[str]) 
     end = address + instructions * isa.INSTRUCTION_BYTES
     check_addresses(end, where.config, f"{', '.join(stages)} of {where.layer}")
     return address, end
+
+
+def compile_updates(
+    layers: Sequence[Layer],
+    config: SatConfig,
+    memory: MemoryTiming,
+    sgd: Sgd | None = None,
+    base: int = 0,
+) -> tuple[CompiledStep, ...]:
+    """Compile the updates of several layers as one program; each layer's tensors lie by themselves.
+
+    Returns
+    -------
+    tuple of CompiledStep
+        A layer each: all have the same program, behind all tensors.
+
+    Raises
+    ------
+    DoesNotFit
+        As `compile_step`.
+    """
+
+    def make(config: SatConfig) -> tuple[CompiledStep, ...]:
+        places: list[LayerMemory] = []
+        for layer in layers:
+            places.append(LayerMemory(layer, config, places[-1].end if places else base))
+            check_sizes(places[-1])
+        rates = (sgd or Sgd()).fields()
+        each = [Stage.of("update", w.layer, w, rates).instructions(StagePlan()) for w in places]
+        words, ends, found = fastest(each, config, memory)
+        program = Program.of(words)
+        address, end = check_program(places[-1], len(program), ["updates"])
+        starts = [0, *(n + 1 for n in ends)]
+        return tuple(
+            CompiledStep(
+                where.layer, where, program, (("update", first, last),), address, end,
+                {"update": StagePlan()}, found,
+            )
+            for where, first, last in zip(places, starts, ends, strict=False)
+        )  # fmt: skip
+
+    return attempt(make, config)
 
 
 SURELY_ENOUGH = 64

@@ -352,13 +352,12 @@ def _run_schedule(args: argparse.Namespace) -> int:
     notes: list[str] = []
     with device:
         for ran in run_schedule(schedule, device, args.seed):
-            entry = ran.entry
-            what = f"{entry.operation} {SHOWN[entry.stage]}"
+            what = ", ".join(f"{e.operation} {SHOWN[e.stage]}" for e in ran.entries)
             cycles, compared = cycles + ran.cycles, compared + ran.compared
             if ran.mismatches:
                 notes.append(f"MISMATCH: {what}: {ran.mismatches} of {ran.compared} numbers")
-            if ran.cycles != entry.cycles:
-                notes.append(f"MISMATCH: {what}: {ran.cycles} cycles, scheduled {entry.cycles}")
+            if ran.cycles != ran.scheduled:
+                notes.append(f"MISMATCH: {what}: {ran.cycles} cycles, scheduled {ran.scheduled}")
     values = {
         "network": schedule.network,
         "batch": schedule.batch,
@@ -367,7 +366,7 @@ def _run_schedule(args: argparse.Namespace) -> int:
         "memory": schedule.machine.memory,
         "engine": device.engine,
         "seed": args.seed,
-        "programs": len(schedule.entries),
+        "programs": len(schedule.programs),
         "bit_exact": not any("numbers" in note for note in notes),
         "compared": compared,
         "cycles": cycles,

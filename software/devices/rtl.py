@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from sat.dataflow.compile import CompiledProduct
 from sat.dataflow.compile.parts import StagePlan
-from sat.dataflow.compile.step import CompiledStep, Sgd, compile_step
+from sat.dataflow.compile.step import CompiledStep, Sgd, compile_step, compile_updates
 from sat.dataflow.cycles import predict
 from sat.dataflow.host import read_result, write_left, write_right
 from sat.dataflow.layers import boundary_bytes
@@ -316,6 +316,54 @@ class RtlDevice(Device):
             wall_seconds=seconds,
             bytes_host=sum(values.nbytes for values in sent.values()) + fetched,
             bytes_kept=sum(tensors[name].nbytes for name in kept),
+        )
+
+    @exclusive
+    def run_updates(
+        self, layers: Sequence[Layer], tensors: Sequence[Tensors], rates: Sgd | None = None
+    ) -> tuple[list[Tensors], Run]:
+        """Run the updates of several layers as one program.
+
+        Parameters
+        ----------
+        layers : sequence of Layer
+        tensors : sequence of dict
+            Of each layer w, v, g (float32).
+        rates : Sgd, optional
+
+        Returns
+        -------
+        results : list of dict
+            Of each layer its new w and v.
+        run : Run
+
+        Raises
+        ------
+        DeviceError
+            The program did not end well.
+        """
+        for layer, given in zip(layers, tensors, strict=True):
+            check_tensors(("update",), layer, given)
+        steps = compile_updates(layers, self.config, self.memory_timing, rates)
+        program, address, end = steps[0].program, steps[0].address, steps[0].end
+        predicted = predict(program, self.config, self.memory_timing, address).cycles
+        purpose = f"the updates of {len(layers)} layers"
+        device = self._simulator(end, purpose)
+        self._residents.evict_below(end)
+        written = [
+            write_step(device.memory, step, given)
+            for step, given in zip(steps, tensors, strict=True)
+        ]
+        outcome, seconds = self._run(device, address, program, purpose)
+        results = [{name: of.read(name) for name in RESULTS["update"]} for of in written]
+        passing = [values.nbytes for each in (*tensors, *results) for values in each.values()]
+        return results, self._account(
+            outcome,
+            macs=0,
+            predicted_cycles=predicted,
+            wall_seconds=seconds,
+            bytes_host=sum(passing),
+            bytes_kept=0,
         )
 
     def close(self) -> None:

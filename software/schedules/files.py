@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from sat.sim.memory import MemoryTiming
 from sat.sparsity.pattern import Pattern
 
 FORMAT = "sat schedule"
-VERSION = 1
+VERSION = 2
 """Of the file; it grows with every change that an older reader would misread."""
 
 AGAIN = "make it again with `sat schedule MODEL --output FILE`"
@@ -64,6 +66,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "plan": entry.plan.to_json(),
         "cost": asdict(entry.cost),
         "bounds": asdict(entry.bounds),
+        "joined": entry.joined,
     }
 
 
@@ -127,6 +130,8 @@ def from_dict(raw: Any, source: str = "schedule") -> Schedule:
 
 
 def _schedule(raw: dict[str, Any]) -> Schedule:
+    entries = tuple(_read_entry(entry) for entry in raw["stages"])
+    _check_joined(entries)
     memory = dict(raw["memory"])
     name = memory.pop("name")
     config = SatConfig.from_json(json.dumps(raw["device"]))
@@ -136,7 +141,7 @@ def _schedule(raw: dict[str, Any]) -> Schedule:
         parameters=_number(raw["parameters"]),
         pattern=Pattern.parse(raw["pattern"]),
         machine=Machine(config, MemoryTiming(**memory), _text(name)),
-        entries=tuple(_read_entry(entry) for entry in raw["stages"]),
+        entries=entries,
         elementwise={key: Elementwise(**work) for key, work in raw["elementwise"].items()},
     )
 
@@ -169,12 +174,37 @@ def _read_entry(raw: dict[str, Any]) -> Entry:
         plan=StagePlan.from_json(raw["plan"]),
         cost=cost,
         bounds=bounds,
+        joined=_truth(raw["joined"]),
     )
+
+
+def _check_joined(entries: Sequence[Entry]) -> None:
+    """Check that each joined entry may be in one program with the one before."""
+    for before, entry in itertools.pairwise([None, *entries]):
+        assert entry is not None
+        if not entry.joined:
+            continue
+        name = f"stage {entry.operation} {entry.stage}"
+        if before is None or before.layer is None or entry.layer is None:
+            raise ValueError(f"{name}: is joined to what is no stage of a layer")
+        pair = before.stage, entry.stage
+        same = before.operation == entry.operation and before.layer == entry.layer
+        if pair != ("update", "update") and not (pair == ("bp", "wu") and same):
+            raise ValueError(
+                f"{name}: is joined to {before.operation} {before.stage}; WU may be to BP of its "
+                "operation, an update to another"
+            )
 
 
 def _number(value: Any, least: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{value!r}: must be an integer of at least {least}")
+    return value
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r}: must be true or false")
     return value
 
 

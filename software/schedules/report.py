@@ -67,6 +67,7 @@ def rows(schedule: Schedule) -> list[dict[str, Any]]:
             "roofline_cycles": entry.bounds.cycles,
             "bound_by": entry.bounds.by,
             "of_roofline": entry.of_roofline,
+            "joined": entry.joined,
         }
         for entry in schedule.entries
     ]
@@ -103,12 +104,12 @@ LEFT = 5
 
 
 def cells(schedule: Schedule) -> list[tuple[str, ...]]:
-    """Return what tables show of each stage, a text for each of `HEAD`."""
+    """Return what tables show of each stage, a text for each of `HEAD`; joined ones have a "+"."""
     machine = schedule.machine
     return [
         (
             entry.operation,
-            SHOWN[entry.stage],
+            ("+ " if entry.joined else "") + SHOWN[entry.stage],
             str(entry.pattern),
             entry.dataflow,
             tiles(entry, machine.config),
@@ -183,6 +184,11 @@ def notes(schedule: Schedule, clock_hz: float, comparison: Comparison | None = N
             f"below {schedule.bound:,} ({schedule.bound / cycles:.3f})"
         ),
     ]
+    if any(entry.joined for entry in schedule.entries):
+        said.append(
+            "+: in one program with the stage before, fetching first operands while that one "
+            f"drains: {len(schedule.entries)} stages, {len(schedule.programs)} programs"
+        )
     if comparison is not None:
         said.append(
             f"dense: {comparison.dense.cycles():,} cycles, utilisation "

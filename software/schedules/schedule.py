@@ -1,8 +1,9 @@
 """A network's training step on a machine: which layer is sparse, what each stage takes, the sum.
 
-Stages run one after the other, each a program of its own under its best mapping, so a schedule's
-cycles are a sum. How much a perfect overlap across layers could save is stated as a bound:
-`Schedule.bound`.
+Stages run one after the other, each under its best mapping, so a schedule's cycles are a sum. BP
+and WU of a layer are one program, and so are all updates: between these the host has nothing to do,
+and what one loads first is fetched while the one before drains (`sat.dataflow.compile.prefetch`).
+How much a perfect overlap of all stages could save is stated as a bound: `Schedule.bound`.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Entry:
     cost : Cost
         Exact; of products, of one program after the other.
     bounds : Bounds
+    joined : bool
+        Whether the stage is in one program with the entry before, whose end its cycles count from.
     """
 
     operation: str
@@ -63,6 +66,7 @@ class Entry:
     plan: StagePlan
     cost: Cost
     bounds: Bounds
+    joined: bool = False
 
     @property
     def cycles(self) -> int:
@@ -79,7 +83,10 @@ class Entry:
 
     @property
     def of_roofline(self) -> float:
-        """Share of the roofline that the stage reaches, 0 to 1."""
+        """Share of the roofline that the stage reaches, 0 to 1.
+
+        A little above 1 at the most where the stage before has had time for first loads.
+        """
         return self.bounds.cycles / self.cycles
 
 
@@ -112,6 +119,17 @@ class Schedule:
     def plans(self) -> dict[tuple[Layer, str], StagePlan]:
         """The plan of each layer's stage, as devices take them."""
         return {(e.layer, e.stage): e.plan for e in self.entries if e.layer is not None}
+
+    @property
+    def programs(self) -> list[tuple[Entry, ...]]:
+        """The entries of each program; a stage whose products are sent stands for one each."""
+        made: list[tuple[Entry, ...]] = []
+        for entry in self.entries:
+            if entry.joined:
+                made[-1] += (entry,)
+            else:
+                made.append((entry,))
+        return made
 
     def of(self, stage: str) -> list[Entry]:
         """Return the entries of a stage."""

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 from sat.dataflow.compile.parts import StagePlan
-from sat.dataflow.cost import Cost, StageCost, product_cost, stage_cost, stage_floor
+from sat.dataflow.cost import (
+    Cost,
+    StageCost,
+    product_cost,
+    program_cycles,
+    stage_cost,
+    stage_floor,
+    update_cycles,
+)
 from sat.dataflow.fit import DoesNotFit
 from sat.networks.network import Network, Operation
 from sat.schedules.machine import Machine
@@ -29,6 +38,7 @@ def make_schedule(
     *,
     dataflow: str = "auto",
     host_patches: bool = True,
+    prefetch: bool = True,
     progress: Callable[[Entry], None] | None = None,
 ) -> Schedule:
     """Return the schedule of a network's training step.
@@ -44,6 +54,8 @@ def make_schedule(
     host_patches : bool
         Whether the host may lay out the patches of a first convolution (`laid_out`) where that
         is faster.
+    prefetch : bool
+        Whether BP and WU of a layer are one program, and all updates, where that is faster.
     progress : callable, optional
         Called with each entry when it is made.
 
@@ -59,10 +71,11 @@ def make_schedule(
         )
     scheduler = _Scheduler(network, machine, pattern, dataflow, host_patches)
     entries = []
-    for entry in scheduler.entries():
-        entries.append(entry)
-        if progress is not None:
-            progress(entry)
+    for together in scheduler.programs():
+        for entry in scheduler.joined(together) if prefetch else together:
+            entries.append(entry)
+            if progress is not None:
+                progress(entry)
     return Schedule(
         network=network.name,
         batch=network.batch,
@@ -133,24 +146,46 @@ class _Scheduler:
     dataflow: str
     host_patches: bool
 
-    def entries(self) -> Iterator[Entry]:
-        """Yield all stages in the order in which they run."""
+    def programs(self) -> Iterator[list[Entry]]:
+        """Yield the stages in their order; together those that may be one program."""
         layers = {operation.name: self.layer(operation) for operation in self.network.operations}
-        for operation, stage in self.network.stages():
+
+        def entry(operation: Operation, stage: str) -> Entry:
             layer, reason = layers[operation.name]
             if layer is None:
-                yield self.of_products(operation, stage, reason)
-            else:
-                yield self.of_layer(operation, layer, stage, reason)
+                return self.of_products(operation, stage, reason)
+            return self.of_layer(operation, layer, stage, reason)
+
+        # Between FF of two layers, and before each BP, the host works.
+        stages = itertools.groupby(self.network.stages(), lambda of: (of[0].name, of[1] == "ff"))
+        for _, together in stages:
+            yield [entry(*of) for of in together]
         # Every gradient has been checked before a weight changes; shared ones change once. Where
         # products are sent one by one, the host updates.
-        updated: set[str | None] = set()
+        updated: dict[str | None, Entry] = {}
         for operation in self.network.operations:
-            layer, reason = layers[operation.name]
-            trained = layer is not None and "wu" in operation.products
-            if layer is not None and trained and operation.weight not in updated:
-                updated.add(operation.weight)
-                yield self.of_layer(operation, layer, "update", reason)
+            trained = layers[operation.name][0] is not None and "wu" in operation.products
+            if trained and operation.weight not in updated:
+                updated[operation.weight] = entry(operation, "update")
+        yield list(updated.values())
+
+    def joined(self, entries: list[Entry]) -> list[Entry]:
+        """Return entries as one program, if they are layers' and it is faster so."""
+        layers = [entry.layer for entry in entries if entry.layer is not None]
+        if len(entries) < 2 or len(layers) < len(entries):
+            return entries
+        config, timing = self.machine.config, self.machine.timing
+        if entries[0].stage == "update":
+            cycles = update_cycles(layers, config, timing)
+        else:
+            plans = {entry.stage: entry.plan for entry in entries}
+            cycles = program_cycles(layers[0], plans, config, timing)
+        if sum(cycles) >= sum(entry.cycles for entry in entries):
+            return entries
+        return [
+            replace(entry, joined=number > 0, cost=replace(entry.cost, cycles=cycles[number]))
+            for number, entry in enumerate(entries)
+        ]
 
     def layer(self, operation: Operation) -> tuple[Layer | None, str]:
         """Return what runs an operation's stages whole, if anything does, and why it is so."""

@@ -37,6 +37,7 @@ def trace(schedule: Schedule, clock_hz: float) -> dict[str, Any]:
             "bytes written": entry.cost.bytes_written,
             "bound by": entry.bounds.by,
             "of roofline": entry.of_roofline,
+            "in one program with the stage before": entry.joined,
         }
         events.append(
             {

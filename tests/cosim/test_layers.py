@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from sat.dataflow.compile import parts
-from sat.dataflow.compile.step import STAGES, Sgd, compile_step
+from sat.dataflow.compile.step import STAGES, Sgd, compile_step, compile_updates
+from sat.dataflow.cycles import predict
 from sat.devices.stages import write_step
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status
@@ -108,6 +109,48 @@ def test_steps_under_any_mapping(monkeypatch, name):
         layer = random_layer(rng, CONFIGS[name])
         run_step(name, rng.choice(TIMINGS), layer, number, 0.05 * (number % 2), random_sgd(rng))
     assert min(seen[sort] for sort in SORTS) >= 2, seen
+
+
+def run_program(name: str, timing: MemoryTiming, steps, tensors) -> None:
+    """Run a program of steps on both devices: all of memory, and cycles as predicted."""
+    device, golden = devices(name, timing)
+    program, address, size = steps[0].program, steps[0].address, steps[-1].end + 4096
+    device.memory[:size] = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+    for step, given in zip(steps, tensors, strict=True):
+        write_step(device.memory, step, given)
+    golden.memory = device.memory[:size].copy()
+    outcome, verdict = device.run(address, len(program)), golden.run(address, len(program))
+    assert outcome.status is verdict.status is Status.DONE
+    assert np.array_equal(golden.memory, device.memory[:size])
+    predicted = predict(program, CONFIGS[name], timing, address)
+    assert outcome.cycles == predicted.cycles, (outcome.cycles, predicted.cycles)
+
+
+@pytest.mark.parametrize("name", arrays)
+def test_any_two_stages(name):
+    """Random layers, any stage behind any other, whose first loads may be fetched in it."""
+    rng = random.Random(f"two stages {name}")
+    for number in range(24):
+        layer, timing = random_layer(rng, CONFIGS[name]), rng.choice(TIMINGS)
+        stages = rng.choice(STAGES), rng.choice(STAGES)
+        step = compile_step(layer, CONFIGS[name], timing, stages, random_sgd(rng))
+        tensors = random_tensors(number, layer)
+        tensors["g"] = np.random.default_rng(number).standard_normal(tensors["w"].shape)
+        tensors["g"] = tensors["g"].astype(np.float32)
+        run_program(name, timing, [step], [tensors])
+
+
+@pytest.mark.parametrize("name", arrays)
+def test_updates_of_several_layers(name):
+    """Random layers whose weights are updated by one program."""
+    rng = random.Random(f"updates {name}")
+    for number in range(6):
+        layers, timing = [random_layer(rng, CONFIGS[name]) for _ in range(3)], rng.choice(TIMINGS)
+        steps = compile_updates(layers, CONFIGS[name], timing, random_sgd(rng))
+        tensors = [random_tensors(number, layer) for layer in layers]
+        for given in tensors:
+            given["g"] = given["v"] / 2
+        run_program(name, timing, steps, tensors)
 
 
 @pytest.mark.parametrize("name", arrays)

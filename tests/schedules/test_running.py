@@ -51,6 +51,8 @@ def test_a_training_step_is_as_scheduled(name):
     stages = {entry.stage for entry in schedule.entries}
     assert stages == {"ff", "bp", "wu", "update"}
     assert {str(entry.pattern) for entry in schedule.of("ff")} == {"dense", "2:8"}
+    together = {tuple(e.stage for e in entries[:2]) for entries in schedule.programs}
+    assert {("bp", "wu"), ("update", "update")} <= together
     compared = 0
     with RtlDevice(config=EIGHT.config, memory=EIGHT.timing) as device:
         for ran in run_schedule(schedule, device):

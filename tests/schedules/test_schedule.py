@@ -15,7 +15,7 @@ from torch import nn
 
 from sat.cli import main
 from sat.dataflow import cost
-from sat.dataflow.compile.step import STAGES, Sgd, compile_step
+from sat.dataflow.compile.step import STAGES, Sgd, compile_step, compile_updates
 from sat.dataflow.cost import product_cost, stage_cost
 from sat.dataflow.cycles import predict
 from sat.dataflow.products import Product
@@ -68,20 +68,52 @@ def schedule():
 
 
 def test_a_schedule_is_the_sum_of_what_the_model_says(schedule):
-    for entry in schedule.entries:
-        if entry.layer is not None:
-            plans = {entry.stage: entry.plan}
-            step = compile_step(
-                entry.layer, SMALL.config, SMALL.timing, (entry.stage,), plans=plans
-            )
-            found = predict(step.program, SMALL.config, SMALL.timing, step.address)
-            assert entry.cycles == found.cycles
-            assert entry.cost.bytes_read == found.beats_read * SMALL.config.axi.beat_bytes
+    config, timing = SMALL.config, SMALL.timing
+    for entries in schedule.programs:
+        first, names = entries[0], tuple(entry.stage for entry in entries)
+        cycles = sum(entry.cycles for entry in entries)
+        if first.layer is None:
+            assert cycles == sum(best_mapping(p, config, timing)[1] for p in first.products)
+            continue
+        if names[0] == "update":
+            step = compile_updates([entry.layer for entry in entries], config, timing)[0]
         else:
-            ran = [best_mapping(p, SMALL.config, SMALL.timing)[1] for p in entry.products]
-            assert entry.cycles == sum(ran)
+            plans = {entry.stage: entry.plan for entry in entries}
+            step = compile_step(first.layer, config, timing, names, plans=plans)
+        found = predict(step.program, config, timing, step.address)
+        assert cycles == found.cycles
+        read = sum(entry.cost.bytes_read for entry in entries)
+        assert read == found.beats_read * config.axi.beat_bytes
     assert schedule.cycles() == sum(schedule.cycles(stage) for stage in STAGES)
     assert schedule.bound <= schedule.roofline <= schedule.cycles()
+
+
+def test_what_is_one_program(schedule):
+    """BP and WU of a layer, all updates: where the host does nothing between, and it is faster."""
+    network = capture(Net(), torch.zeros(2, 3, 4, 4), name="net")
+    alone = make_schedule(network, SMALL, SPARSE, prefetch=False)
+    assert not any(entry.joined for entry in alone.entries)
+    assert len(alone.programs) == len(alone.entries) == len(schedule.entries)
+    assert [e.plan for e in alone.entries] == [e.plan for e in schedule.entries]
+    each = iter(alone.entries)
+    for entries in schedule.programs:
+        parts = [next(each) for _ in entries]
+        cycles = sum(entry.cycles for entry in entries)
+        if len(entries) == 1:
+            assert cycles == parts[0].cycles
+            continue
+        assert cycles < sum(entry.cycles for entry in parts)
+        names = [entry.stage for entry in entries]
+        assert names in (["bp", "wu"], ["update"] * 5)
+        assert names[0] == "update" or len({entry.operation for entry in entries}) == 1
+    joined = [entry.operation for entry in schedule.of("wu") if entry.joined]
+    assert "last" in joined and "first" not in joined  # it has no BP
+    shown = table(schedule)
+    assert shown.count("+ WU") == len(joined) and shown.count("+ update") == 4
+    assert f"{len(schedule.entries)} stages, {len(schedule.programs)} programs" in "\n".join(
+        notes(schedule, 2e8)
+    )
+    assert "+: in one" not in "\n".join(notes(alone, 2e8))
 
 
 def test_which_layers_are_sparse_and_what_is_updated(schedule):
@@ -118,9 +150,10 @@ def test_the_dense_twin_and_the_report(schedule):
 
 def test_equal_stages_are_costed_once(schedule, monkeypatch):
     def compiled(*args, **options):
-        raise AssertionError("every stage has been costed")
+        raise AssertionError("every program has been costed")
 
-    monkeypatch.setattr(cost, "compile_step", compiled)
+    for name in ("compile_step", "compile_updates", "fastest"):
+        monkeypatch.setattr(cost, name, compiled)
     network = capture(Net(), torch.zeros(2, 3, 4, 4), name="net")
     assert make_schedule(network, SMALL, SPARSE) == schedule
 
@@ -239,6 +272,8 @@ def test_ablation_takes_one_idea_away_at_a_time(schedule):
     assert found["weight stationary only"].cycles == stationary.cycles()
     assert {e.dataflow for e in stationary.of("ff")} == {"ws"}
     assert all(loss.cycles >= schedule.cycles() for loss in found.values())
+    alone = make_schedule(network, SMALL, SPARSE, prefetch=False)
+    assert found["no prefetch across stages"].cycles == alone.cycles() > schedule.cycles()
     # The array's own cycles, times the stages of its adder, wherever that is more.
     alone = sum(max(e.cycles, 4 * e.cost.compute_cycles) for e in schedule.entries)
     assert found["no interleave"].cycles == alone and not found["no interleave"].exact
@@ -283,6 +318,10 @@ def spoil(raw, path, value):
         (["stages", 0, "cost", "cycles"], 0, "0: must be an integer of at least 1"),
         (["stages", 0, "bounds", "read"], -1, "-1: must be an integer"),
         (["stages", 0, "products"], 7, "not iterable"),
+        (["stages", 0, "joined"], None, "'joined' is missing"),
+        (["stages", 0, "joined"], 1, "1: must be true or false"),
+        (["stages", 0, "joined"], True, "first ff: is joined to what is no stage of a layer"),
+        (["stages", 1, "joined"], True, "again ff: is joined to first ff; WU may be"),
         (["stages", 0, "plan", "mappings"], [{"kind": "spiral"}], "is no plan of a stage"),
     ],
 )

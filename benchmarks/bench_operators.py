@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import sat
+from sat.methods.binarydm import binarize_model, default_plan
 from sat.methods.dapc_nn import DaPCNN, ishigami
 from sat.methods.dapc_nn import demo as dapc_nn
 from sat.methods.dapc_nn.network import solve_ridge
@@ -225,16 +226,19 @@ def pinn_step(width: int, *, lagrangian: bool) -> Case:
     return model, loss, 64
 
 
-def denoiser_step() -> Case:
-    """A step of 128 digits; the two hidden layers of each block are pruned."""
+def denoiser_step(bases: tuple[int, ...] = ()) -> Case:
+    """A step of 128 digits; the two hidden layers of each block are pruned, unless binary."""
     model = DenoiserMLP(64)
+    if bases:
+        plan = default_plan(model)
+        binarize_model(model, {name: bases[int(name.split(".")[1])] for name in plan})
     generator = torch.Generator().manual_seed(0)
     data = torch.rand(pndm.BATCH, 64, generator=generator)
     noised = add_noise(data, model.schedule, generator)
     return (
         model,
         lambda: nn.functional.mse_loss(model.velocity(noised.x, noised.t), noised.velocity),
-        128,
+        10**6 if bases else 128,
     )
 
 
@@ -285,6 +289,10 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     ],
     "pndm": [
         ("DenoiserMLP, 128 digits", denoiser_step),
+    ],
+    "binarydm": [
+        ("DenoiserMLP, 128 digits, one basis", lambda: denoiser_step((1, 1, 1))),
+        ("… two bases in blocks 1 and 3", lambda: denoiser_step((2, 1, 2))),
     ],
     "rom_net": [
         ("ROM-net's classifier, 64 loads", classifier_step),

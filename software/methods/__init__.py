@@ -324,6 +324,13 @@ _METHODS = (
         "bases found again from streams, one that changes; patches beside the DCT, PCA and MSP",
         "fp16",
     ),
+    Method(
+        "binarydm",
+        "BinaryDM: diffusion models of 1-bit weights",
+        "Zheng et al. 2024, arXiv 2404.05662",
+        "gradients and integer products exactly; digits by 1-bit weights, one basis and two",
+        "fp16",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

@@ -14,7 +14,7 @@ from skfem import Basis, ElementTriP1, MeshTri
 import sat
 from sat.cli import main
 from sat.devices import ComparingDevice, FirstDevice
-from sat.methods import METHODS, Check, Method, Result, get_method, pndm
+from sat.methods import METHODS, Check, Method, Result, binarydm, get_method, pndm
 from sat.methods.auon import HybridAuON
 from sat.methods.dapc_nn import DaPCNN
 from sat.methods.dct_lowrank import DCTAdamW
@@ -223,6 +223,13 @@ def step_of(slug):
         network = GraphNet((2, 8, 1), 2)
         sat.sparsify_(network, "bdwp", "2:8")
         fit(GalerkinProblem(fem, poisson(), {"node0": 0.0}), network, 1)
+    elif slug == "binarydm":
+        student = pndm.DenoiserMLP(8, hidden=8, blocks=2)
+        teacher = pndm.DenoiserMLP(8, hidden=8, blocks=2).eval()
+        binarydm.binarize_model(student, binarydm.default_plan(student))
+        mimic = binarydm.LowRankMimic(teacher, student, ["blocks.0", "blocks.1"], weight=1.0)
+        out, loss = mimic.run(torch.randn(4, 8), torch.full((4,), 300))
+        (out.square().mean() + loss).backward()
     elif slug == "pndm":
         denoiser = pndm.DenoiserMLP(8, hidden=8, blocks=1)
         sat.sparsify_(denoiser, "bdwp", "2:8", filter_fn=lambda name, _: "blocks" in name)

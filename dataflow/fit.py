@@ -63,7 +63,12 @@ def attempt(make: Callable[[SatConfig], Made], config: SatConfig) -> Made:
     further = bool(fixes)
     while further:
         try:
-            make(with_fixes(config, fixes))
+            fixed = with_fixes(config, fixes)
+        except ValueError:  # no device has all of them
+            fixes = {}
+            break
+        try:
+            make(fixed)
             break
         except DoesNotFit as error:
             further = bool(error.fixes)

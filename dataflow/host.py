@@ -199,12 +199,28 @@ class LayerTensors:
         matrix = _rows(self.memory, region).copy().view(np.float32)
         if layer.depthwise:
             return matrix.T.reshape(-1, *layer.kernel, 1).copy()
+        if self.where.turned:
+            # (groups, in, taps, out) to (groups, out, taps, in)
+            grouped = matrix.reshape(layer.groups, -1, layer.taps, self.where.bp.channels)
+            turned = grouped.transpose(0, 3, 2, 1)
+            return turned.reshape(-1, *layer.kernel, turned.shape[-1])
         return matrix.reshape(region.rows, *layer.kernel, -1)
 
     def _put_weights(self, name: str, weights: np.ndarray) -> None:
-        region = self.where[name]
+        layer, region = self.layer, self.where[name]
         matrix = weights.reshape(len(weights), -1)
-        _put(self.memory, region, matrix.T if self.layer.depthwise else matrix)
+        if layer.depthwise:
+            matrix = matrix.T
+        elif self.where.turned:
+            matrix = self._turned(weights).reshape(region.rows, -1)
+        _put(self.memory, region, matrix)
+
+    def _turned(self, weights: np.ndarray) -> np.ndarray:
+        """Return padded weights with input channels first: (groups * in, taps, out of a group)."""
+        layer = self.layer
+        grouped = weights.reshape(layer.groups, -1, layer.taps, weights.shape[-1])
+        turned = grouped.transpose(0, 3, 2, 1)
+        return turned.reshape(-1, layer.taps, turned.shape[-1])
 
     def prune(self) -> None:
         """Write both pruned copies of w, as the device's update does after each step."""
@@ -214,10 +230,7 @@ class LayerTensors:
             _put(self.memory, where["ff"], halves.reshape(len(halves), -1))
             return
         self._put_copy("ff", where.ff, halves.reshape(len(halves), layer.taps, -1))
-        # (groups, out, taps, in) to (groups, in, taps, out)
-        grouped = halves.reshape(layer.groups, -1, layer.taps, halves.shape[-1])
-        turned = grouped.transpose(0, 3, 2, 1)
-        self._put_copy("bp", where.bp, turned.reshape(-1, layer.taps, turned.shape[-1]))
+        self._put_copy("bp", where.bp, self._turned(halves))
 
     def _put_copy(self, name: str, packing: Packing, lines: np.ndarray) -> None:
         """Write (lines, taps, channels) float16, pruned along the channels."""

@@ -14,8 +14,10 @@ ff_index … the same                                    their 4-bit indices
 bias       1                                           FP32 output channels
 ========== =========================================== ==========================================
 
-A depthwise layer has w, v, g the other way round: rows are taps, a row the channels; one copy,
-``ff``, with a row for each channel and its taps, serves FF and BP; its indices never change.
+Where WU prunes, its result has rows of input channels, for what is pruned must be the product's
+right operand: so w, v, g are ``turned``: rows are input channels, a row tap after tap the output
+channels. A depthwise layer has rows of taps, a row the channels; one copy, ``ff``, with a row for
+each channel and its taps, serves FF and BP; its indices never change.
 
 Padding must be 0 in activations and gradients and -0 in weights: (+0) * (-0) is -0, and adding -0
 changes no sum, so padding changes no bit of a result.
@@ -117,7 +119,7 @@ class Region:
 
 def _fits_word(layer: Layer, word: int) -> bool:
     """Whether words of so many channels fit a layer's patterns and groups."""
-    if word < max(layer.ff[1], layer.bp[1]):
+    if word < max(layer.ff[1], layer.bp[1], layer.wu[1]):
         return False
     alone = layer.groups == 1 or layer.depthwise
     return alone or (layer.in_per_group % word == 0 and layer.out_per_group % word == 0)
@@ -173,8 +175,8 @@ def _check_channels(layer: Layer, config: SatConfig) -> None:
     cols = next(c for c in range(cols, 0, -1) if _fits_masks(layer, word, c))
     if cols != config.cols:
         fixes["cols"] = cols
-    if config.max_m < max(layer.ff[1], layer.bp[1]):
-        n, m = max(layer.ff, layer.bp, key=lambda pattern: pattern[1])
+    if config.max_m < max(layer.ff[1], layer.bp[1], layer.wu[1]):
+        n, m = max(layer.ff, layer.bp, layer.wu, key=lambda pattern: pattern[1])
         what = f"pattern {n}:{m}: this device has max_m={config.max_m}"
     elif not _fits_word(layer, config.max_m):
         what = (
@@ -209,6 +211,8 @@ class LayerMemory:
         Byte addresses of w, v and the pruned copies: what stays from step to step. They begin
         at a multiple of `boundary_bytes`, so that they may lie elsewhere (`moved`).
     ff, bp : Packing
+    turned : bool
+        Whether rows of w, v and g are input channels.
     padded_in, padded_out : int
         Channels of a pixel, padded.
     end : int
@@ -224,6 +228,22 @@ class LayerMemory:
         self.layer, self.config = layer, config
         word = config.max_m
         _check_channels(layer, config)
+        self.turned = layer.wu != (1, 1)
+        if self.turned and not config.prune_gathers:
+            raise DoesNotFit(
+                f"wu pattern {layer.wu[0]}:{layer.wu[1]}: this device has prune_gathers=False, so "
+                "it loads gradients as they are",
+                {"prune_gathers": True},
+                "send its products one by one",
+            )
+        if self.turned and config.cols % config.granule_halves:
+            cols = round_up(config.cols, config.granule_halves)
+            raise DoesNotFit(
+                f"wu pattern {layer.wu[0]}:{layer.wu[1]}: pruned channels come in granules of "
+                f"{config.granule_halves}, which cols={config.cols} cuts",
+                {"cols": cols},
+                "send its products one by one",
+            )
         self.padded_in = round_up(layer.in_channels, word)
         self.padded_out = round_up(layer.out_channels, word)
         self.at = base
@@ -246,6 +266,8 @@ class LayerMemory:
             rows = self.bp.channels * layer.groups
             columns = self.ff.channels * layer.groups
             weights = rows, 4 * layer.taps * self.ff.channels
+            if self.turned:
+                weights = columns, 4 * layer.taps * self.bp.channels
         self.at = start = round_up(base, boundary_bytes(config))
         place("w", *weights)
         place("v", *weights)
@@ -293,3 +315,12 @@ class LayerMemory:
 
     def __getitem__(self, name: str) -> Region:
         return self.regions[name]
+
+    @property
+    def copies(self) -> tuple[tuple[str, Packing], tuple[str, Packing]]:
+        """The copies that are pruned along rows of w, and along its columns: names, packings.
+
+        UPDATE, whose fields call the first FF's, knows nothing of `turned`.
+        """
+        ff, bp = ("ff", self.ff), ("bp", self.bp)
+        return (bp, ff) if self.turned else (ff, bp)

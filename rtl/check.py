@@ -12,98 +12,12 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from sat.rtl import isa
-from sat.rtl.config import SatConfig
+from sat.rtl.config import INDICES_TOGETHER, SatConfig
 from sat.rtl.isa import Buffer, Dataflow, Format, Opcode, Source, Start, Status
-
-SLOTS = 2
-"""Cycles of an instruction in which multipliers work, each on a product of its own."""
+from sat.rtl.products import SLOTS, Products
 
 CHECK_CYCLES = SLOTS + 1
 """Cycles from a steady instruction to its verdict."""
-
-UNITS = ((17, 17), (17, 32), (17, 32))
-"""The multipliers: widths of the factors that each takes."""
-
-
-class _Products:
-    """Multipliers that all rules share: a pair of factors a cycle each.
-
-    Rules ask for products of fields that are steady; the first multiplier that is wide enough
-    and has a free slot makes them. The factors of the second slot come from registers.
-    """
-
-    def __init__(self) -> None:
-        self._results = [
-            [Signal(a + b, name=f"product_{unit}_{slot}") for slot in range(SLOTS)]
-            for unit, (a, b) in enumerate(UNITS)
-        ]
-        # By unit and slot: two factors, and whether they come as they are, not from registers.
-        self._wanted: dict[Opcode, dict[tuple[int, int], tuple[Value, Value, bool]]] = {}
-
-    def of(self, opcode: Opcode) -> Callable[..., Signal]:
-        """Return what the rules of an instruction get their products from.
-
-        It takes two factors, the first of 17 bits, and gives the register that has their product
-        from cycle `SLOTS` of the instruction on. ``late``: a factor is worked out of fields, which
-        the first slot leaves no time for; ``after``: one is a product that was asked for before;
-        ``first``: it is there a cycle before the others.
-        """
-        wanted = self._wanted.setdefault(opcode, {})
-
-        def times(
-            a: Value, b: Value, late: bool = False, after: bool = False, first: bool = False
-        ) -> Signal:
-            free = (
-                (unit, slot)
-                for unit, (a_bits, b_bits) in enumerate(UNITS)
-                for slot in range(int(late or after), 1 if first else SLOTS)
-                if (unit, slot) not in wanted and len(a) <= a_bits and len(b) <= b_bits
-            )
-            unit, slot = next(free)
-            wanted[unit, slot] = a, b, slot == 0 or after
-            return self._results[unit][slot]
-
-        return times
-
-    def make(
-        self, m: Module, kinds: dict[Opcode, Signal], age: Value, fresh: Value, coming: Value
-    ) -> None:
-        """Multiply: in cycle ``age`` of an instruction, of whichever kind, what it has there.
-
-        ``fresh``: the next cycle may be the first of an instruction, of opcode ``coming``.
-        """
-        for unit, (widths, results) in enumerate(zip(UNITS, self._results, strict=True)):
-            given: list[Value] = [Const(0), Const(0)]
-            late: list[Value] = [Const(0), Const(0)]
-            direct = Signal(name=f"direct_{unit}")  # the factors of this cycle come as they are
-            soon: Value = Const(0)
-            for code, wanted in self._wanted.items():
-                own = {slot: made for (of, slot), made in wanted.items() if of == unit}
-                at_once = [slot for slot, (_, _, direct) in own.items() if direct]
-                # One pair of a kind at most: that it is of this kind chooses it, not the cycle.
-                assert len(at_once) <= 1, f"{code.name}: two products of multiplier {unit} at once"
-                for slot, (a, b, _) in own.items():
-                    into = given if slot in at_once else late
-                    for n, factor in enumerate((a, b)):
-                        into[n] = into[n] | (factor & kinds[code].replicate(len(factor)))
-                for slot in at_once:
-                    before = (
-                        fresh & (coming == code.value)
-                        if slot == 0
-                        else kinds[code] & (age == slot - 1)
-                    )
-                    soon = soon | before
-            m.d.sync += direct.eq(soon)
-            factors = []
-            for n, bits in enumerate(widths):
-                held = Signal(bits, name=f"held_{unit}_{n}", reset_less=True)
-                m.d.sync += held.eq(late[n])
-                factors.append(Mux(direct, given[n][:bits], held))
-            product = Signal(sum(widths), name=f"product_{unit}")
-            m.d.comb += product.eq(factors[0] * factors[1])
-            for slot, result in enumerate(results):
-                with m.If(age == slot):
-                    m.d.sync += result.eq(product)
 
 
 class Checker(wiring.Component):
@@ -156,17 +70,16 @@ class Checker(wiring.Component):
             m.d.sync += age.eq(0)
         with m.Elif(~self.decided):
             m.d.sync += age.eq(age + 1)
-        products = _Products()
+        products = Products()
 
         def body(layout: data.StructLayout) -> data.View:
             return data.View(layout, self.word[isa.HEADER_BITS :][: layout.size])
 
         nothing = (Const(0), Const(0))
-        window = body(isa.WINDOW)
         verdicts = {
             Opcode.LOAD: self._load(m, body(isa.LOAD), products.of(Opcode.LOAD)),
             Opcode.TENSOR: self._tensor(m, body(isa.TENSOR), products.of(Opcode.TENSOR)),
-            Opcode.WINDOW: ((window.lines == 0) | (window.pixels == 0), Const(0)),
+            Opcode.WINDOW: (self._window(m, body(isa.WINDOW)), Const(0)),
             Opcode.GATHER: (self._gather(m, opcode, body, products.of(Opcode.GATHER)), Const(0)),
             Opcode.MULTIPLY: (
                 self._multiply(m, body(isa.MULTIPLY), products.of(Opcode.MULTIPLY)),
@@ -225,10 +138,12 @@ class Checker(wiring.Component):
         words: Value,
         by_word: Value,
         late: tuple[Value, Value] | None = None,
+        pruning: tuple[Value, Value, Value] | None = None,
     ) -> Value:
         """Return whether rows of words miss the banks of a buffer.
 
-        ``late``: when a row has other words than ``words``, and how many: a product.
+        ``late``: when a row has other words than ``words``, and how many: a product. ``pruning``:
+        whether rows are pruned along the lanes (one group, then), N and log2 M.
         """
         config = self.config
         # By row and by word share the shape of their rules: `groups` groups of `each` things.
@@ -237,13 +152,22 @@ class Checker(wiring.Component):
         own_banks = Mux(is_a, config.rows, Mux(is_b | is_index, config.cols, config.update_lanes))
         each = Mux(by_word, i.words_per_pass, own_banks)
         covered = times(i.groups, each, late=True)
-        start = times((i.groups - 1)[:16], i.stride, late=True)
+        groups, stride = (i.groups - 1)[:16], i.stride
         depth = Mux(
             is_a,
             config.a_words,
             Mux(is_b, config.b_words, Mux(is_index, config.i_words, config.update_words)),
         )
-        room = self._early(m, depth - i.base)
+        room = depth - i.base
+        if pruning is not None:
+            # There is one group: what its product would say is 0. It tells the values kept, times
+            # M, instead.
+            pruned, n, log2_m = pruning
+            groups, stride = Mux(pruned, i.rows, groups), Mux(pruned, n, stride)
+            room = Mux(pruned, room << config.lane_bits << log2_m, room)
+            inner = Mux(pruned, 0, inner)
+        start = times(groups, stride, late=True)
+        room = self._early(m, room)
         passes = times(i.copies, i.words_per_pass)
         bad_things = (covered < self._early(m, things)) | (covered >= self._early(m, things + each))
         bad_inner = start + self._early(m, inner) > room
@@ -328,6 +252,12 @@ class Checker(wiring.Component):
             m, i.address, images + lines + pixels, Const(0)
         )
 
+    def _window(self, m: Module, i: data.View) -> Value:
+        no_pattern = (i.n | i.log2_m) != 0
+        if self.config.prune_gathers:
+            no_pattern &= self._bad_pattern(m, i.n, i.log2_m) | (i.log2_m == 0)
+        return self._early(m, (i.lines == 0) | (i.pixels == 0) | no_pattern)
+
     def _gather(
         self, m: Module, opcode: Value, body: Callable[..., data.View], times: Callable[..., Signal]
     ) -> Value:
@@ -337,6 +267,7 @@ class Checker(wiring.Component):
         i = body(isa.GATHER)
         pitch = Signal(20)
         lines, pixels = Signal(12, init=1), Signal(12, init=1)
+        n, log2_m = Signal(5), Signal(3)
         tensor, window = body(isa.TENSOR), body(isa.WINDOW)
         followed = Signal()
         m.d.sync += followed.eq(self.follow)
@@ -344,14 +275,18 @@ class Checker(wiring.Component):
             m.d.sync += pitch.eq(tensor.pixel_pitch)
         with m.If(followed & (opcode == Opcode.WINDOW.value)):
             m.d.sync += [lines.eq(window.lines), pixels.eq(window.pixels)]
+            m.d.sync += [n.eq(window.n), log2_m.eq(window.log2_m)]
 
         is_a, is_b = i.destination == Buffer.A, i.destination == Buffer.B
         taps = times(i.taps_y, i.taps_x)[:16]
         tall = self._early(m, (i.rows + (config.max_m - 1)) >> (config.max_m - 1).bit_length())
         rows = Mux(i.transpose, i.segment_bytes >> 1, i.rows)
         of_taps = Signal(28)
+        pruned = i.transpose & is_b & (log2_m != 0) if config.prune_gathers else Const(0)
+        pruning = (pruned, n, log2_m) if config.prune_gathers else None
+        late = ~i.transpose, of_taps
         bad_banks = self._banks(
-            m, times, i, is_a, is_b, Const(0), rows, tall, i.by_word, (~i.transpose, of_taps)
+            m, times, i, is_a, is_b, Const(0), rows, tall, i.by_word, late, pruning
         )
         m.d.comb += of_taps.eq(times(taps, i.segment_bytes >> word_low, after=True))
         bad_shape = Mux(
@@ -363,6 +298,9 @@ class Checker(wiring.Component):
             | (i.segment_bytes[:beat_low] != 0),
             ~is_a | (i.segment_bytes[:word_low] != 0),
         )
+        partial = (i.rows & ((1 << log2_m) - 1)) != 0
+        unit = -(-INDICES_TOGETHER // config.max_m)
+        bad_pruned = partial | (i.groups != 1) | ((i.base & (unit - 1)) != 0)
         bad_field = (
             (i.rows == 0)
             | (i.taps_y == 0)
@@ -373,6 +311,7 @@ class Checker(wiring.Component):
             | (i.offset + i.segment_bytes > pitch)
             | (i.offset[:beat_low] != 0)
             | bad_shape
+            | (pruned & bad_pruned)
         )
         return self._early(m, bad_field) | bad_banks
 

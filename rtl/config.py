@@ -13,6 +13,9 @@ M_CHOICES = (2, 4, 8, 16)
 INDEX_BITS = 4
 """Bits of one stored index in memory: enough for the largest M."""
 
+INDICES_TOGETHER = 16 // INDEX_BITS
+"""Indices that index banks take together: 16 bits of them, as of any operand in memory."""
+
 SEMAPHORES = 16
 """Counting semaphores that order the engines; one bit each in an instruction's masks."""
 
@@ -41,16 +44,16 @@ def require_ints(owner: object, *names: str) -> None:
 
 def _require_types(config: Any) -> None:
     """Check the types of a configuration's fields, as their annotations say."""
-    kinds: dict[str, type] = {"FpTiming": FpTiming, "AxiConfig": AxiConfig}
+    kinds: dict[str, type] = {"FpTiming": FpTiming, "AxiConfig": AxiConfig, "bool": bool}
     for entry in fields(config):
         kind = kinds.get(str(entry.type))
         if kind is None:
             require_ints(config, entry.name)
         elif not isinstance(getattr(config, entry.name), kind):
-            found = type(getattr(config, entry.name)).__name__
+            value = getattr(config, entry.name)
+            give = "True or False" if kind is bool else f"sat.rtl.config.{kind.__name__}(...)"
             raise ValueError(
-                f"{entry.name} is a {found}: must be a {kind.__name__}; "
-                f"give sat.rtl.config.{kind.__name__}(...)"
+                f"{entry.name} is a {type(value).__name__}: must be a {kind.__name__}; give {give}"
             )
 
 
@@ -212,6 +215,9 @@ class SatConfig:
     """Depth of a lane's banks of pruned copies, in granules of FP16; a power of two."""
     tile_weights: int = 1024
     """Weights of the largest tile that one UPDATE takes; a power of two."""
+    prune_gathers: bool = False
+    """Prune what transposed GATHERs bring into B along the positions (sparse WU): a SORE lane for
+    each column. A granule then holds at most ``cols`` FP16 values, a beat at least as many."""
     axi: AxiConfig = field(default_factory=AxiConfig)
     """Memory ports."""
     queue_depth: int = 4
@@ -274,6 +280,13 @@ class SatConfig:
                 v >= least,
                 f"{name}={v}: must be at least {least} for beats of {together} words; deepen the "
                 "banks or narrow the ports",
+            )
+        if self.prune_gathers:
+            granule, beat = self.granule_halves, self.axi.beat_bytes // 2
+            require(
+                granule <= self.cols <= beat,
+                f"prune_gathers=True with cols={self.cols}: must be {granule} (the FP16 values of "
+                f"a granule) to {beat} (of a beat); change cols, data_bits or ports",
             )
         require(
             is_power_of_two(self.queue_depth) and 2 <= self.queue_depth <= 16,
@@ -381,8 +394,14 @@ class SatConfig:
         return replace(self, rows=int(rows), cols=int(cols), sum_words=sums)
 
     def to_json(self) -> str:
-        """Return the configuration as JSON with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """Return the configuration as JSON with sorted keys.
+
+        ``prune_gathers`` is there only if it is set: devices without are named as before it.
+        """
+        made = asdict(self)
+        if not self.prune_gathers:
+            del made["prune_gathers"]
+        return json.dumps(made, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> SatConfig:

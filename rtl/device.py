@@ -109,7 +109,9 @@ class Device(wiring.Component):
             OperandBuffer(operand_write_layout(config, banks, words), words, elements=elements)
             for banks, words in ((config.rows, config.a_words), (config.cols, config.b_words))
         )
-        index = OperandBuffer(index_write_layout(config), config.i_words, config.granule_bytes // 2)
+        # GATHERs that prune bring a lane of indices at a time, LOADs a granule of them.
+        lanes = 1 if config.prune_gathers else config.granule_bytes // 2
+        index = OperandBuffer(index_write_layout(config), config.i_words, lanes, elements)
         start = StartBuffer(start_write_layout(config), config.sum_words)
         output = OutputBuffer(config.cols, config.sum_words)
         for name, buffer, write, letter in (

@@ -215,6 +215,9 @@ WINDOW = data.StructLayout(
         "step_x": 8,
         "tap_y": signed(8),  # source lines from one line of taps to the next
         "tap_x": signed(8),
+        "n": 5,  # N:M to which transposed GATHERs into B prune each channel along the positions
+        #   (devices with `prune_gathers`)
+        "log2_m": 3,  # 0: they do not, and `n` is 0
     }
 )
 
@@ -226,16 +229,16 @@ GATHER = data.StructLayout(
         "y": signed(13),  # source of the first tap at position (0, 0); outside the tensor lie zeros
         "x": signed(13),
         "offset": 16,  # bytes from a pixel's first to the first that is read; whole granules
-        "rows": 16,  # positions, at least 1
+        "rows": 16,  # positions, at least 1; pruned: whole groups of M
         "taps_y": 8,
         "taps_x": 8,
         "segment_bytes": 16,  # bytes that are read of a pixel; whole words (transpose: granules)
         "destination": Buffer,  # A; B only with transpose
         "by_word": 1,  # as LOAD
         "transpose": 1,  # bank by channel, a position to a lane; one tap
-        "base": 16,
+        "base": 16,  # pruned: base * max_m is a multiple of 4
         "stride": 16,
-        "groups": 16,  # as LOAD; transpose: ceil(channels / banks)
+        "groups": 16,  # as LOAD; transpose: ceil(channels / banks), pruned: 1
         "copies": 8,
         "words_per_pass": 8,
     }

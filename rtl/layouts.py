@@ -71,8 +71,13 @@ def operand_write_layout(config: SatConfig, banks: int, words: int) -> data.Stru
 
 
 def index_write_layout(config: SatConfig) -> data.StructLayout:
-    """Return a write into the index buffer: 16-bit lanes of packed indices."""
-    return bank_write_layout(config.cols, config.i_words, config.beat_words, config.max_m, 16)
+    """Return a write into the index buffer: 16-bit lanes of packed indices.
+
+    With ``transpose``, where GATHERs prune, it is as in `operand_write_layout`.
+    """
+    layout = bank_write_layout(config.cols, config.i_words, config.beat_words, config.max_m, 16)
+    transpose = {"transpose": 1} if config.prune_gathers else {}
+    return data.StructLayout({**dict(layout.members), **transpose})
 
 
 def start_write_layout(config: SatConfig) -> data.StructLayout:

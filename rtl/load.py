@@ -9,7 +9,8 @@ from amaranth.lib.wiring import In, Out
 from sat.rtl import isa
 from sat.rtl.axi import Axi4ReadSignature, Response, address_constants
 from sat.rtl.bursts import BurstCutter
-from sat.rtl.config import SEMAPHORES, SatConfig
+from sat.rtl.columns import take_masks, take_starts
+from sat.rtl.config import INDICES_TOGETHER, SEMAPHORES, SatConfig
 from sat.rtl.fp.operand import OperandDecoder
 from sat.rtl.isa import Buffer, Opcode
 from sat.rtl.layouts import (
@@ -21,8 +22,9 @@ from sat.rtl.layouts import (
     start_write_layout,
     update_write_layout,
 )
+from sat.rtl.prune import GatherPruner
 from sat.rtl.segments import SegmentWalker, segment_layout
-from sat.rtl.spread import beat_at_hand, dealt, turned
+from sat.rtl.spread import Place, beat_at_hand, chosen, dealt, put, turned
 from sat.rtl.streams import Queue
 
 COMMANDS_AHEAD = 4
@@ -53,6 +55,7 @@ def data_command_layout() -> data.StructLayout:
             "destination": Buffer,
             "by_word": 1,
             "transpose": 1,
+            "prune": 1,
             "last_row": 16,
             "last_tap": 16,  # of a row
             "last_granule": 20,  # of a segment
@@ -64,6 +67,9 @@ def data_command_layout() -> data.StructLayout:
             "pitch": 12,
             "row_bytes": 20,
             "last_word": 16,  # MASK: of a row
+            # The pattern of the last WINDOW.
+            "n": 5,
+            "log2_m": 3,
         }
     )
 
@@ -84,11 +90,12 @@ class LoadEngine(wiring.Component):
     * MASK, a word a cycle;
     * by word, where beats hold several words: a write ends with a pass, and with ``copies``
       above 1 is one word;
-    * transposed GATHER: a beat goes to its banks in one write unless it meets the last bank.
+    * transposed GATHER: a beat goes to its banks in one write unless it meets the last bank;
+    * behind a pruning GATHER, the cycles in which `sat.rtl.prune.GatherPruner` gives what is left.
 
     The beat taken in cycle t is on the write port of its buffer in t + 1, and so is the signal of
-    the instruction whose last beat (START, MASK: last word) it is. `dataflow/cycles/load.h`
-    states the same for the cycle model.
+    the instruction whose last beat (START, MASK: last word) it is; pruned, that of the last value
+    kept is. `dataflow/cycles/load.h` states the same for the cycle model.
 
     Where row x, word w of a matrix goes (GATHER: row is position, its words tap after tap):
 
@@ -102,6 +109,8 @@ class LoadEngine(wiring.Component):
     WEIGHT, …   bank x mod lanes                     base + (x div lanes) * stride + w
     transposed  channel c: bank c mod R (B: C)       base + (c div R) * stride + x div max_m,
                                                      lane x mod max_m
+    pruned      channel c: bank c                    base + k div max_m, lane k mod max_m: the
+                                                     k-th kept; its index: INDEX, the same number
     =========== ==================================== ==========================================
 
     Parameters
@@ -231,8 +240,9 @@ class LoadEngine(wiring.Component):
 
         row = Signal(16)
         spread_ready = self._operands(m, command, zeros.o, row, finish)
-        start_ready = self._starts(m, command, zeros.o, row, finish)
-        mask_ready = self._masks(m, command, zeros.o, row, finish)
+        ends = command, zeros.o, row, finish
+        start_ready = take_starts(m, config, port, self.s_write, *ends)
+        mask_ready = take_masks(m, config, port, self.m_write, *ends)
         m.d.comb += port.rready.eq(
             (command.spread & spread_ready)
             | (command.start & start_ready)
@@ -247,6 +257,9 @@ class LoadEngine(wiring.Component):
         gather = data.View(isa.GATHER, given.body[: isa.GATHER.size])
         is_load = given.opcode == Opcode.LOAD.value
         is_gather = given.opcode == Opcode.GATHER.value
+        window = data.View(isa.WINDOW, given.body[: isa.WINDOW.size])
+        is_window = valid & (given.opcode == Opcode.WINDOW.value)
+        to_b = is_gather & (gather.destination == Buffer.B)  # transposed, then
         is_start = is_load & (load.destination == Buffer.START)
         is_mask = is_load & (load.destination == Buffer.MASK)
         size = Mux(is_gather, gather.segment_bytes, load.row_bytes)
@@ -260,6 +273,7 @@ class LoadEngine(wiring.Component):
             command.mask.eq(valid & is_mask),
             command.destination.eq(Mux(is_gather, gather.destination, load.destination)),
             command.transpose.eq(is_gather & gather.transpose),
+            command.prune.eq(to_b & (command.log2_m != 0) if self.config.prune_gathers else 0),
             command.last_row.eq(Mux(is_gather, gather.rows, load.rows) - 1),
             command.last_tap.eq(Mux(is_gather, gather.taps_y * gather.taps_x - 1, 0)),
             command.last_granule.eq((size + (granule_bytes - 1)) // granule_bytes - 1),
@@ -271,7 +285,23 @@ class LoadEngine(wiring.Component):
             command.pitch.eq(load.pitch),
             command.row_bytes.eq(load.row_bytes),
             command.last_word.eq((load.row_bytes - 1) >> (self.config.mask_bytes - 1).bit_length()),
+            *(
+                command[name].eq(Mux(is_window, window[name], command[name]))
+                for name in ("n", "log2_m")
+            ),
         ]
+
+    def _pruner(self, m: Module, command: data.View, finish: Signal) -> GatherPruner:
+        """Return what prunes GATHERs; it tells when such an instruction is finished."""
+        m.submodules.pruner = pruner = GatherPruner(self.config)
+        m.d.comb += [
+            pruner.n.eq(command.n),
+            pruner.log2_m.eq(command.log2_m),
+            pruner.first.eq(command.base * self.config.max_m),
+        ]
+        with m.If(pruner.done):
+            m.d.comb += finish.eq(1)
+        return pruner
 
     def _operands(
         self,
@@ -290,7 +320,8 @@ class LoadEngine(wiring.Component):
         stride, copies = command.stride, command.copies
         words_per_pass = command.words_per_pass
         is_a, is_b = destination == Buffer.A, destination == Buffer.B
-        updated = ~is_a & ~is_b & (destination != Buffer.INDEX)
+        is_index = destination == Buffer.INDEX
+        updated = ~is_a & ~is_b & ~is_index
         banks = Mux(is_a, config.rows, Mux(updated, config.update_lanes, config.cols))
         parts = Mux(updated, 1, config.beats_per_word)
 
@@ -302,8 +333,10 @@ class LoadEngine(wiring.Component):
         first_bank = Signal(8)  # by word
         bank = Signal(8)
         group_offset = Signal(16)  # the group's stride; by word: the row
+        pruner = self._pruner(m, command, finish) if config.prune_gathers else None
+        prune, draining = command.prune, Const(0) if pruner is None else pruner.draining
         step = Signal()
-        m.d.comb += step.eq(command.spread & zeros.valid & (zeros.p.zero | port.rvalid))
+        m.d.comb += step.eq(command.spread & zeros.valid & (zeros.p.zero | port.rvalid) & ~draining)
 
         beat = beat_at_hand(m, config, zeros.p, command.last_granule, granule)
         offset = beat.offset
@@ -376,7 +409,8 @@ class LoadEngine(wiring.Component):
                 with m.Else():
                     m.d.sync += bank.eq(next_bank)
                 with m.If(last_row):
-                    m.d.comb += finish.eq(1)
+                    with m.If(~prune):
+                        m.d.comb += finish.eq(1)
                     m.d.sync += [row.eq(0), bank.eq(0), group_offset.eq(0)]
 
         address = Signal(16)
@@ -407,203 +441,42 @@ class LoadEngine(wiring.Component):
                 turn.eq(offset - Mux(transpose, bank, to * per_granule)),
             ]
         elements = turned(m, config, raw, turn)
-        if together > 1:
-            elements = dealt(m, config, elements, transpose, by_word & ~several, address)
+        place = Place(mask, lanes, address, to, words, transpose, by_word | transpose)
+        gives, gives_index, index_place = step, step & is_index, place
+        indices = elements  # which are never dealt, but for those of the pruner
+        if pruner is not None:
+            m.d.comb += [
+                *(one.eq(elements[n]) for n, one in enumerate(pruner.elements)),
+                pruner.banks.eq(Mux(step & prune, mask, 0)),
+                pruner.complete.eq(step & prune & beat_done & beat.last),
+                pruner.last.eq(last_row),
+            ]
+            to_value, to_index = (
+                Place.of_lane(config, pruner.columns, number)
+                for number in (pruner.element, pruner.element // INDICES_TOGETHER)
+            )
+            none = [Const(0, 16)] * (per_beat - config.cols)
+            kept = [*pruner.indices, *none]
+            kept = dealt(m, config, kept, Const(1), Const(0), to_index.address)
+            indices = chosen(prune, kept, elements)
+            elements = chosen(prune, [*pruner.values, *none], elements)
+            gives = Mux(prune, pruner.valid, step)
+            gives_index = Mux(prune, pruner.index_valid, gives_index)
+            index_place = to_index.chosen(prune, place)
+            place = to_value.chosen(prune, place)
+        elements = dealt(m, config, elements, transpose, by_word & ~several, place.address)
         decoded = []
         for number, element in enumerate(elements):
             m.submodules[f"decoder_{number}"] = decoder = OperandDecoder()
             m.d.comb += decoder.i.eq(element)
             decoded.append(decoder.o)
-        granules_of_beat = [
-            Cat(elements[n : n + per_granule]) for n in range(0, per_beat, per_granule)
-        ]
+        granules = [Cat(elements[n : n + per_granule]) for n in range(0, per_beat, per_granule)]
+        put(m, config, self.a_write, gives & is_a, decoded, place)
+        put(m, config, self.b_write, gives & is_b, decoded, place)
+        put(m, config, self.i_write, gives_index, indices, index_place)
+        put(m, config, self.u_write, gives & updated, granules, place)
+        number = destination.as_value() - Buffer.WEIGHT.value
         m.d.comb += self.u_write.lanes.eq(1)
-        shift = together.bit_length() - 1
-        for write, wanted, lanes_of_beat in (
-            (self.a_write, is_a, decoded),
-            (self.b_write, is_b, decoded),
-            (self.i_write, destination == Buffer.INDEX, elements),
-            (self.u_write, updated, granules_of_beat),
-        ):
-            m.d.sync += write.banks.eq(0)
-            with m.If(step & wanted):
-                m.d.sync += write.banks.eq(mask)
-                # Every part of a word sees the same beat; `lanes` says which of them takes it.
-                m.d.sync += [
-                    lane.eq(lanes_of_beat[n % len(lanes_of_beat)])
-                    for n, lane in enumerate(write.data)
-                ]
-                if write is not self.u_write:
-                    m.d.sync += write.lanes.eq(lanes)
-                if write is self.u_write:
-                    number = destination.as_value() - Buffer.WEIGHT.value
-                    m.d.sync += write.buffers.eq(1 << number[:2])
-                elif write is not self.i_write:
-                    m.d.sync += write.transpose.eq(transpose)
-                if together == 1:
-                    m.d.sync += write.address.eq(address)
-                    continue
-                diagonal = by_word | transpose
-                m.d.sync += write.diagonal.eq(diagonal)
-                for number in range(together):
-                    behind = (number - to)[:shift]  # words behind the first of this write
-                    row_of = (address + Mux(diagonal, 0, behind)) >> shift
-                    m.d.sync += [
-                        write.address[number].eq(row_of),
-                        write.enable[number].eq(
-                            Mux(diagonal, address[:shift] == number, behind < words)
-                        ),
-                    ]
-        return zeros.valid & ~zeros.p.zero & beat_done
-
-    def _masks(
-        self,
-        m: Module,
-        load: data.View,
-        zeros: stream.Interface,
-        row: Signal,
-        finish: Signal,
-    ) -> Value:
-        """Take rows of mask words apart, a word a cycle; return when a beat is taken."""
-        config, port = self.config, self.port
-        size, beat_bytes = config.mask_bytes, config.axi.beat_bytes
-        byte_bits = (beat_bytes - 1).bit_length()
-        fresh = Signal(init=1)  # no word of the row has come
-        begin = Signal(init=1)  # no row of the instruction has begun
-        word = Signal(16)
-        row_offset = Signal(16)
-        row_address = Signal(12)
-        at = Signal(12)
-        m.d.comb += at.eq(Mux(begin, load.address, row_address))
-        later = Signal(byte_bits)
-        byte = Signal(byte_bits)  # of the beat, where the word begins
-        m.d.comb += byte.eq(Mux(fresh, at[:byte_bits], later))
-        # A row shorter than a word is a part of one: its upper bits are of no account.
-        last_of_row = word == load.last_word
-        last_of_beat = last_of_row | (byte == beat_bytes - size)
-        step = load.mask & port.rvalid
-        partial = load.row_bytes < size
-        bits = Signal(8 * size)
-        present = Signal(8 * size)
-        m.d.comb += [
-            present.eq(Mux(partial, (1 << (load.row_bytes[:3] << 3)) - 1, ~0)),
-            bits.eq((port.rdata >> (byte << 3)) & present),
-        ]
-        with m.If(step):
-            m.d.sync += [word.eq(word + 1), fresh.eq(0), later.eq(byte + size)]
-            with m.If(last_of_row):
-                m.d.comb += zeros.ready.eq(1)
-                m.d.sync += [
-                    word.eq(0),
-                    fresh.eq(1),
-                    begin.eq(0),
-                    row.eq(row + 1),
-                    row_offset.eq(row_offset + load.stride),
-                    row_address.eq(at + load.pitch),
-                ]
-                with m.If(row == load.last_row):
-                    m.d.comb += finish.eq(1)
-                    m.d.sync += [row.eq(0), row_offset.eq(0), begin.eq(1)]
-        m.d.sync += [
-            self.m_write.write.eq(step),
-            self.m_write.address.eq(load.base + row_offset + word),
-            self.m_write.data.eq(bits),
-        ]
-        return last_of_beat
-
-    def _starts(
-        self,
-        m: Module,
-        load: data.View,
-        zeros: stream.Interface,
-        row: Signal,
-        finish: Signal,
-    ) -> Value:
-        """Repack rows of sums from beats to words of C columns; return when a beat is taken."""
-        config, port = self.config, self.port
-        cols = config.cols
-        per_beat = config.axi.beat_bytes // 4
-        size = cols - 1 + per_beat
-        held = Signal(32 * size)
-        count = Signal(range(size + 1))
-        left = Signal(18)  # sums of the row still to come, less one
-        fresh = Signal(init=1)  # no beat of the row has come
-        complete = Signal()  # all beats of the row have come
-        word = Signal(16)
-        row_offset = Signal(16)
-        row_address = Signal(12)
-        begin = Signal(init=1)  # no row of the instruction has begun
-
-        emit = (count >= cols) | (complete & (count != 0))
-        emitted = Signal(range(cols + 1))
-        kept = Signal(range(size + 1))
-        m.d.comb += [
-            emitted.eq(Mux(emit, Mux(count >= cols, cols, count), 0)),
-            kept.eq(count - emitted),
-        ]
-        ready = ~complete & (kept < cols)
-        taken = load.start & port.rvalid & ready
-
-        sums = Signal(18)
-        m.d.comb += sums.eq(load.row_bytes >> 2)
-        at = Signal(12)
-        m.d.comb += at.eq(Mux(begin, load.address, row_address))
-        offset_bits = (per_beat - 1).bit_length()
-        offset = Signal(range(max(per_beat, 2)))
-        m.d.comb += offset.eq(Mux(fresh, (at >> 2)[:offset_bits], 0))
-        due = Signal(18)
-        m.d.comb += due.eq(Mux(fresh, sums, left))
-        brought = Signal(range(per_beat + 1))
-        m.d.comb += brought.eq(per_beat - offset)
-        with m.If(due < per_beat - offset):
-            m.d.comb += brought.eq(due)
-
-        remaining = Signal(32 * size)
-        m.d.comb += remaining.eq(Mux(emit, held >> (32 * cols), held))
-        arriving = Signal(32 * per_beat)
-        m.d.comb += arriving.eq(port.rdata >> (offset << 5))
-        shift = Signal((32 * size).bit_length())
-        m.d.comb += shift.eq(kept << 5)
-        # What lies above `count` is no sum: it must be 0 for the OR that appends.
-        valid = Signal(32 * per_beat)
-        for lane in range(per_beat):
-            with m.If(lane < brought):
-                m.d.comb += valid[32 * lane : 32 * lane + 32].eq(
-                    arriving[32 * lane : 32 * lane + 32]
-                )
-        m.d.sync += [
-            held.eq(Mux(taken, remaining | (valid << shift)[: 32 * size], remaining)),
-            count.eq(kept + Mux(taken, brought, 0)),
-        ]
-        with m.If(taken):
-            m.d.sync += [
-                left.eq(due - brought),
-                fresh.eq(0),
-                complete.eq(due == brought),
-            ]
-            with m.If(due == brought):
-                m.d.comb += zeros.ready.eq(1)
-        with m.If(emit):
-            m.d.sync += word.eq(word + 1)
-            with m.If(complete & (kept == 0)):
-                m.d.sync += [
-                    complete.eq(0),
-                    fresh.eq(1),
-                    begin.eq(0),
-                    word.eq(0),
-                    row.eq(row + 1),
-                    row_offset.eq(row_offset + load.stride),
-                    row_address.eq(at + load.pitch),
-                ]
-                with m.If(row == load.last_row):
-                    m.d.comb += finish.eq(1)
-                    m.d.sync += [row.eq(0), row_offset.eq(0), begin.eq(1)]
-
-        m.d.sync += [
-            self.s_write.banks.eq(
-                Mux(emit, Mux(count >= cols, ~0, (1 << count[: cols.bit_length()]) - 1), 0)
-            ),
-            self.s_write.address.eq(load.base + row_offset + word),
-            Value.cast(self.s_write.data).eq(held[: 32 * cols]),
-        ]
-        return ready
+        with m.If(step & updated):
+            m.d.sync += self.u_write.buffers.eq(1 << number[:2])
+        return zeros.valid & ~zeros.p.zero & beat_done & ~draining

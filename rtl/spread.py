@@ -6,12 +6,17 @@ Parts of the load engine (`sat.rtl.load`); banks and sub-banks are those of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from amaranth import *
 from amaranth.lib import data
 
 from sat.rtl.config import SatConfig
+
+
+def chosen(which: Value, yes: list[Value], no: list[Value]) -> list[Value]:
+    """Return the elements of one of two lists."""
+    return [Mux(which, *both) for both in zip(yes, no, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -97,11 +102,11 @@ def turned(m: Module, config: SatConfig, elements: list[Signal], turn: Value) ->
 def dealt(
     m: Module,
     config: SatConfig,
-    elements: list[Signal],
+    elements: list[Value],
     transpose: Value,
     copied: Value,
     address: Value,
-) -> list[Signal]:
+) -> list[Value]:
     """Return the beat's elements as sub-banks are to find them.
 
     Transposed, bank x (modulo the elements of a beat) finds its own at place x div K of
@@ -109,6 +114,8 @@ def dealt(
     changes.
     """
     together, per_word = config.beat_words, config.max_m
+    if together == 1:
+        return elements
     after = [Signal(16, name=f"dealt_{n}") for n in range(len(elements))]
     m.d.comb += [place.eq(element) for place, element in zip(after, elements, strict=True)]
     with m.If(copied):
@@ -121,3 +128,73 @@ def dealt(
                     for n, place in enumerate(after)
                 ]
     return after
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a write goes, and how: `sat.rtl.layouts.bank_write_layout`.
+
+    Attributes
+    ----------
+    banks, lanes : Value
+        Masks of those that take it.
+    address : Value
+        The first word.
+    first, words : Value
+        Not diagonal: the sub-bank of the first word, how many words there are.
+    transpose, diagonal : Value
+        As in the write.
+    """
+
+    banks: Value
+    lanes: Value
+    address: Value
+    first: Value
+    words: Value
+    transpose: Value
+    diagonal: Value
+
+    @classmethod
+    def of_lane(cls, config: SatConfig, banks: Value, number: Value) -> Place:
+        """Return where a lane of each bank lies, by its number in the bank: a transposed write."""
+        bits = config.lane_bits
+        lanes = (1 << number[:bits])[: config.max_m]
+        return cls(banks, lanes, number[bits:], Const(0), Const(0), Const(1), Const(1))
+
+    def chosen(self, which: Value, other: Place) -> Place:
+        """Return this place or another."""
+        return Place(
+            *(Mux(which, getattr(self, e.name), getattr(other, e.name)) for e in fields(self))
+        )
+
+
+def put(
+    m: Module, config: SatConfig, write: data.View, when: Value, lanes: list[Value], place: Place
+) -> None:
+    """Have a write of the next cycle take a beat's lanes to their place.
+
+    Every part of a word sees the same beat; ``place.lanes`` says which of them takes it.
+    """
+    together, has = config.beat_words, dict(write.shape().members)
+    m.d.sync += write.banks.eq(0)
+    with m.If(when):
+        m.d.sync += write.banks.eq(place.banks)
+        m.d.sync += [lane.eq(lanes[n % len(lanes)]) for n, lane in enumerate(write.data)]
+        if "buffers" not in has:
+            m.d.sync += write.lanes.eq(place.lanes)
+        if "transpose" in has:
+            m.d.sync += write.transpose.eq(place.transpose)
+        if together == 1:
+            m.d.sync += write.address.eq(place.address)
+            return
+        shift = together.bit_length() - 1
+        m.d.sync += write.diagonal.eq(place.diagonal)
+        for number in range(together):
+            behind = (number - place.first)[:shift]  # words behind the first of this write
+            row = (place.address + Mux(place.diagonal, 0, behind)) >> shift
+            m.d.sync += [
+                write.address[number].eq(row),
+                write.enable[number].eq(
+                    Mux(place.diagonal, place.address[:shift] == number, behind < place.words)
+                ),
+            ]

@@ -24,6 +24,9 @@ class Layer:
     ff, bp : (int, int)
         Patterns N:M of the weights along the input channels (FF) and the output channels (BP);
         (1, 1) is dense.
+    wu : (int, int)
+        Pattern N:M of the output gradient along the output positions, for WU alone: image after
+        image, line after line. The last group may be short.
     bias : bool
         FF's sums start from a bias.
     relu : bool
@@ -49,6 +52,7 @@ class Layer:
     groups: int = 1
     ff: Pair = (1, 1)
     bp: Pair = (1, 1)
+    wu: Pair = (1, 1)
     bias: bool = False
     relu: bool = False
     masked: bool = False
@@ -56,7 +60,7 @@ class Layer:
     def __post_init__(self) -> None:
         sizes = ("batch", "lines", "pixels", "in_channels", "out_channels", "groups")
         require_ints(self, *sizes)
-        for name in ("kernel", "stride", "padding", "dilation", "ff", "bp"):
+        for name in ("kernel", "stride", "padding", "dilation", "ff", "bp", "wu"):
             value = getattr(self, name)
             require(
                 isinstance(value, tuple) and len(value) == 2 and all(type(v) is int for v in value),
@@ -80,12 +84,19 @@ class Layer:
                 f"kernel={self.kernel}: with dilation {self.dilation} it is larger than the "
                 f"padded image ({self.lines} x {self.pixels}, padding {self.padding})",
             )
-        for name, channels in (("ff", self.in_per_group), ("bp", self.out_per_group)):
+        for name in ("ff", "bp", "wu"):
             n, m = getattr(self, name)
             require(
                 (n, m) == (1, 1) or (m in M_CHOICES and 1 <= n <= m),
                 f"{name} pattern {n}:{m}: N must be 1 to M and M one of {M_CHOICES}, or 1:1",
             )
+        require(
+            not self.depthwise or self.wu == (1, 1),
+            f"wu pattern {self.wu[0]}:{self.wu[1]}: WU of a depthwise layer meets each gradient "
+            "with one channel alone; leave it dense (1:1)",
+        )
+        for name, channels in (("ff", self.in_per_group), ("bp", self.out_per_group)):
+            n, m = getattr(self, name)
             require(
                 not self.depthwise or m == 1,
                 f"{name} pattern {n}:{m}: a depthwise layer has one channel to prune along; "
@@ -112,7 +123,7 @@ class Layer:
 
     def pattern(self, stage: str) -> Pair:
         """Return the pattern of a stage's right operand; (1, 1) where nothing is pruned."""
-        return {"ff": self.ff, "bp": self.bp}.get(stage, (1, 1))
+        return {"ff": self.ff, "bp": self.bp, "wu": self.wu}.get(stage, (1, 1))
 
     @property
     def taps(self) -> int:

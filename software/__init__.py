@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sat.layers.schemes import Prune, Scheme, register_scheme
     from sat.offload.mode import offload
     from sat.offload.report import OffloadReport
-    from sat.sparsity.pattern import DENSE, Pattern
+    from sat.sparsity.pattern import DENSE, Pattern, Patterns
     from sat.sparsity.tensor import NMTensor, prune
 
     __version__: str
@@ -40,6 +40,7 @@ _HOME = {
     "DeviceError": "sat.errors",
     "NMTensor": "sat.sparsity.tensor",
     "Pattern": "sat.sparsity.pattern",
+    "Patterns": "sat.sparsity.pattern",
     "ProductLog": "sat.devices",
     "Prune": "sat.layers.schemes",
     "Run": "sat.devices",
@@ -66,6 +67,7 @@ __all__ = [
     "NMTensor",
     "OffloadReport",
     "Pattern",
+    "Patterns",
     "ProductLog",
     "Prune",
     "Run",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 TEST_SHARE = 0.25
@@ -85,7 +88,40 @@ def _digits() -> DataSet:
     )
 
 
-_SETS = {"digits": _digits}
+def _mnist1d() -> DataSet:
+    try:
+        from mnist1d.data import make_dataset
+    except ImportError as error:
+        raise ImportError(
+            "the MNIST-1D data are made by the package mnist1d, which is not installed; "
+            "run `pip install mnist1d`, or `make setup`"
+        ) from error
+    # It seeds everybody's random numbers.
+    held = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    try:
+        made = make_dataset()
+    finally:
+        random.setstate(held[0])
+        np.random.set_state(held[1])
+        torch.random.set_rng_state(held[2])
+
+    def lines(values: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(values).float()[:, None, None]
+
+    def classes(values: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(values).long()
+
+    return DataSet(
+        "mnist1d",
+        lines(made["x"]),
+        classes(made["y"]),
+        lines(made["x_test"]),
+        classes(made["y_test"]),
+        10,
+    )
+
+
+_SETS = {"digits": _digits, "mnist1d": _mnist1d}
 
 
 def data_sets() -> list[str]:
@@ -97,6 +133,8 @@ def load_data(name: str) -> DataSet:
     """Return a data set; its split does not depend on any seed.
 
     ``"digits"``: 1797 handwritten digits of 8 x 8 pixels (UCI, inside scikit-learn).
+    ``"mnist1d"``: 5000 lines of 40 numbers, digits drawn by a procedure (Greydanus and Kobak,
+    "Scaling down deep learning with MNIST-1D", 2024): a task that tells networks apart.
 
     Raises
     ------

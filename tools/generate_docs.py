@@ -25,7 +25,11 @@ ACTIONS = {
     isa.Opcode.GATHER: (
         "Read the taps of a convolution at a run of positions (implicit im2col), zeros outside "
         "the tensor, and spread them over the banks of A; or, transposed, a run of positions of "
-        "one tap into the lanes of A or B."
+        "one tap into the lanes of A or B. Into B under a WINDOW with a pattern N:M, the N largest "
+        "magnitudes of every M positions of a channel are kept (ties: the earlier; NaN is the "
+        "largest): channel c's k-th in B bank c at element base * max_m + k, its place in its "
+        "group in INDEX bank c at the index of that number; indices are written by fours, "
+        "zeros behind the last."
     ),
     isa.Opcode.MULTIPLY: "Run one tile of a product on the array.",
     isa.Opcode.STORE: (

@@ -104,7 +104,7 @@ class _DepthwisePlanner(GradientPlanner):
             "x": x,
             "taps_y": np.maximum(1, lines),
             "taps_x": np.where(lines > 0, layer.kernel[1], pixels),
-            "offset": 2 * self.first_in,
+            "offset": 2 * self.first_row,
             "segment_bytes": config.word_bytes,
             "rows": self._positions(chunk),
             "destination": Buffer.A,
@@ -121,13 +121,9 @@ class _DepthwisePlanner(GradientPlanner):
         block, chunk = np.divmod(keys, self.chunks)
         column, count = np.array(self._col_keys)[block].T
         config = self.config
-        every = np.full(len(keys), self.first_out)
-        gathers = self.gathers(every, np.full(len(keys), config.max_m), chunk, None)
-        segment = round_up(config.word_bytes, config.granule_bytes)
-        groups = ceil_div(segment // 2, config.cols)
-        gathers = replace(
-            gathers, fields={**gathers.fields, "destination": Buffer.B, "groups": groups}
-        )
+        every = np.full(len(keys), self.first_col)
+        word = np.full(len(keys), config.max_m)
+        gathers = self.gathers(Buffer.B, every, word, chunk, None)
         region = self.where["lane_index"]
         fields: dict[str, Field] = {
             "address": region.address + column * region.pitch,
@@ -170,7 +166,7 @@ class _DepthwisePlanner(GradientPlanner):
         first = np.array([tile.start for tile in taps])[row_tile]
         column = np.array(self._columns())[col_tile]
         fields: dict[str, Value] = {
-            "address": region.address + first * region.pitch + 4 * (self.first_out + column),
+            "address": region.address + first * region.pitch + 4 * (self.first_col + column),
             "pitch": region.pitch,
             "rows": np.array([len(tile) for tile in taps])[row_tile],
             "row_bytes": 4 * np.minimum(self.layout.tile_cols, self.channels - column),
@@ -210,8 +206,8 @@ class _DepthwisePlanner(GradientPlanner):
                 "last": 1,
                 "a_base": row_group * positions,
                 "a_stride": positions,
-                "b_base": col_group * self.chunk_words,
-                "b_stride": self.chunk_words,
+                "b_base": col_group * self.b_words,
+                "b_stride": self.b_words,
                 "i_base": index_group * self.i_stride,
                 "i_stride": self.i_stride,
             },

@@ -21,7 +21,7 @@ from sat.dataflow.layers import Layer, LayerMemory, Pair, Region
 from sat.dataflow.mapping import ceil_div, round_up, slot_count
 from sat.dataflow.products import Product
 from sat.rtl import isa
-from sat.rtl.config import SatConfig
+from sat.rtl.config import INDICES_TOGETHER, SatConfig
 from sat.rtl.isa import Buffer, Dataflow, Opcode, Start
 from sat.sim.memory import MemoryTiming
 
@@ -116,16 +116,34 @@ class _Side(NamedTuple):
 
 
 def _axes(layer: Layer, config: SatConfig, split: int, tiles: Pair) -> tuple[_Axis, _Axis]:
-    """Return the rows and columns of the gradient in blocks of so many tiles."""
+    """Return the rows and columns of the product in blocks of so many tiles."""
     wide = config.interleave >> split, 1 << split
+    outs, ins = layer.out_per_group, layer.in_per_group
+    rows, cols = (ins, outs) if _prunes(layer) else (outs, ins)
     return (
-        _Axis(
-            layer.out_per_group, config.rows, config.rows * wide[0], tiles[0], config.granule_halves
-        ),
-        _Axis(
-            layer.in_per_group, config.cols, config.cols * wide[1], tiles[1], config.granule_halves
-        ),
+        _Axis(rows, config.rows, config.rows * wide[0], tiles[0], config.granule_halves),
+        _Axis(cols, config.cols, config.cols * wide[1], tiles[1], config.granule_halves),
     )
+
+
+def _prunes(layer: Layer) -> bool:
+    """Whether dy is pruned: the right operand then, for an array has its N:M operand there."""
+    return layer.wu != (1, 1)
+
+
+def _kept(layer: Layer, positions: Value) -> Value:
+    """Return how many of so many positions WU's pattern keeps."""
+    n, m = layer.wu
+    return positions // m * n + np.minimum(positions % m, n)
+
+
+def _chunk_words(layer: Layer, config: SatConfig, positions: int) -> Pair:
+    """Return the words of a bank of A, and of B, that a channel takes for so many positions."""
+    words = ceil_div(positions, config.max_m)
+    if not _prunes(layer):
+        return words, words
+    # What is pruned starts on a word of indices.
+    return words, round_up(ceil_div(int(_kept(layer, positions)), config.max_m), INDICES_TOGETHER)
 
 
 class GradientPlanner(Planner):
@@ -134,6 +152,9 @@ class GradientPlanner(Planner):
     The depth is all positions of the batch, too long for the buffers: a block of tiles stays in
     the output buffer while chunks of positions pass, and every tile adds to its sums chunk by
     chunk. Both operands are gathered transposed, so that positions lie along the words.
+
+    Rows are output channels and columns input channels. Where WU prunes it is the other way
+    round: dy, pruned by the GATHERs that load it, is the right operand.
     """
 
     def __init__(
@@ -145,34 +166,44 @@ class GradientPlanner(Planner):
         first_out: int,
     ):
         config = where.config
-        rows, cols = layer.out_per_group, layer.in_per_group
-        product = Product(rows, cols, layer.out_positions)
+        self.prunes = _prunes(layer)
+        sizes, firsts = (layer.out_per_group, layer.in_per_group), (first_out, first_in)
+        if self.prunes:
+            sizes, firsts = sizes[::-1], firsts[::-1]
+        n, m = layer.wu
+        product = Product(*sizes, layer.out_positions, n, m)
         nowhere = Region(0, 0, 1, 1)
-        memory = MemoryMap(nowhere, nowhere, nowhere, None, None, where["g"])
+        indices = nowhere if self.prunes else None
+        memory = MemoryMap(nowhere, nowhere, nowhere, indices, None, where["g"])
         super().__init__(product, config, memory)
         self.layer, self.where, self.shape = layer, where, shape
-        self.first_in, self.first_out = first_in, first_out
+        self.first_row, self.first_col = firsts
         s, self.split = config.interleave, shape.split
         self.row_axis, self.col_axis = _axes(
             layer, config, shape.split, (shape.row_tiles, shape.col_tiles)
         )
         self.tile_rows, self.tile_cols = self.row_axis.tile, self.col_axis.tile
-        self.chunk_words = ceil_div(shape.positions, config.max_m)
-        self.a_slot = self.row_axis.groups * self.chunk_words
-        self.b_slot = self.col_axis.groups * self.chunk_words
+        self.a_words, self.b_words = _chunk_words(layer, config, shape.positions)
+        self.a_slot = self.row_axis.groups * self.a_words
+        self.b_slot = self.col_axis.groups * self.b_words
+        self.i_slot = ceil_div(self.b_slot, INDICES_TOGETHER)
         self.sum_slot = config.rows * s
         self.chunks = ceil_div(layer.out_positions, shape.positions)
         self.row_loads = self.row_axis.loads
         self.col_loads = self.col_axis.loads
-        self.a_keys = len(self.row_loads) * self.chunks
-        self.b_keys = layer.taps * len(self.col_loads) * self.chunks
+        # x has a tap, dy is the same for all.
+        a_taps, b_taps = (layer.taps, 1) if self.prunes else (1, layer.taps)
+        self.a_keys = a_taps * len(self.row_loads) * self.chunks
+        self.b_keys = b_taps * len(self.col_loads) * self.chunks
         self.row_tiles = self.row_axis.passes * self.col_axis.passes * layer.taps
         self.col_tiles = 1
         self.outer_blocks = (
             len(self.row_axis.blocks) * len(self.col_axis.blocks) * ceil_div(layer.taps, shape.taps)
         )
 
-    def gathers(self, channel: Array, channels: Array, chunk: Array, tap: Array | None) -> Block:
+    def gathers(
+        self, into: Buffer, channel: Array, channels: Array, chunk: Array, tap: Array | None
+    ) -> Block:
         """Return what gathers chunks of positions so that they lie along the words.
 
         Parameters
@@ -186,6 +217,11 @@ class GradientPlanner(Planner):
         first = chunk * positions
         y, x = self._start(tap)
         segment = round_up(2 * channels, config.granule_bytes)
+        banks, stride = (
+            (config.rows, self.a_words) if into is Buffer.A else (config.cols, self.b_words)
+        )
+        # Of a pruned group all positions come: zeros past the last.
+        rows = np.minimum(positions, round_up(layer.out_positions, layer.wu[1]) - first)
         fields: dict[str, Field] = {
             **self.pixels(tap is not None).position(first),
             "y": y,
@@ -194,11 +230,11 @@ class GradientPlanner(Planner):
             "taps_x": 1,
             "offset": 2 * channel,
             "segment_bytes": segment,
-            "rows": np.minimum(positions, layer.out_positions - first),
-            "destination": Buffer.A if tap is None else Buffer.B,
+            "rows": rows,
+            "destination": into,
             "transpose": 1,
-            "stride": self.chunk_words,
-            "groups": -(-(segment // 2) // (config.rows if tap is None else config.cols)),
+            "stride": stride,
+            "groups": -(-(segment // 2) // banks),
         }
         return Block(Opcode.GATHER, fields, np.arange(len(chunk)), 2)
 
@@ -225,17 +261,47 @@ class GradientPlanner(Planner):
         )
 
     def a_loads(self, keys: Array) -> list[Block]:
-        block, chunk = np.divmod(keys, self.chunks)
-        first, channels = np.array(self.row_loads).T
-        gathers = self.gathers(self.first_out + first[block], channels[block], chunk, None)
-        return [*self.pixels(False).setup(len(keys)), gathers]
+        return self._loads(Buffer.A, keys, self.row_loads, self.first_row, self.prunes)
 
     def b_loads(self, keys: Array) -> list[Block]:
-        rest, chunk = np.divmod(keys, self.chunks)
-        tap, block = np.divmod(rest, len(self.col_loads))
+        if not self.prunes:
+            return self._loads(Buffer.B, keys, self.col_loads, self.first_col, True)
+        # A GATHER that prunes has a channel a bank.
+        tensor, window = self.pixels(False).setup(len(keys))
+        n, m = self.layer.wu
+        pattern: dict[str, Field] = {"n": n, "log2_m": m.bit_length() - 1}
+        made = [tensor, replace(window, fields={**window.fields, **pattern})]
+        block, chunk = np.divmod(keys, self.chunks)
         first, channels = np.array(self.col_loads).T
-        gathers = self.gathers(self.first_in + first[block], channels[block], chunk, tap)
-        return [*self.pixels(True).setup(len(keys)), gathers]
+        cols = self.config.cols
+        for group in range(self.col_axis.groups):
+            (some,) = np.nonzero(channels[block] > group * cols)
+            if not len(some):
+                continue
+            from_, left = first[block[some]] + group * cols, channels[block[some]] - group * cols
+            gather = self.gathers(
+                Buffer.B, self.first_col + from_, np.minimum(left, cols), chunk[some], None
+            )
+            fields = {**gather.fields, "base": group * self.b_words}
+            made.append(replace(gather, fields=fields, owner=some, at=2 + group))
+        return made
+
+    def _loads(
+        self,
+        into: Buffer,
+        keys: Array,
+        loads: list[tuple[int, int]],
+        first_channel: int,
+        of_x: bool,
+    ) -> list[Block]:
+        """Return what gathers x at a tap, or dy, as they are."""
+        rest, chunk = np.divmod(keys, self.chunks)
+        tap, block = np.divmod(rest, len(loads))
+        first, channels = np.array(loads).T
+        gathers = self.gathers(
+            into, first_channel + first[block], channels[block], chunk, tap if of_x else None
+        )
+        return [*self.pixels(of_x).setup(len(keys)), gathers]
 
     @cached_property
     def _tiles(self) -> dict[str, Array]:
@@ -260,15 +326,15 @@ class GradientPlanner(Planner):
         return dict(zip(names, np.array(made).T, strict=True))
 
     def stores(self, row_tile: Array, col_tile: Array) -> list[Block]:
-        region, channels = self.memory.result, self.where.ff.channels
+        region, (_, packing) = self.memory.result, self.where.copies[0]
         tap, row, row_end, col, col_end = (
             self._tiles[name][row_tile]
             for name in ("tap", "row_first", "row_end", "col_first", "col_end")
         )
         fields: dict[str, Value] = {
             "address": region.address
-            + (self.first_out + row) * region.pitch
-            + 4 * (tap * channels + col),
+            + (self.first_row + row) * region.pitch
+            + 4 * (tap * packing.channels + col),
             "pitch": region.pitch,
             "rows": row_end - row,
             "row_bytes": 4 * (col_end - col),
@@ -295,29 +361,36 @@ class GradientPlanner(Planner):
         alone = (np.bincount(block) == 1)[block[output]]
         positions = np.minimum(shape.positions, depth - chunk * shape.positions)
         words = -(-positions // config.max_m)
+        kept = _kept(self.layer, positions)
         tap, row, col = (tiles[name][output] for name in ("tap", "row", "col"))
         row_first = np.array([first for first, _ in self.row_loads])
         col_first = np.array([first for first, _ in self.col_loads])
         row_group = (tiles["row_first"][output] - row_first[row]) // config.rows
         col_group = (tiles["col_first"][output] - col_first[col]) // config.cols
         again = np.where(alone, Start.KEEP.value, Start.OUTPUT.value)
+        a_tap, b_tap = (tap, 0) if self.prunes else (0, tap)
+        indices = {}
+        if self.prunes:
+            index_stride = self.b_words // INDICES_TOGETHER
+            indices = {"i_base": col_group * index_stride, "i_stride": index_stride}
         return Steps(
-            a=row * chunks + chunk,
-            b=(tap * len(self.col_loads) + col) * chunks + chunk,
+            a=(a_tap * len(self.row_loads) + row) * chunks + chunk,
+            b=(b_tap * len(self.col_loads) + col) * chunks + chunk,
             start=None,
             body={
                 **self.common(),
+                **indices,
                 "dataflow": Dataflow.OS.value,
                 "start": np.where(first, Start.ZERO.value, again),
                 "emit": (last | ~alone).astype(np.int64),
                 "split": shape.split,
                 "words": words,
                 "values": self.per_word,
-                "last": positions - (words - 1) * self.per_word,
-                "a_base": row_group * self.chunk_words,
-                "a_stride": self.chunk_words,
-                "b_base": col_group * self.chunk_words,
-                "b_stride": self.chunk_words,
+                "last": kept - (words - 1) * self.per_word,
+                "a_base": row_group * self.a_words,
+                "a_stride": self.a_words,
+                "b_base": col_group * self.b_words,
+                "b_stride": self.b_words,
             },
             output=output,
             opens=first,
@@ -370,8 +443,10 @@ def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, G
             # A tile's pass is no shorter than its sums' way through the chain.
             chunks = ceil_div(depth, positions)
             last = depth - (chunks - 1) * positions
-            short = chunks * (positions < config.rows) + (last < config.rows)
-            cuts.append((positions, positions // word, chunks, depth + short * config.rows))
+            kept, last = int(_kept(layer, positions)), int(_kept(layer, last))
+            short = chunks * (kept < config.rows) + (last < config.rows)
+            taken = (chunks - 1) * kept + last + short * config.rows
+            cuts.append((positions, *_chunk_words(layer, config, positions), chunks, taken))
     for split in range(s.bit_length()):
         whole = (axis.passes for axis in _axes(layer, config, split, (1, 1)))
         most = tuple(min(places, passes) for passes in whole)
@@ -381,15 +456,15 @@ def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, G
         for rows, cols in itertools.product(*sides):
             if rows.tiles * cols.tiles > places:
                 continue
-            # Taps of a block share dy.
+            # Taps of a block share dy; x is loaded anew.
             most_taps = min(layer.taps, places // (rows.tiles * cols.tiles))
             taps = ceil_div(layer.taps, ceil_div(layer.taps, most_taps))
             row_groups, col_groups = rows.groups, cols.groups
             blocks = rows.blocks * cols.blocks
             passes = rows.passes * cols.passes
             row_beats, col_beats = rows.pixel_cycles, cols.pixel_cycles
-            for positions, words, chunks, taken in cuts:
-                a_slot, b_slot = row_groups * words, col_groups * words
+            for positions, a_words, b_words, chunks, taken in cuts:
+                a_slot, b_slot = row_groups * a_words, col_groups * b_words
                 if a_slot > config.a_words or b_slot > config.b_words:
                     continue
                 # Loads, stores and the array side by side need two places each.
@@ -401,9 +476,13 @@ def _gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, G
                     turns = blocks * ceil_div(layer.taps, together)
                     if tiles > 1:
                         # A tile's sums must be back before its next chunk.
-                        wait = s * positions + 2 * config.rows * s + 2 * config.cols + 40
+                        kept = int(_kept(layer, positions))
+                        wait = s * kept + 2 * config.rows * s + 2 * config.cols + 40
                         compute = max(compute, turns * chunks * wait)
-                    loads = depth * (turns * row_beats + blocks * layer.taps * col_beats)
+                    of_rows, of_cols = turns, blocks * layer.taps
+                    if _prunes(layer):
+                        of_rows, of_cols = of_cols, of_rows
+                    loads = depth * (of_rows * row_beats + of_cols * col_beats)
                     first = positions * (row_beats + col_beats) + chunks * blocks * 8
                     cycles = compute + loads if alone else max(compute, loads)
                     if 2 * tiles > places > 1:
@@ -441,12 +520,15 @@ class GradientProduct(WeightGradient):
         where = self.where
         regions = tuple(where[name].alike(self.config) for name in ("x", "dy", "g"))
         layer = replace(self.layer, ff=(1, 1), bp=(1, 1))
-        return layer, self.first_in, self.first_out, where.ff.channels, regions
+        _, packing = where.copies[0]
+        return layer, self.first_in, self.first_out, packing.channels, regions
 
     @property
     def least(self) -> int:
         """Cycles that the array needs at the least."""
-        macs = self.layer.dense_macs // self.layer.groups
+        layer = self.layer
+        sums = layer.taps * layer.in_per_group * layer.out_per_group
+        macs = sums * int(_kept(layer, layer.out_positions))
         return ceil_div(macs, self.config.rows * self.config.cols)
 
     @cached_property
@@ -469,15 +551,17 @@ class GradientProduct(WeightGradient):
         chunks = ceil_div(layer.out_positions, positions)
         rest = layer.out_positions - (chunks - 1) * positions
         s, chain = config.interleave, config.rows * config.interleave
-        tile = (chunks - 1) * max(s * positions, chain) + max(s * rest, chain)
+        row_taps, col_taps = (layer.taps, 1) if _prunes(layer) else (1, layer.taps)
+        kept, last = int(_kept(layer, positions)), int(_kept(layer, rest))
+        tile = (chunks - 1) * max(s * kept, chain) + max(s * last, chain)
         first_row, *_ = row_beats = [_least_cycles(n, rows, config) for _, n in rows.loads]
         first_col, *_ = col_beats = [_least_cycles(n, cols, config) for _, n in cols.loads]
         return floor_cycles(
             config,
             memory,
             first=positions * (first_row + first_col),
-            array=rows.passes * cols.passes * layer.taps * tile - max(0, chain - s * positions),
-            loads=layer.out_positions * (sum(row_beats) + layer.taps * sum(col_beats)),
+            array=rows.passes * cols.passes * layer.taps * tile - max(0, chain - s * kept),
+            loads=layer.out_positions * (row_taps * sum(row_beats) + col_taps * sum(col_beats)),
             drain=os_drain(config),
             stored=stored_cycles(_last(rows), _last(cols), 4, config),
             gathers=True,

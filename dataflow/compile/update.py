@@ -36,7 +36,7 @@ class UpdatePlan:
     ----------
     config : SatConfig
     ff, bp : (int, int)
-        Patterns along columns and rows.
+        Patterns along rows and columns of w, as UPDATE's fields name them.
     rows, columns : int
         Of the largest tile.
     """
@@ -84,9 +84,10 @@ class UpdatePlan:
             whole, units = (layer.taps, where.padded_out), (1, config.granule_weights)
             first = plan._depthwise_first(*whole)
         else:
-            plan = cls(config, (where.ff.n, where.ff.m), (where.bp.n, where.bp.m))
-            whole = where.bp.channels, where.ff.channels
-            units = _unit(where.bp, 1), _unit(where.ff, config.granule_weights)
+            (_, along_row), (_, along_column) = where.copies
+            plan = cls(config, (along_row.n, along_row.m), (along_column.n, along_column.m))
+            whole = along_column.channels, along_row.channels
+            units = _unit(along_column, 1), _unit(along_row, config.granule_weights)
             side = 1 << (config.tile_weights.bit_length() - 1) // 2
             first = min(side, whole[0]), min(side, whole[1])
         legal = all(
@@ -130,8 +131,8 @@ class UpdatePlan:
         }
         has = ", ".join(f"{name}={getattr(config, name)}" for name in fixes)
         return DoesNotFit(
-            f"weights pruned {self.ff[0]}:{self.ff[1]} for FF and {self.bp[0]}:{self.bp[1]} for BP "
-            f"are updated in tiles of at least {rows} x {columns}: too many for {has}",
+            f"weights pruned {self.ff[0]}:{self.ff[1]} along rows and {self.bp[0]}:{self.bp[1]} "
+            f"along columns come in tiles of at least {rows} x {columns}: too many for {has}",
             fixes,
         )
 
@@ -172,8 +173,19 @@ def update(layer: Layer, where: LayerMemory, rates: dict[str, int]) -> Words:
     ----------
     rates : dict
         Fields of RATES.
+
+    Raises
+    ------
+    ValueError
+        Weights that FF prunes are to decay faster, but UPDATE prunes rows of `LayerMemory.turned`
+        weights for BP.
     """
     config = where.config
+    if where.turned and rates["decay_pruned"] != rates["decay"]:
+        raise ValueError(
+            f"sr_ste with wu={layer.wu[0]}:{layer.wu[1]}: where WU prunes, UPDATE cannot tell "
+            "which weights FF prunes; train with sr_ste=0 or a dense WU"
+        )
     plan = UpdatePlan.of(layer, where)
     ff, bp = plan.ff, plan.bp
     tiles = _depthwise_tiles(where, plan) if layer.depthwise else _tiles(layer, where, plan)
@@ -266,7 +278,8 @@ def update(layer: Layer, where: LayerMemory, rates: dict[str, int]) -> Words:
 
 def _tiles(layer: Layer, where: LayerMemory, plan: UpdatePlan) -> _Tiles:
     """Return tiles, each at one tap of one group."""
-    rows_of, columns_of = where.bp.channels, where.ff.channels
+    (row_name, along_row), (column_name, along_column) = where.copies
+    rows_of, columns_of = along_column.channels, along_row.channels
     starts = np.arange(0, rows_of, plan.rows), np.arange(0, columns_of, plan.columns)
     group, tap, row, column = (
         axis.ravel()
@@ -278,8 +291,8 @@ def _tiles(layer: Layer, where: LayerMemory, plan: UpdatePlan) -> _Tiles:
     columns = np.minimum(plan.columns, columns_of - column)
     first_row, first_column = group * rows_of + row, group * columns_of + column
     stores = [
-        *_copy_stores(where, "ff", tap, first_row, rows, column, columns),
-        *_copy_stores(where, "bp", tap, first_column, columns, row, rows),
+        *_copy_stores(where, row_name, "FF", tap, first_row, rows, column, columns),
+        *_copy_stores(where, column_name, "BP", tap, first_column, columns, row, rows),
     ]
     return _Tiles(first_row, tap * columns_of + column, rows, columns, stores)
 
@@ -287,13 +300,14 @@ def _tiles(layer: Layer, where: LayerMemory, plan: UpdatePlan) -> _Tiles:
 def _copy_stores(
     where: LayerMemory,
     name: str,
+    made: str,
     tap: Array,
     line: Array,
     lines: Array,
     first: Array,
     count: Array,
 ) -> Iterator[dict[str, Field]]:
-    """Yield the STOREs of parts of a pruned copy: their lines, channels ``first`` on of a tap."""
+    """Yield the STOREs of parts of a copy that UPDATE ``made``: lines, channels ``first`` on."""
     packing: Packing = getattr(where, name)
     at = tap * packing.segment + first * packing.n // packing.m
     kept = count * packing.n // packing.m
@@ -307,7 +321,7 @@ def _copy_stores(
                 "pitch": region.pitch,
                 "rows": lines,
                 "row_bytes": size,
-                "source": Source[f"{name.upper()}_{what}"],
+                "source": Source[f"{made}_{what}"],
             }
 
 

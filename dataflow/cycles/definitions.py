@@ -83,6 +83,7 @@ def parameters(config: SatConfig, memory: MemoryTiming) -> dict[str, int | list[
         "granule_bytes": config.granule_bytes,
         "beat_words": config.beat_words,
         "segments_ahead": segments_ahead(config),
+        "sore_stages": config.fp.sore_stages,
         "burst_beats": config.axi.burst_beats,
         "outstanding": config.axi.outstanding,
         "mask_bytes": config.mask_bytes,

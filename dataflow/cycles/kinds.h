@@ -75,7 +75,7 @@ class Kinds {
         const int64_t line = i[GATHER::line], pixel = i[GATHER::pixel];
         add(i[GATHER::destination]), add(i[GATHER::by_word]), add(i[GATHER::transpose]);
         add(i[GATHER::copies]), add(i[GATHER::words_per_pass]);
-        add(rows), add(taps_y), add(taps_x), add(size);
+        add(rows), add(taps_y), add(taps_x), add(size), add(walk.pruned(i));
         const int64_t base = tensor.address + i[GATHER::offset] + image * tensor.image_pitch;
         const bool alike =
             piece(base, tensor.pixel_pitch | tensor.line_pitch | tensor.image_pitch, size);

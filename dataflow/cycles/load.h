@@ -82,6 +82,8 @@ class Load {
                 finish = mask(i);
             } else if (gather && i[GATHER::transpose]) {
                 finish = transposed(i, destination == int64_t(Buffer::A) ? p.rows : p.cols);
+                // The last values that a pruner keeps leave it one a cycle, behind its registers.
+                if (const int64_t n = walk.pruned(i)) finish += p.sore_stages + n;
             } else if (p.beat_words > 1 && i[gather ? GATHER::by_word : LOAD::by_word]) {
                 finish = gather ? by_word(i, i[GATHER::copies], i[GATHER::words_per_pass])
                                 : by_word(i, i[LOAD::copies], i[LOAD::words_per_pass]);

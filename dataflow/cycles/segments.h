@@ -19,8 +19,14 @@ class Walk {
                       i[TENSOR::pixel_pitch], i[TENSOR::line_pitch], i[TENSOR::image_pitch]};
         } else {
             window = {i[WINDOW::lines], i[WINDOW::pixels], i[WINDOW::step_y],
-                      i[WINDOW::step_x], i[WINDOW::tap_y], i[WINDOW::tap_x]};
+                      i[WINDOW::step_x], i[WINDOW::tap_y], i[WINDOW::tap_x], i[WINDOW::n]};
         }
+    }
+
+    // The N of the pattern to which a GATHER prunes what it brings, or 0.
+    int64_t pruned(const Instruction& i) const {
+        const bool to_b = i[GATHER::destination] == int64_t(Buffer::B);
+        return to_b && i[GATHER::transpose] ? window.n : 0;
     }
 
     // Call `give(segment)` for each segment of a LOAD or GATHER, in order.
@@ -64,6 +70,6 @@ class Walk {
         int64_t address, images, lines, pixels, pixel_pitch, line_pitch, image_pitch;
     } tensor = {};
     struct {
-        int64_t lines, pixels, step_y, step_x, tap_y, tap_x;
-    } window = {1, 1, 0, 0, 0, 0};
+        int64_t lines, pixels, step_y, step_x, tap_y, tap_x, n;
+    } window = {1, 1, 0, 0, 0, 0, 0};
 };

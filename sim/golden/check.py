@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sat.rtl import isa
-from sat.rtl.config import SatConfig
+from sat.rtl.config import INDICES_TOGETHER, SatConfig
 from sat.rtl.isa import Buffer, Dataflow, Format, Instruction, Opcode, Source, Start, Status
 
 
@@ -37,6 +37,8 @@ class GatherState:
     pixel_pitch: int = 0
     lines: int = 1
     pixels: int = 1
+    n: int = 0
+    log2_m: int = 0
 
     def follow(self, i: Instruction) -> None:
         """Take in a legal instruction."""
@@ -44,6 +46,11 @@ class GatherState:
             self.pixel_pitch = i.pixel_pitch
         elif i.opcode is Opcode.WINDOW:
             self.lines, self.pixels = i.lines, i.pixels
+            self.n, self.log2_m = i.n, i.log2_m
+
+    def prunes(self, i: Instruction) -> bool:
+        """Whether a GATHER keeps only N of every M positions."""
+        return bool(i.transpose and i.destination == Buffer.B.value and self.log2_m)
 
 
 def check(
@@ -71,7 +78,7 @@ def check(
         elif i.opcode is Opcode.TENSOR:
             _tensor(i, config, window)
         elif i.opcode is Opcode.WINDOW:
-            _at_least_1(i, "lines", "pixels")
+            _window(i, config)
         elif i.opcode is Opcode.GATHER:
             _gather(i, config, state)
         elif i.opcode is Opcode.STORE:
@@ -220,6 +227,17 @@ def _tensor(i: Instruction, config: SatConfig, window: tuple[int, int]) -> None:
     _inside(i, i.address, end + i.pixels * i.pixel_pitch, window)
 
 
+def _window(i: Instruction, config: SatConfig) -> None:
+    _at_least_1(i, "lines", "pixels")
+    _need(
+        config.prune_gathers or i.n == i.log2_m == 0,
+        f"WINDOW.n={i.n}, log2_m={i.log2_m}: must be 0, for this device has no prune_gathers",
+    )
+    if i.log2_m:
+        _pattern(i, config)
+    _need(i.log2_m != 0 or i.n == 0, f"WINDOW.n={i.n}: must be 0 with log2_m=0 (no pruning)")
+
+
 def _gather(i: Instruction, config: SatConfig, state: GatherState) -> None:
     _at_least_1(i, "rows", "taps_y", "taps_x", "segment_bytes", "groups")
     buffer = Buffer(i.destination)
@@ -253,7 +271,22 @@ def _gather(i: Instruction, config: SatConfig, state: GatherState) -> None:
         f"GATHER.taps_y={i.taps_y}, taps_x={i.taps_x}: transposed, there is one tap",
     )
     _whole(i, config.granule_bytes, "segment_bytes")
-    _banks(i, config, buffer, i.segment_bytes // 2, _up(i.rows, config.max_m))
+    channels, kept = i.segment_bytes // 2, i.rows
+    if state.prunes(i):
+        m = 1 << state.log2_m
+        _need(
+            i.rows % m == 0,
+            f"GATHER.rows={i.rows}: must be a multiple of M={m}, by which it is pruned",
+        )
+        _need(
+            channels <= config.cols,
+            f"GATHER.segment_bytes={i.segment_bytes}: pruned, its {channels} channels must fit "
+            f"{config.cols} columns",
+        )
+        unit = _up(INDICES_TOGETHER, config.max_m)
+        _need(i.base % unit == 0, f"GATHER.base={i.base}: pruned, must be a multiple of {unit}")
+        kept = i.rows // m * state.n
+    _banks(i, config, buffer, channels, _up(kept, config.max_m))
 
 
 def store_element(i: Instruction, config: SatConfig) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sat.rtl import isa
-from sat.rtl.config import INDEX_BITS, SatConfig
+from sat.rtl.config import INDEX_BITS, INDICES_TOGETHER, SatConfig
 from sat.rtl.fp.formats import FP32
 from sat.rtl.isa import (
     Buffer,
@@ -22,6 +22,7 @@ from sat.rtl.isa import (
 from sat.sim.golden.check import UPDATED, GatherState, check, check_start, store_element
 from sat.sim.golden.control import Dispatch, Stopped
 from sat.sim.golden.fp import fp32_to_fp16
+from sat.sim.golden.sore import select
 from sat.sim.golden.update import Rates, non_finite, update_tile
 
 
@@ -227,12 +228,29 @@ class GoldenDevice:
         if not i.transpose:
             self._spread(i, buffer, rows)
             return
+        if window.log2_m and buffer is Buffer.B:
+            self._prune(i, np.array(rows).view(np.float16))
+            return
         banks = self._banks[buffer]
         channels = np.arange(i.segment_bytes // 2)
         for row, values in enumerate(rows):
             word, lane = divmod(row, self.config.max_m)
             group, bank = np.divmod(channels, len(banks))
             banks[bank, i.base + group * i.stride + word, lane] = values
+
+    def _prune(self, i: Instruction, rows: np.ndarray) -> None:
+        """Keep N of every M positions, (positions, channels) float16, in B; where, in INDEX."""
+        values, indices = select(rows, self._window.n, 1 << self._window.log2_m)
+        first = i.base * self.config.max_m
+        # Indices come by fours.
+        indices = np.pad(indices, ((0, -len(indices) % INDICES_TOGETHER), (0, 0)))
+        for channel, (kept, places) in enumerate(zip(values.T, indices.T, strict=True)):
+            to = self._banks[Buffer.B][channel].reshape(-1)
+            to[first : first + len(kept)] = kept.view(np.uint16)
+            fours = places.reshape(-1, INDICES_TOGETHER).astype(np.uint16)
+            packed = self._banks[Buffer.INDEX][channel].reshape(-1)[first // INDICES_TOGETHER :]
+            shifts = np.arange(INDICES_TOGETHER, dtype=np.uint16) * INDEX_BITS
+            packed[: len(fours)] = (fours << shifts).sum(axis=1)
 
     def _segment(
         self, i: Instruction, tensor: Instruction, image: int, y: int, x: int

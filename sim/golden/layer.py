@@ -2,7 +2,8 @@
 
 Contraction order, which fixes the bits (`docs/numerics.md`): FF sums over kernel lines, kernel
 pixels, input channels; BP over the same taps, then output channels; WU over images, output lines,
-output pixels. A tap outside the image multiplies +0; taps that the stride skips in BP do not exist.
+output pixels, of which its pattern leaves some out, for each output channel by itself. A tap off
+the image multiplies +0; taps that the stride skips in BP do not exist.
 """
 
 from __future__ import annotations
@@ -139,14 +140,15 @@ def gradient(layer: Layer, x: np.ndarray, dy: np.ndarray) -> np.ndarray:
     -------
     (out_channels, kernel lines, kernel pixels, in_channels / groups) float32
     """
-    a = np.ascontiguousarray(dy.reshape(-1, layer.out_channels).T)
+    positions = dy.reshape(-1, layer.out_channels)
     sums = np.empty((layer.out_channels, *layer.kernel, layer.in_per_group), np.float32)
-    for tap in _taps(layer):
-        at = _at_tap(layer, x, tap)
-        for group in range(layer.groups):
-            ins, outs = _channels(layer, group)
-            b = np.ascontiguousarray(at[:, ins])
-            sums[outs, tap[0], tap[1]] = stce.matmul(np.ascontiguousarray(a[outs]), b)
+    at_taps = {tap: _at_tap(layer, x, tap) for tap in _taps(layer)}
+    for group in range(layer.groups):
+        ins, outs = _channels(layer, group)
+        compact = _compact(positions[:, outs], *layer.wu)
+        for tap, at in at_taps.items():
+            product = stce.matmul(np.ascontiguousarray(at[:, ins].T), compact)
+            sums[outs, tap[0], tap[1]] = product.T
     return sums
 
 

@@ -53,6 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-host-patches", action="store_true",
         help="the device gathers the first layer's patches, too",
     )  # fmt: skip
+    parser.add_argument(
+        "--wu", default="dense", metavar="PATTERN",
+        help="N:M of the output gradients that WU prunes (default: dense)",
+    )  # fmt: skip
     parser.add_argument("--compare", choices=("dense",), help="beside the dense twin's schedule")
     parser.add_argument(
         "--ablation", action="store_true", help="what the step takes without each idea"
@@ -91,8 +95,10 @@ def list_networks(as_json: bool) -> int:
     return DONE
 
 
-def network_and_machine(args: argparse.Namespace) -> tuple[Any, Machine, Any]:
-    """Return the network, the machine and the pattern that arguments describe."""
+def network_and_machine(
+    args: argparse.Namespace, wu: str = "dense"
+) -> tuple[Any, Machine, Any, Any]:
+    """Return the network, the machine, the pattern and WU's that arguments describe."""
     from sat.networks.sources import load
     from sat.schedules.machine import machine, machine_of
     from sat.sparsity.pattern import Pattern
@@ -100,15 +106,20 @@ def network_and_machine(args: argparse.Namespace) -> tuple[Any, Machine, Any]:
     if args.model is None:
         raise UsageError("no MODEL: name one (--list), or give pkg.module:factory, or FILE.onnx")
     with usage():
-        pattern = Pattern.parse(args.pattern)
+        pattern, of_wu = Pattern.parse(args.pattern), Pattern.parse(wu)
         if args.config is not None:
             device = machine_of(args.config, args.memory)
         else:
             device = machine(
-                args.array, args.memory, max_m=max(8, pattern.m), words=args.words, lanes=args.lanes
+                args.array,
+                args.memory,
+                max_m=max(8, pattern.m, of_wu.m),
+                words=args.words,
+                lanes=args.lanes,
+                prune_gathers=not of_wu.dense,
             )
         network = load(args.model, batch=args.batch, shape=args.shape, tokens=args.tokens)
-    return network, device, pattern
+    return network, device, pattern, of_wu
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,10 +133,10 @@ def run(args: argparse.Namespace) -> int:
     from sat.schedules.trace import trace
     from sat.sparsity.pattern import DENSE
 
-    network, device, pattern = network_and_machine(args)
+    network, device, pattern, wu = network_and_machine(args, args.wu)
     with usage():
         patches = not args.no_host_patches
-        schedule = make_schedule(network, device, pattern, host_patches=patches)
+        schedule = make_schedule(network, device, pattern, wu=wu, host_patches=patches)
     comparison = None
     if args.compare is not None:
         dense = make_schedule(network, device, DENSE, host_patches=patches)

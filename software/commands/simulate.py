@@ -66,6 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("rows", "cols", "depth"):
         parser.add_argument(f"--{name}", type=count, default=64, help="default 64")
     parser.add_argument("--pattern", default="dense", help="N:M, or dense (default)")
+    parser.add_argument(
+        "--wu", default="dense", metavar="PATTERN",
+        help="of a layer's output gradients, which WU prunes: N:M, or dense (default)",
+    )  # fmt: skip
     parser.add_argument("--dataflow", choices=("auto", "os", "ws"), default="auto")
     parser.add_argument("--array", default="8x8", help="rows x columns (default 8x8)")
     add_engine(parser)
@@ -90,7 +94,9 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     with usage():
         pattern = sat.Pattern.parse(args.pattern)
-        config, memory = _device(args, pattern)
+        if args.wu != "dense":
+            raise ValueError(f"--wu {args.wu}: a product has no WU; name a layer, or leave it out")
+        config, memory = _device(args, pattern, sat.DENSE)
         engine = _engine(args, config)
         operands = (args.rows + args.cols) * args.depth
         if 2 * operands + 4 * args.rows * args.cols > 1 << config.axi.address_bits:
@@ -118,12 +124,13 @@ def run(args: argparse.Namespace) -> int:
     return FAILED if notes else DONE
 
 
-def _device(args: argparse.Namespace, pattern: Any) -> tuple[Any, Any]:
+def _device(args: argparse.Namespace, pattern: Any, wu: Any) -> tuple[Any, Any]:
     """Return configuration and memory timing that the arguments describe."""
     from sat.rtl.config import SatConfig
     from sat.sim.memory import MEMORIES, MemoryTiming
 
-    config = SatConfig(max_m=max(8, pattern.m)).with_array(args.array)
+    max_m = max(8, pattern.m, wu.m)
+    config = SatConfig(max_m=max_m, prune_gathers=not wu.dense).with_array(args.array)
     timing = MemoryTiming()
     if args.memory is not None:
         config = MEMORIES[args.memory].device(config)
@@ -284,10 +291,10 @@ def _run_layer(args: argparse.Namespace) -> int:
     stages = STAGES if args.stage == "step" else (args.stage,)
     notes = []
     with usage():
-        pattern = sat.Pattern.parse(args.pattern)
-        config, memory = _device(args, pattern)
+        pattern, wu = sat.Pattern.parse(args.pattern), sat.Pattern.parse(args.wu)
+        config, memory = _device(args, pattern, wu)
         engine = _engine(args, config)
-        layer = _layer(args, pattern)
+        layer = replace(_layer(args, pattern), wu=(wu.n, wu.m))
         if args.predict:
             values = _predict_layer(layer, stages, config, memory)
             values["wall_seconds"] = time.perf_counter() - began
@@ -315,6 +322,7 @@ def _run_layer(args: argparse.Namespace) -> int:
         "layer": args.layer,
         "stage": args.stage,
         "pattern": str(pattern),
+        "wu": str(wu),
         "array": config.array,
         "memory": args.memory,
         "engine": engine,

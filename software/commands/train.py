@@ -28,8 +28,13 @@ SUMMARY = "train a model, its products on a device"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="cnn", help="cnn (default) or mlp")
     parser.add_argument("--data", default="digits", help="digits (default)")
-    parser.add_argument("--scheme", default="bdwp", help="bdwp (default), dense, srste, sdgp, sdwp")
-    parser.add_argument("--pattern", default="2:8", help="N:M (default 2:8), or dense")
+    parser.add_argument(
+        "--scheme", default="bdwp",
+        help="bdwp (default), bdwp_wu, bdwp_mvue, dense, srste, sdgp, sdwp",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pattern", default="2:8", help="N:M (default 2:8), or dense; 2:8,wu=2:4 for WU's own"
+    )
     parser.add_argument("--device", default="golden", help="golden (default) or rtl")
     parser.add_argument("--array", help="rows x columns (default 8x8)")
     parser.add_argument(
@@ -70,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         data = load_data(args.data)
         schedule = None if args.schedule is None else _schedule(args)
         if schedule is None:
-            device = sat.device(args.device, **device_options(args))
+            device = sat.device(args.device, **_options(args))
         else:
             device = _scheduled(schedule, args)
     with device:
@@ -107,6 +112,17 @@ def run(args: argparse.Namespace) -> int:
                 f"batch {args.batch}, is in it; make it of this model, without the host's patches"
             )
     return _print_training(args, device.name, result, more)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what `sat.device` is given: WU of a scheme that prunes there needs a device for it."""
+    from sat.layers.convert import get_scheme
+    from sat.layers.staged import WHOLE
+
+    options = device_options(args)
+    if get_scheme(args.scheme).prunes.get("WU") == WHOLE["WU"]:
+        options["prune_gathers"] = True
+    return options
 
 
 def _schedule(args: argparse.Namespace) -> Any:
@@ -149,7 +165,7 @@ def _print_training(
         "model": args.model,
         "data": args.data,
         "scheme": args.scheme,
-        "pattern": str(sat.Pattern.parse(args.pattern)),
+        "pattern": str(sat.Patterns.parse(args.pattern)),
         "device": device,
         "ranks": args.ranks,
         "shards": args.shards,
@@ -174,7 +190,7 @@ def _train_ranks(args: argparse.Namespace) -> int:
     from sat.training.distributed import compare_ranks, train_ranks
 
     with usage():
-        options = device_options(args)
+        options = _options(args)
     arguments = {
         "data": args.data,
         "progress": not args.json,
@@ -191,7 +207,7 @@ def _train_ranks(args: argparse.Namespace) -> int:
         # A process with torch in it.
         require_memory(args.ranks * 200_000_000, f"--ranks {args.ranks}")
         load_data(args.data)
-        sat.Pattern.parse(args.pattern)
+        sat.Patterns.parse(args.pattern)
         sat.device(args.device, **options).close()
         if args.compare and args.shards > 1:
             raise ValueError("--compare: has as many shards as ranks; leave --shards out")

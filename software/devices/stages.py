@@ -144,15 +144,12 @@ def random_tensors(layer: Layer, seed: int) -> dict[str, np.ndarray]:
 
 
 def stage_macs(layer: Layer, stages: Sequence[str]) -> int:
-    """Return the multiply-accumulates of stages: FF and BP without pruned weights."""
-    dense = layer.dense_macs
-    shares = {
-        "ff": dense * layer.ff[0] // layer.ff[1],
-        "bp": dense * layer.bp[0] // layer.bp[1],
-        "wu": dense,
-        "update": 0,
-    }
-    return sum(shares[stage] for stage in stages)
+    """Return the multiply-accumulates of stages, without what their patterns prune."""
+    made = 0
+    for stage in stages:
+        n, m = layer.pattern(stage)
+        made += 0 if stage == "update" else layer.dense_macs * n // m
+    return made
 
 
 def write_step(

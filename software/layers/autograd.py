@@ -249,6 +249,12 @@ class Pruned(_Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Any, call: Call, stage: str, name: str) -> Any:
+        prune = call.engine.plan.pruning(stage, name)
+        assert prune is not None
+        if "batch" in prune.axes:  # each sample's own
+            return _each(
+                lambda t: Pruned.apply(t, call, stage, name), info.batch_size, (x,), in_dims
+            ), 0
         # Channels are counted from the last axis.
         return Pruned.apply(x.movedim(in_dims[0], 0), call, stage, name), 0
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sat.arrays import array_of
@@ -17,7 +18,7 @@ from sat.layers.products import from_ohwi, to_ohwi
 from sat.layers.staged import staged_gradients, staged_layer
 from sat.offload.lowering import Geometry, result_format
 from sat.sim.layer import Layer
-from sat.sparsity.pattern import DENSE
+from sat.sparsity.pattern import DENSE, Patterns
 
 Pair = tuple[Tensor | None, Tensor | None]
 
@@ -45,7 +46,7 @@ class Call:
     @property
     def dense(self) -> Call:
         """The same call with nothing pruned and nothing kept on the device."""
-        plan = replace(self.engine.plan, pattern=DENSE)
+        plan = replace(self.engine.plan, patterns=Patterns.parse(DENSE))
         return replace(self, engine=Engine(plan, self.engine.device, self.engine.log))
 
     @property
@@ -107,27 +108,43 @@ class Call:
     def decay(self) -> float:
         """Factor of the scheme's decay of the weights that FF prunes (SR-STE), or 0."""
         plan = self.engine.plan
-        return 0.0 if plan.pattern.dense else plan.scheme.srste_lambda * current_loss_scale()
+        if plan.pruning("FF") is None:
+            return 0.0
+        return plan.scheme.srste_lambda * current_loss_scale()
 
     def keeps(self, stage: str, name: str, x: Tensor) -> Tensor:
         """Return which elements of an operand a stage keeps: bool; more axes may stand in front."""
         plan, array = self.engine.plan, array_of(x.detach().half())
-        prune = plan.scheme.pruning(stage, name)
+        prune = plan.pruning(stage, name)
         assert prune is not None
+        if plan.scheme.draws:
+            raise RuntimeError(
+                f"scheme {plan.scheme.name!r} draws what {stage} keeps: no other product can take "
+                "the same; use a scheme that prunes by magnitude for higher derivatives"
+            )
         mask = np.ones(array.shape, bool)
         for channels in prune.axes:
+            if channels == "batch":
+                mask &= self._kept_positions(stage, np.where(mask, array, np.float16(0)))
+                continue
             axis = self._axis(name, channels) + array.ndim
             # Groups of M do not reach from one group of a convolution into the next.
             count = 1 if (name, channels) == ("weight", "in") else self.geometry.groups
             cut = (*array.shape[:axis], count, -1, *array.shape[axis + 1 :])
             seen = np.where(mask, array, np.float16(0)).reshape(cut)
-            mask &= kept(plan, seen, axis + 1).reshape(array.shape)
+            mask &= kept(plan, stage, seen, axis + 1).reshape(array.shape)
         return torch.from_numpy(mask)
+
+    def _kept_positions(self, stage: str, x: NDArray[np.float16]) -> NDArray[np.bool_]:
+        """Return what a stage keeps of each channel along the positions of the batch."""
+        last = np.moveaxis(x, self._axis("output_gradient", "out"), -1)
+        flat = last.reshape(-1, last.shape[-1])
+        made = kept(self.engine.plan, stage, flat, 0).reshape(last.shape)
+        return np.moveaxis(made, -1, self._axis("output_gradient", "out"))
 
     def prunes(self, stage: str, name: str) -> bool:
         """Return whether a stage prunes an operand."""
-        plan = self.engine.plan
-        return not plan.pattern.dense and plan.scheme.pruning(stage, name) is not None
+        return self.engine.plan.pruning(stage, name) is not None
 
     def bias_gradient(self, dy: Tensor, bias: torch.dtype) -> Tensor:
         """Return the sum of the output's gradient over all but the channels."""

@@ -22,7 +22,8 @@ from sat.layers.modules import (
 )
 from sat.layers.plan import PLAN, LayerPlan
 from sat.layers.schemes import Scheme, get_scheme
-from sat.sparsity.pattern import DENSE, Pattern
+from sat.layers.unbiased import UnbiasedGradients as UnbiasedGradients
+from sat.sparsity.pattern import DENSE, Pattern, Patterns
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ _WITHOUT = (nn.LayerNorm, nn.RMSNorm)
 def sparsify_(
     module: nn.Module,
     scheme: str | Scheme = "bdwp",
-    pattern: str | Pattern | None = "2:8",
+    pattern: str | Pattern | Patterns | None = "2:8",
     filter_fn: Filter | None = None,
     device: Device | None = None,
 ) -> SparsityReport:
@@ -109,9 +110,10 @@ def sparsify_(
     module : nn.Module
         Changed in place.
     scheme : str or Scheme
-        ``"dense"``, ``"bdwp"``, ``"srste"``, ``"sdgp"``, ``"sdwp"``, or your own.
-    pattern : str or Pattern or None
-        Such as ``"2:8"``.
+        ``"dense"``, ``"bdwp"``, ``"bdwp_wu"``, ``"bdwp_mvue"``, ``"srste"``, ``"sdgp"``,
+        ``"sdwp"``, or your own.
+    pattern : str or Pattern or Patterns or None
+        Such as ``"2:8"``, or with another for a stage, ``"2:8,wu=2:4"``: see `Patterns.parse`.
     filter_fn : callable, optional
         ``filter_fn(name, layer)`` returns True to make a layer sparse, False to keep it dense,
         None to leave it to the rule.
@@ -141,7 +143,7 @@ def sparsify_(
             f"device is a {type(device).__name__}: must be a Device; make one with "
             "sat.device('golden')"
         )
-    chosen, wanted = get_scheme(scheme), Pattern.parse(pattern)
+    chosen, wanted = get_scheme(scheme), Patterns.parse(pattern)
     rows: list[LayerReport] = []
     changes: list[tuple[nn.Module, LayerPlan]] = []
     family = Family()
@@ -163,12 +165,13 @@ def sparsify_(
                 "pad in a layer of its own, such as nn.ReflectionPad2d"
             )
         sparse, reason, undecided = _decide(name, layer, chosen, wanted, filter_fn)
-        plan = LayerPlan(name, chosen, wanted if sparse else DENSE, device, family, undecided)
+        patterns = wanted if sparse else Patterns.parse(DENSE)
+        plan = LayerPlan(name, chosen, patterns, device, family, undecided)
         changes.append((layer, plan))
         shown = chosen.name if sparse else "dense"
         reason += _shared(layer, holders)
         kind, shape = original.__name__, _shape(layer)
-        rows.append(LayerReport(name, kind, shape, shown, str(plan.pattern), reason))
+        rows.append(LayerReport(name, kind, shape, shown, str(patterns), reason))
     if not changes:
         raise ValueError(
             f"module {type(module).__name__} has no layer of class nn.Linear or nn.Conv2d: there "
@@ -276,11 +279,11 @@ def _shared(layer: nn.Module, holders: dict[nn.Parameter, list[str]]) -> str:
 
 
 def _decide(
-    name: str, layer: nn.Module, scheme: Scheme, pattern: Pattern, filter_fn: Filter | None
+    name: str, layer: nn.Module, scheme: Scheme, patterns: Patterns, filter_fn: Filter | None
 ) -> tuple[bool, str, bool]:
     """Return whether a layer is sparse, why, and whether that is open until its first input."""
-    if pattern.dense or not scheme.prunes:
-        reason = "asked for" if pattern.dense else f"scheme {scheme.name} prunes nothing"
+    if patterns.dense or not scheme.prunes:
+        reason = "asked for" if patterns.dense else f"scheme {scheme.name} prunes nothing"
         return False, reason, False
     verdict = None if filter_fn is None else filter_fn(name, layer)
     if verdict is not None:
@@ -291,8 +294,8 @@ def _decide(
             )
         return verdict, "filter_fn", False
     if isinstance(layer, (nn.LazyLinear, nn.LazyConv2d)):
-        return True, f"if the first input's channels are multiples of {pattern.m}", True
-    return *channel_rule(layer, pattern), False
+        return True, f"if M of {patterns} divides the first input's channels", True
+    return *channel_rule(layer, scheme, patterns), False
 
 
 def desparsify_(module: nn.Module) -> nn.Module:

@@ -54,12 +54,13 @@ class Operand:
 
 @dataclass(frozen=True)
 class Copy:
-    """FP16 copy of a weight, compact or dense, and the master and plan that it is of.
+    """FP16 copy of a weight, compact or dense, and the master, plan and pattern that it is of.
 
     ``operands`` are those made of it so far, by what they take of the weight.
     """
 
     plan: LayerPlan
+    pattern: Pattern
     source: Tensor
     values: Tensor
     indices: Tensor | None
@@ -80,7 +81,7 @@ class Copy:
         if part not in self.operands:
             indices = None if self.indices is None else lanes(self.indices)
             self.operands[part] = Operand(
-                lanes(self.values), indices, depth, self.plan.pattern, resident=True
+                lanes(self.values), indices, depth, self.pattern, resident=True
             )
         return self.operands[part]
 
@@ -102,11 +103,12 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.view(bits), b.view(bits))
 
 
-def kept(plan: LayerPlan, halves: NDArray[np.float16], axis: int) -> NDArray[np.bool_]:
-    """Return which elements the plan's scheme and pattern keep along an axis."""
-    values, places = plan.scheme.select(halves, plan.pattern, axis)
+def kept(plan: LayerPlan, stage: str, halves: NDArray[np.float16], axis: int) -> NDArray[np.bool_]:
+    """Return which elements the plan's scheme and a stage's pattern keep along an axis."""
+    pattern = plan.patterns.of(stage)
+    values, places = plan.scheme.select(halves, pattern, axis, stage)
     ones = np.ones(values.shape, np.float16)
-    n, m = plan.pattern.n, plan.pattern.m
+    n, m = pattern.n, pattern.m
     return sore.expand(ones, places, n, m, halves.shape[axis], axis) != 0
 
 
@@ -136,13 +138,14 @@ class Engine:
         now = w.detach()
         if held is not None and held.plan == self.plan and _same_bits(held.source, now):
             return held
-        made = Copy(self.plan, now.clone(), *self.operand(stage, "weight", w, axes))
+        pattern = self.plan.patterns.of(stage)
+        made = Copy(self.plan, pattern, now.clone(), *self.operand(stage, "weight", w, axes))
         self.copies[stage] = made
         return made
 
     def compact(self, stage: str) -> bool:
         """Whether an operand of the stage is stored in N:M form."""
-        prune = None if self.plan.pattern.dense else self.plan.scheme.prunes.get(stage)
+        prune = self.plan.pruning(stage)
         return prune is not None and prune.axes[-1] == CONTRACTION[stage]
 
     def operand(
@@ -156,7 +159,8 @@ class Engine:
             As in `sat.layers.schemes`.
         x : floating point
         axes : dict
-            Axis of the input channels ("in"), of the output channels ("out").
+            Axis of the input channels ("in"), of the output channels ("out"), of the positions of
+            the batch ("batch"); those that the operand has.
 
         Returns
         -------
@@ -166,7 +170,7 @@ class Engine:
         """
         plan = self.plan
         rounded = self.rounded(x)
-        prune = None if plan.pattern.dense else plan.scheme.pruning(stage, name)
+        prune = plan.pruning(stage, name)
         if prune is None:
             return rounded, None
         array = array_of(rounded)
@@ -174,10 +178,10 @@ class Engine:
         if last != CONTRACTION[stage]:
             before.append(last)
         for axis in before:
-            array = np.where(kept(plan, array, axes[axis]), array, np.float16(0))
+            array = np.where(kept(plan, stage, array, axes[axis]), array, np.float16(0))
         if last != CONTRACTION[stage]:
             return torch.from_numpy(array), None
-        values, indices = plan.scheme.select(array, plan.pattern, axes[last])
+        values, indices = plan.scheme.select(array, plan.patterns.of(stage), axes[last], stage)
         return torch.from_numpy(values), torch.from_numpy(indices)
 
     def product(
@@ -211,7 +215,7 @@ class Engine:
                     layer.out_positions,
                     layer.out_channels,
                     layer.taps * layer.in_per_group,
-                    self.plan.pattern,
+                    Pattern(*layer.pattern(names[0])),
                     device.name,
                     run,
                 )

@@ -23,10 +23,11 @@ from sat.layers.call import Call
 from sat.layers.engine import COPIES, Engine
 from sat.layers.plan import PLAN, LayerPlan
 from sat.layers.products import to_ohwi
+from sat.layers.schemes import Scheme
 from sat.layers.staged import staged_layer
 from sat.offload.lowering import POINT, Geometry
 from sat.sim.layer import Layer
-from sat.sparsity.pattern import DENSE, Pattern
+from sat.sparsity.pattern import DENSE, Patterns
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CALL = nn.Module._call_impl.__code__
@@ -253,8 +254,16 @@ class SatLazyConv2d(SatLayer, nn.LazyConv2d):  # type: ignore[misc]
     forward = SatConv2d.forward
 
 
-def channel_rule(layer: nn.Module, pattern: Pattern) -> tuple[bool, str]:
-    """Return whether a layer is sparse if nobody decides otherwise, and why."""
+def channel_rule(layer: nn.Module, scheme: Scheme, patterns: Patterns) -> tuple[bool, str]:
+    """Return whether a layer is sparse if nobody decides otherwise, and why.
+
+    Positions of a batch may be any number; channels must be whole groups.
+    """
+    along_channels = [
+        patterns.of(stage)
+        for stage, prune in scheme.prunes.items()
+        if any(axis != "batch" for axis in prune.axes)
+    ]
     if isinstance(layer, nn.Linear):
         channels = {"in_features": layer.in_features, "out_features": layer.out_features}
     else:
@@ -264,15 +273,17 @@ def channel_rule(layer: nn.Module, pattern: Pattern) -> tuple[bool, str]:
             f"in_channels{per_group}": conv.in_channels // conv.groups,
             f"out_channels{per_group}": conv.out_channels // conv.groups,
         }
-    return pattern.fits(channels)
+    widest = max(along_channels, key=lambda pattern: pattern.m, default=DENSE)
+    return widest.fits(channels)
 
 
 def _plan(layer: nn.Module) -> LayerPlan:
     """Return a layer's plan; that of a layer that was lazy is decided now."""
     plan: LayerPlan = getattr(layer, PLAN)
     if plan.undecided:
-        sparse, _ = channel_rule(layer, plan.pattern)
-        plan = replace(plan, pattern=plan.pattern if sparse else DENSE, undecided=False)
+        sparse, _ = channel_rule(layer, plan.scheme, plan.patterns)
+        patterns = plan.patterns if sparse else Patterns.parse(DENSE)
+        plan = replace(plan, patterns=patterns, undecided=False)
         setattr(layer, PLAN, plan)
     return plan
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from sat.devices.base import Device
 from sat.devices.use import Family
-from sat.layers.schemes import Scheme
-from sat.sparsity.pattern import Pattern
+from sat.layers.schemes import Prune, Scheme
+from sat.sparsity.pattern import Patterns
 
 PLAN = "_sat_plan"
 """Attribute of a SAT layer that holds its plan."""
@@ -46,8 +46,8 @@ class LayerPlan:
     name : str
         The layer's name in its model.
     scheme : Scheme
-    pattern : Pattern
-        ``DENSE``: no operand is pruned, whatever the scheme.
+    patterns : Patterns
+        Where a stage's is dense no operand is pruned in it, whatever the scheme.
     device : Device or None
         Where products run outside any `sat.use_device`; None for the default golden device.
     family : Family
@@ -58,7 +58,12 @@ class LayerPlan:
 
     name: str
     scheme: Scheme
-    pattern: Pattern
+    patterns: Patterns
     device: Device | None
     family: Family = field(default_factory=Family, compare=False)
     undecided: bool = False
+
+    def pruning(self, stage: str, operand: str | None = None) -> Prune | None:
+        """Return how a stage prunes, or None; asked for an operand, only if it is that one."""
+        prune = None if self.patterns.of(stage).dense else self.scheme.prunes.get(stage)
+        return prune if prune is None or operand in (None, prune.operand) else None

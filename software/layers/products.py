@@ -94,7 +94,7 @@ def output(engine: Engine, g: Geometry, x: Tensor, weight: Tensor, bias: Tensor 
         _lanes(values, taps, low),
         None if indices is None else _lanes(indices, taps, low),
         depth,
-        engine.plan.pattern,
+        engine.plan.patterns.ff,
     )
     lanes = _widen(_weights(weight, g.groups), channels)
     copy = engine.weight("FF", lanes, {"out": -4, "in": -1})
@@ -112,7 +112,7 @@ def _lanes_at(phases: Sequence[Phase], w: Tensor) -> Tensor:
 
 def _lane_channels(engine: Engine, stage: str, g: Geometry, channels: int) -> int:
     """Return the channels at one position of a lane, filled up where groups would cross."""
-    m = engine.plan.pattern.m
+    m = engine.plan.patterns.of(stage).m
     return -(-channels // m) * m if engine.compact(stage) and g.taps > 1 else channels
 
 
@@ -139,7 +139,7 @@ def input_gradient(
             _lanes(values, taps, low),
             None if indices is None else _lanes(indices, taps, low),
             depth,
-            engine.plan.pattern,
+            engine.plan.patterns.bp,
         )
         positions = tuple(tuple(phase.positions) for phase in chosen)
         right = copy.operand(positions, functools.partial(_lanes_at, chosen), depth)
@@ -154,11 +154,18 @@ def weight_gradient(engine: Engine, g: Geometry, grad: Tensor, x: Tensor, weight
     reads = [[t] for t in taps]
     samples = prod(grad.shape[:-1])
     outs, ins = len(weight) // g.groups, weight.shape[-1]
-    dy, _ = engine.operand("WU", "output_gradient", _grouped(grad, g.groups, outs), {"out": -1})
+    samples_first = _grouped(grad, g.groups, outs).reshape(samples, g.groups, outs)
+    dy, places = engine.operand("WU", "output_gradient", samples_first, {"out": -1, "batch": 0})
     values, _ = engine.operand("WU", "input", _grouped(x, g.groups, ins), {"in": -1})
     padded = pad(values.flatten(-2), reads).unflatten(-1, (g.groups, ins))
-    lanes = dy.reshape(samples, g.groups, outs).permute(1, 2, 0)
-    left = Operand(lanes[0] if g.groups == 1 else lanes, None, samples, DENSE)
+
+    def lanes(x: Tensor) -> Tensor:
+        turned = x.permute(1, 2, 0)
+        return turned[0] if g.groups == 1 else turned
+
+    indices = None if places is None else lanes(places)
+    pattern = DENSE if places is None else engine.plan.patterns.wu
+    left = Operand(lanes(dy), indices, samples, pattern)
     right = Operand(_lanes(padded, taps, front(reads)).mT, None, samples, DENSE)
     return engine.product("WU", left, right).reshape(len(weight), *g.kernel, ins)
 

@@ -21,6 +21,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ from sat.sparsity.pattern import Pattern
 CONTRACTION = MappingProxyType({"FF": "in", "BP": "out", "WU": "batch"})
 """Axis that each stage's product sums over."""
 
-_AXES = {"weight": ("in", "out"), "input": ("in",), "output_gradient": ("out",)}
+_AXES = {"weight": ("in", "out"), "input": ("in",), "output_gradient": ("out", "batch")}
 _OPERANDS = {
     "FF": ("weight", "input"),
     "BP": ("weight", "output_gradient"),
@@ -49,12 +50,14 @@ class Prune:
         ``"weight"``, ``"input"`` or ``"output_gradient"``.
     *axes : str
         ``"in"`` or ``"out"`` channels: groups of M of them, at a fixed position of the kernel or
-        the picture. Several are applied one after another, each to what the previous one left.
+        the picture; or ``"batch"``: groups of M positions of a channel, image after image, line
+        after line, the last of which may be short. Several are applied one after another, each to
+        what the previous one left.
 
     Raises
     ------
     ValueError
-        If the operand is none or has no such channels.
+        If the operand is none or has no such axis.
     """
 
     operand: str
@@ -101,6 +104,9 @@ class Scheme:
     prunes: Mapping[str, Prune] = field(default_factory=dict)
     srste_lambda: float = 0.0
 
+    draws: ClassVar[bool] = False
+    """Whether `select` draws at random, so that two calls differ."""
+
     def __post_init__(self) -> None:
         for stage, prune in self.prunes.items():
             if stage not in _OPERANDS:
@@ -134,7 +140,7 @@ class Scheme:
         return prune if prune is not None and prune.operand == operand else None
 
     def select(
-        self, x: NDArray[np.float16], pattern: Pattern, axis: int
+        self, x: NDArray[np.float16], pattern: Pattern, axis: int, stage: str
     ) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
         """Return the kept elements of each group of M along ``axis``, and their places.
 
@@ -145,6 +151,8 @@ class Scheme:
         pattern : Pattern
         axis : int
             Axis of ``x`` along which groups are taken.
+        stage : str
+            ``"FF"``, ``"BP"`` or ``"WU"``.
 
         Returns
         -------
@@ -257,4 +265,18 @@ register_scheme(
 )
 register_scheme(
     Scheme("sdwp", "weights pruned in BP only", {"BP": Prune("weight", "out")}),
+)
+BDWP_WU = {
+    "FF": _FF_WEIGHT,
+    "BP": Prune("weight", "out"),
+    "WU": Prune("output_gradient", "batch"),
+}
+"""Every product of a step sparse: BDWP, and the output gradient pruned in WU."""
+
+register_scheme(
+    Scheme(
+        "bdwp_wu",
+        "BDWP, and output gradients pruned in WU along the positions of the batch, by magnitude",
+        BDWP_WU,
+    )
 )

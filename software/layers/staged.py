@@ -9,9 +9,17 @@ from torch import Tensor
 
 from sat.devices.staged import StagedDevice
 from sat.layers.engine import Engine
-from sat.layers.schemes import CONTRACTION, Scheme
+from sat.layers.schemes import CONTRACTION, Prune, Scheme
 from sat.offload.lowering import Geometry
 from sat.sim.layer import Layer
+from sat.sparsity.pattern import DENSE
+
+WHOLE = {
+    "FF": Prune("weight", CONTRACTION["FF"]),
+    "BP": Prune("weight", CONTRACTION["BP"]),
+    "WU": Prune("output_gradient", CONTRACTION["WU"]),
+}
+"""What a device prunes in stages that it runs whole."""
 
 
 def staged_layer(
@@ -19,20 +27,20 @@ def staged_layer(
 ) -> Layer | None:
     """Return the layer whose stages the device runs whole, or None if it is sent products.
 
-    Whole stages prune weights, along the contraction, by magnitude; padding is the same on
-    opposite sides.
+    Whole stages prune what `WHOLE` says, by magnitude; padding is the same on opposite sides.
     """
     device, plan = engine.device, engine.plan
     if not isinstance(device, StagedDevice):
         return None
-    patterns = {"FF": (1, 1), "BP": (1, 1)}
-    prunes = {} if plan.pattern.dense else plan.scheme.prunes
-    for stage, prune in prunes.items():
-        if prune.operand != "weight" or prune.axes != (CONTRACTION[stage],):
+    patterns = {}
+    for stage in CONTRACTION:
+        prune = plan.pruning(stage)
+        if prune is not None and prune != WHOLE[stage]:
             return None
-        patterns[stage] = (plan.pattern.n, plan.pattern.m)
+        pattern = DENSE if prune is None else plan.patterns.of(stage)
+        patterns[stage] = pattern.n, pattern.m
     channels = {"FF": weight[3], "BP": weight[0] // g.groups}
-    whole = all(channels[stage] % patterns[stage][1] == 0 for stage in patterns)
+    whole = all(count % patterns[stage][1] == 0 for stage, count in channels.items())
     even = all(low == high for low, high in g.padding)
     if not whole or not even or type(plan.scheme).select is not Scheme.select:
         return None
@@ -49,6 +57,7 @@ def staged_layer(
         groups=g.groups,
         ff=patterns["FF"],
         bp=patterns["BP"],
+        wu=patterns["WU"],
         bias=bias,
     )
     return layer if device.runs_layer(layer) else None

@@ -58,7 +58,9 @@ def ablation(schedule: Schedule, network: Network) -> list[Loss]:
     """
     machine, entries = schedule.machine, schedule.entries
     one = {
-        flow: make_schedule(network, machine, schedule.pattern, dataflow=flow).cycles()
+        flow: make_schedule(
+            network, machine, schedule.pattern, wu=schedule.wu, dataflow=flow
+        ).cycles()
         for flow in ("os", "ws")
     }
     alone = make_schedule(network, machine, schedule.pattern, prefetch=False).cycles()
@@ -99,7 +101,7 @@ def _dense(layer: Layer) -> Layer:
 
 def _at_use(entry: Entry, machine: Machine) -> int:
     layer = entry.layer
-    if layer is None or entry.pattern.dense:
+    if layer is None or entry.stage == "wu" or entry.pattern.dense:
         return entry.cycles
     weights = layer.taps * layer.in_per_group * layer.out_channels
     lanes = ceil_div(weights, machine.config.update_lanes)

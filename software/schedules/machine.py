@@ -53,6 +53,7 @@ def machine(
     words: int = 1024,
     lanes: int | None = None,
     interleave: int = 4,
+    prune_gathers: bool = False,
 ) -> Machine:
     """Return a machine by the few numbers that reports vary.
 
@@ -71,6 +72,8 @@ def machine(
         given.
     interleave : int
         Sums that take turns in a USPE; the adder has as many stages, up to 4.
+    prune_gathers : bool
+        Whether WU may prune.
 
     Raises
     ------
@@ -96,7 +99,7 @@ def machine(
         tile_weights=max(256, min(16384, 16 * lanes * lanes)),
         axi=replace(base.axi, address_bits=ADDRESS_BITS),
     )
-    config = MEMORIES[memory].device(config)
+    config = replace(MEMORIES[memory].device(config), prune_gathers=prune_gathers)
     return Machine(config, MEMORIES[memory].timing, memory)
 
 

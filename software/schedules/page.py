@@ -30,7 +30,7 @@ def page(schedule: Schedule, clock_hz: float, comparison: Comparison | None = No
     comparison : Comparison, optional
         With the dense twin.
     """
-    title = f"{schedule.network}, batch {schedule.batch}, {schedule.pattern}"
+    title = f"{schedule.network}, batch {schedule.batch}, {schedule.sparsity}"
     said = "".join(f"<p>{escape(note)}</p>" for note in notes(schedule, clock_hz, comparison))
     shown = [
         ("Where the time goes", pictures.time_bars(schedule, comparison)),
@@ -61,7 +61,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _energy(schedule: Schedule, comparison: Comparison | None) -> str:
     made = [estimate(schedule)] + ([estimate(comparison.dense)] if comparison else [])
-    head = ["action", str(schedule.pattern), *(["dense"] if comparison else [])]
+    head = ["action", schedule.sparsity, *(["dense"] if comparison else [])]
     rows = [
         [name, *(f"{energy.picojoules[name] / 1e9:.3g} mJ" for energy in made)]
         for name in made[0].actions

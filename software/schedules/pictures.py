@@ -64,7 +64,7 @@ def roofline(schedule: Schedule) -> bytes:
         yscale="log",
         xlabel="multiply-accumulates a byte moved",
         ylabel="multiply-accumulates a cycle",
-        title=f"{schedule.network}, batch {schedule.batch}, {schedule.pattern}: {machine}\n"
+        title=f"{schedule.network}, batch {schedule.batch}, {schedule.sparsity}: {machine}\n"
         "area of a circle: share of the step's cycles",
     )
     from matplotlib.collections import PathCollection
@@ -109,7 +109,9 @@ def heat_map(schedule: Schedule) -> bytes:
         if not np.isnan(value):
             colour = "white" if value < 0.6 else "black"
             axes.text(x, y, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7)
-    axes.set_title(f"{schedule.network}, {schedule.pattern}: utilisation of the array", fontsize=10)
+    axes.set_title(
+        f"{schedule.network}, {schedule.sparsity}: utilisation of the array", fontsize=10
+    )
     figure.colorbar(image, ax=axes, shrink=0.8)
     return _png(figure)
 
@@ -124,7 +126,7 @@ def time_bars(schedule: Schedule, comparison: Comparison | None = None) -> bytes
     _bars(axes, schedule, names, -0.2 if comparison else 0, 0.35 if comparison else 0.7)
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    what = f"{schedule.pattern} above, dense below" if comparison else str(schedule.pattern)
+    what = f"{schedule.sparsity} above, dense below" if comparison else schedule.sparsity
     axes.set(xlabel="million cycles")
     axes.set_title(f"{schedule.network}, batch {schedule.batch}: {what}", fontsize=10)
     handles, labels = axes.get_legend_handles_labels()

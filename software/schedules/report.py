@@ -79,6 +79,7 @@ def summary(schedule: Schedule, clock_hz: float) -> dict[str, Any]:
         "network": schedule.network,
         "batch": schedule.batch,
         "pattern": str(schedule.pattern),
+        "wu": str(schedule.wu),
         "array": schedule.machine.config.array,
         "memory": schedule.machine.memory,
         "bytes_per_cycle": schedule.machine.bytes_per_cycle,
@@ -166,7 +167,7 @@ def dense_layers(schedule: Schedule) -> list[tuple[str, str]]:
     return [
         (name, entries[0].reason)
         for name, entries in found.items()
-        if all(entry.pattern.dense for entry in entries)
+        if all(entry.pattern.dense for entry in entries if entry.stage != "wu")
     ]
 
 
@@ -176,7 +177,7 @@ def notes(schedule: Schedule, clock_hz: float, comparison: Comparison | None = N
     stages = ", ".join(f"{SHOWN[name]} {schedule.cycles(name):,}" for name in ALL_STAGES)
     milliseconds = 1e3 * cycles / clock_hz
     said = [
-        f"{schedule.network}, batch {schedule.batch}, {schedule.pattern}, on {machine}",
+        f"{schedule.network}, batch {schedule.batch}, {schedule.sparsity}, on {machine}",
         f"{cycles:,} cycles a step, {milliseconds:.2f} ms at {clock_hz / 1e6:g} MHz: {stages}",
         (
             f"utilisation {schedule.utilisation():.3f}; each stage at its roofline: "

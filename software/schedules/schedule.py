@@ -17,7 +17,7 @@ from sat.networks.network import STAGES, Elementwise
 from sat.schedules.machine import Machine
 from sat.schedules.roofline import Bounds, total
 from sat.sim.layer import Layer
-from sat.sparsity.pattern import Pattern
+from sat.sparsity.pattern import DENSE, Pattern
 
 ALL_STAGES = (*STAGES, "update")
 """FF, BP, WU and the weight update."""
@@ -36,7 +36,7 @@ class Entry:
     kind : str
         ``"conv"``, ``"linear"`` or ``"product"``.
     pattern : Pattern
-        Of the stage's right operand; `DENSE` for WU and the update.
+        Of the stage's right operand; `DENSE` for the update.
     reason : str
         Why the operation is sparse, or dense.
     layer : Layer or None
@@ -100,6 +100,8 @@ class Schedule:
     batch, parameters : int
     pattern : Pattern
         What was asked for.
+    wu : Pattern
+        That of WU.
     machine : Machine
     entries : tuple of Entry
         FF in the order of the forward pass, BP and WU in reverse, then the updates.
@@ -114,6 +116,12 @@ class Schedule:
     machine: Machine
     entries: tuple[Entry, ...]
     elementwise: dict[str, Elementwise]
+    wu: Pattern = DENSE
+
+    @property
+    def sparsity(self) -> str:
+        """Its patterns, for titles."""
+        return str(self.pattern) if self.wu.dense else f"{self.pattern}, WU {self.wu}"
 
     @property
     def plans(self) -> dict[tuple[Layer, str], StagePlan]:

@@ -36,6 +36,7 @@ def make_schedule(
     machine: Machine,
     pattern: Pattern = DENSE,
     *,
+    wu: Pattern = DENSE,
     dataflow: str = "auto",
     host_patches: bool = True,
     prefetch: bool = True,
@@ -49,6 +50,9 @@ def make_schedule(
     machine : Machine
     pattern : Pattern
         Of the weights that both FF and BP prune (BDWP), where a layer's channels allow.
+    wu : Pattern
+        Of the output gradients that WU prunes, along the positions of the batch: of every layer
+        but depthwise ones.
     dataflow : {"auto", "os", "ws"}
         Which mappings to choose among, where a stage has any of them (WU is "os" always).
     host_patches : bool
@@ -64,12 +68,17 @@ def make_schedule(
     ValueError
         The device cannot run the pattern.
     """
-    if pattern.m > machine.config.max_m:
+    for each in (pattern, wu):
+        if each.m > machine.config.max_m:
+            raise ValueError(
+                f"pattern {each}: this device has max_m={machine.config.max_m}; build it with "
+                f"max_m={each.m}"
+            )
+    if not (wu.dense or machine.config.prune_gathers):
         raise ValueError(
-            f"pattern {pattern}: this device has max_m={machine.config.max_m}; build it with "
-            f"max_m={pattern.m}"
+            f"wu={wu}: this device has prune_gathers=False; build it with prune_gathers=True"
         )
-    scheduler = _Scheduler(network, machine, pattern, dataflow, host_patches)
+    scheduler = _Scheduler(network, machine, pattern, wu, dataflow, host_patches)
     entries = []
     for together in scheduler.programs():
         for entry in scheduler.joined(together) if prefetch else together:
@@ -81,14 +90,17 @@ def make_schedule(
         batch=network.batch,
         parameters=network.parameters,
         pattern=pattern,
+        wu=wu,
         machine=machine,
         entries=tuple(entries),
         elementwise=network.elementwise,
     )
 
 
-def sparse_layer(layer: Layer, pattern: Pattern) -> tuple[Layer, str]:
+def sparse_layer(layer: Layer, pattern: Pattern, wu: Pattern = DENSE) -> tuple[Layer, str]:
     """Return a layer with its patterns, and why: sparse where M divides its channels (BDWP).
+
+    WU's depends on no channels, but a depthwise layer has none.
 
     Returns
     -------
@@ -96,6 +108,8 @@ def sparse_layer(layer: Layer, pattern: Pattern) -> tuple[Layer, str]:
         With FF pruned along input channels and BP along output channels, or dense.
     reason : str
     """
+    if not layer.depthwise:
+        layer = replace(layer, wu=(wu.n, wu.m))
     if pattern.dense:
         return layer, "asked for"
     each = "" if layer.groups == 1 else " per group"
@@ -122,6 +136,7 @@ def laid_out(layer: Layer) -> Layer:
         pixels=pixels,
         in_channels=layer.taps * layer.in_channels,
         out_channels=layer.out_channels,
+        wu=layer.wu,
         bias=layer.bias,
         relu=layer.relu,
     )
@@ -143,6 +158,7 @@ class _Scheduler:
     network: Network
     machine: Machine
     pattern: Pattern
+    wu: Pattern
     dataflow: str
     host_patches: bool
 
@@ -191,7 +207,7 @@ class _Scheduler:
         """Return what runs an operation's stages whole, if anything does, and why it is so."""
         if operation.layer is None:
             return None, "no layer: nothing to prune"
-        layer, reason = sparse_layer(operation.layer, self.pattern)
+        layer, reason = sparse_layer(operation.layer, self.pattern, self.wu)
         first = "bp" not in operation.products and layer.groups == 1 and layer.taps > 1
         whole = None
         if self.host_patches and first and (layer.ff, layer.bp) == ((1, 1), (1, 1)):
@@ -254,7 +270,7 @@ class _Scheduler:
         """Return a stage whose products are sent, pruned where the operation's layer would be."""
         chosen = DENSE
         if operation.layer is not None:
-            layer, _ = sparse_layer(operation.layer, self.pattern)
+            layer, _ = sparse_layer(operation.layer, self.pattern, self.wu)
             chosen = Pattern(*layer.pattern(stage))
         products = tuple(replace(p, n=chosen.n, m=chosen.m) for p in operation.products[stage])
         config, timing = self.machine.config, self.machine.timing

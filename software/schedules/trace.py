@@ -18,7 +18,7 @@ def trace(schedule: Schedule, clock_hz: float) -> dict[str, Any]:
     """
     machine = schedule.machine
     micro = 1e6 / clock_hz
-    title = f"{schedule.network}, batch {schedule.batch}, {schedule.pattern}, {machine}"
+    title = f"{schedule.network}, batch {schedule.batch}, {schedule.sparsity}, {machine}"
     events: list[dict[str, Any]] = [
         {"ph": "M", "pid": 1, "name": "process_name", "args": {"name": title}}
     ]

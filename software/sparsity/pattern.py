@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sat.rtl.config import M_CHOICES
 
@@ -111,3 +111,66 @@ class Pattern:
 
 DENSE = Pattern(1, 1)
 """No pattern: every element is stored."""
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """The patterns of a layer's three products.
+
+    Parameters
+    ----------
+    ff, bp, wu : Pattern
+        Of what a training scheme prunes in each stage.
+    """
+
+    ff: Pattern
+    bp: Pattern
+    wu: Pattern
+
+    @classmethod
+    def parse(cls, spec: str | Pattern | Patterns | None) -> Patterns:
+        """Return the patterns that ``spec`` names.
+
+        Parameters
+        ----------
+        spec : str or Pattern or Patterns or None
+            What `Pattern.parse` takes, for all stages; or text with stages of their own behind it:
+            ``"2:8,wu=2:4"``.
+
+        Raises
+        ------
+        TypeError
+            If ``spec`` is none of these types.
+        ValueError
+            If the text names no patterns.
+        """
+        if isinstance(spec, Patterns):
+            return spec
+        if not isinstance(spec, str):
+            return cls(*3 * (Pattern.parse(spec),))
+        first, *others = spec.split(",")
+        made = cls(*3 * (Pattern.parse(first),))
+        for other in others:
+            stage, _, text = other.partition("=")
+            name = stage.strip().lower()
+            if name not in ("ff", "bp", "wu"):
+                raise ValueError(
+                    f"pattern {spec!r}: {other!r} is no pattern of a stage; write for instance "
+                    "'2:8,wu=2:4'"
+                )
+            made = replace(made, **{name: Pattern.parse(text)})
+        return made
+
+    def of(self, stage: str) -> Pattern:
+        """Return the pattern of stage ``"FF"``, ``"BP"`` or ``"WU"``."""
+        pattern: Pattern = getattr(self, stage.lower())
+        return pattern
+
+    @property
+    def dense(self) -> bool:
+        """Whether no stage has one."""
+        return self.ff.dense and self.bp.dense and self.wu.dense
+
+    def __str__(self) -> str:
+        own = [f",{n}={p}" for n, p in (("bp", self.bp), ("wu", self.wu)) if p != self.ff]
+        return f"{self.ff}{''.join(own)}"

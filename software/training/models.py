@@ -1,7 +1,8 @@
-"""Small models for 8 x 8 pictures."""
+"""Small models: for 8 x 8 pictures, and for lines of 40 numbers."""
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -43,7 +44,30 @@ def mlp(classes: int = 10) -> nn.Module:
     )
 
 
-_MODELS: dict[str, Callable[[int], nn.Module]] = {"cnn": cnn, "mlp": mlp}
+def line_cnn(width: int, classes: int = 10) -> nn.Module:
+    """Return three convolutions of ``width`` channels, each of stride 2, and a classifier.
+
+    For (batch, 1, 1, 40) inputs: lines.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i, ins in enumerate((1, width, width), 1):
+        layers[f"conv{i}"] = nn.Conv2d(
+            ins, width, (1, 5), stride=(1, 2), padding=(0, 2), bias=False
+        )
+        layers[f"norm{i}"] = nn.BatchNorm2d(width)
+        layers[f"relu{i}"] = nn.ReLU()
+    layers["flatten"] = nn.Flatten()
+    layers["fc"] = nn.Linear(5 * width, classes)
+    return nn.Sequential(layers)
+
+
+_MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "cnn": cnn,
+    "mlp": mlp,
+    "line16": functools.partial(line_cnn, 16),
+    "line32": functools.partial(line_cnn, 32),
+    "line96": functools.partial(line_cnn, 96),
+}
 
 
 def models() -> list[str]:

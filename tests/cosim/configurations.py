@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from sat.rtl.config import MOST_BEAT_WORDS, AxiConfig, FpTiming, SatConfig, least_words
 
@@ -38,7 +39,7 @@ def random_config(rng: random.Random, side: int = 64, depth: int = 32768) -> Sat
     sums = 16
     while sums < 2 * rows * interleave:
         sums *= 2
-    return SatConfig(
+    made = SatConfig(
         rows=rows,
         cols=cols,
         max_m=max_m,
@@ -67,3 +68,5 @@ def random_config(rng: random.Random, side: int = 64, depth: int = 32768) -> Sat
         queue_depth=rng.choice([2, 4, 8, 16]),
         watchdog_cycles=1 << rng.randint(14, 30),
     )
+    can_prune = made.granule_halves <= cols <= made.axi.beat_bytes // 2
+    return replace(made, prune_gathers=can_prune and rng.random() < 0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,10 @@ def random_layer(rng: random.Random, config: SatConfig, largest: int = 24) -> La
             for name, value in (("kernel", k), ("dilation", d), ("padding", p)):
                 shape[name] = shape[name][:axis] + (value,) + shape[name][axis + 1 :]
     masks = kind != "grouped" or config.max_m % config.cols == 0
+    wu = (1, 1)
+    if config.prune_gathers and kind != "depthwise":
+        m = rng.choice([m for m in (2, 4, 8, 16) if m <= config.max_m])
+        wu = (rng.randint(1, m), m)
     return Layer(
         batch=rng.randint(1, 20 if kind == "linear" else 3),
         lines=lines,
@@ -67,6 +72,7 @@ def random_layer(rng: random.Random, config: SatConfig, largest: int = 24) -> La
         groups=groups,
         ff=pattern,
         bp=pattern,
+        wu=wu,
         bias=rng.random() < 0.5,
         relu=masks and rng.random() < 0.5,
         masked=masks and rng.random() < 0.5,
@@ -174,6 +180,8 @@ def run_on_both(
     With odd seeds the weights and their copies lie apart, as they do where they stay.
     """
     config, timing = device.config, device.timing
+    if layer.wu != (1, 1):
+        sgd = replace(sgd, sr_ste=0.0)  # which is refused
     step = compile_step(layer, config, timing, STAGES, sgd)
     predicted = predict(step.program, config, timing, step.address)
     if seed % 2:

@@ -152,9 +152,12 @@ class LayerStep:
         layer = self.layer
         ins, outs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
         self.g = np.empty((layer.out_channels, *layer.kernel, ins), F32)
+        places = list(np.ndindex(*dy.shape[:3]))
+        # Which positions each output channel keeps.
+        stays = [[places[p] for p in kept(one, *layer.wu)] for one in dy.reshape(len(places), -1).T]
         for out, ky, kx, i in np.ndindex(*self.g.shape):
             pairs = []
-            for b, oy, ox in np.ndindex(*dy.shape[:3]):
+            for b, oy, ox in stays[out]:
                 iy, ix = self._source(0, oy, ky), self._source(1, ox, kx)
                 inside = 0 <= iy < layer.lines and 0 <= ix < layer.pixels
                 value = x[b, iy, ix, out // outs * ins + i] if inside else F16(0)

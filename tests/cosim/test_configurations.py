@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,14 +45,16 @@ MACS = 4000
 """Multiplications of a stage that the scalar reference is asked for, at most."""
 
 
-def random_sgd(rng: random.Random) -> Sgd:
-    return Sgd(
+def random_sgd(rng: random.Random, layer: Layer) -> Sgd:
+    made = Sgd(
         learning_rate=rng.choice([0.05, 0.5]),
         momentum=rng.choice([0.0, 0.9]),
         weight_decay=rng.choice([0.0, 5e-4]),
         sr_ste=rng.choice([0.0, 2e-4]),
         loss_scale=rng.choice([1.0, 8.0]),
     )
+    # SR-STE beside a pruned WU is refused.
+    return made if layer.wu == (1, 1) else replace(made, sr_ste=0.0)
 
 
 def random_product(rng: random.Random, config: SatConfig, macs: int = MACS) -> Product:
@@ -133,7 +135,8 @@ def check_product(rng: random.Random, device, config: SatConfig, timing: MemoryT
 
 def check_step(rng: random.Random, device, config: SatConfig, timing: MemoryTiming) -> None:
     """Run a whole training step of a random layer and compare."""
-    layer, sgd = small_layer(rng, config), random_sgd(rng)
+    layer = small_layer(rng, config)
+    sgd = random_sgd(rng, layer)
     try:
         step = compile_step(layer, config, timing, STAGES, sgd)
     except DoesNotFit:
@@ -178,7 +181,8 @@ def judge(seed: int) -> None:
     timing = MemoryTiming()
     for _ in range(2):
         check_product(rng, Golden(config), config, timing)
-    layer, sgd = small_layer(rng, config), random_sgd(rng)
+    layer = small_layer(rng, config)
+    sgd = random_sgd(rng, layer)
     config = fitting(layer, config)
     step = compile_step(layer, config, timing, STAGES, sgd)
     run_step(rng, Golden(config), config, timing, step, sgd)

@@ -22,7 +22,15 @@ from sat.dataflow.mapping import legal_mappings
 from sat.dataflow.products import Product
 from sat.dataflow.program import Program, ProgramError, validate
 from sat.rtl.config import AxiConfig, SatConfig
-from sat.rtl.isa import ENGINES, HEADER_BITS, INSTRUCTION_BYTES, Instruction, Opcode, Status
+from sat.rtl.isa import (
+    ENGINES,
+    HEADER_BITS,
+    INSTRUCTION_BYTES,
+    Buffer,
+    Instruction,
+    Opcode,
+    Status,
+)
 from sat.sim.device_rtl import DeviceRtl
 from sat.sim.golden.device import GoldenDevice, Outcome
 from sat.sim.memory import MemoryTiming
@@ -30,6 +38,7 @@ from sat.sim.memory import MemoryTiming
 pytestmark = pytest.mark.xdist_group("errors")
 
 CONFIG = SatConfig(rows=3, cols=5, a_words=64, b_words=64, sum_words=128, watchdog_cycles=1024)
+PRUNES = replace(CONFIG, cols=8, prune_gathers=True)
 WIDE = replace(CONFIG, update_lanes=8, axi=AxiConfig(data_bits=256, ports=2))
 MEMORY = 1 << 16
 CODE = MEMORY - (1 << 12)
@@ -58,6 +67,12 @@ def legal_bodies(config: SatConfig) -> list[Instruction]:
     made.append(Instruction(Opcode.WINDOW, {"lines": 4, "pixels": 4, "step_y": 1, "step_x": 1}))
     gather = {"rows": 5, "taps_y": 2, "taps_x": 1, "segment_bytes": 16, "stride": 2, "groups": 2}
     made.append(Instruction(Opcode.GATHER, gather))
+    if config.prune_gathers:
+        window = {"lines": 4, "pixels": 4, "step_y": 1, "step_x": 1, "n": 2, "log2_m": 2}
+        made += 3 * [Instruction(Opcode.WINDOW, window)]
+        gather = {"rows": 8, "taps_y": 1, "taps_x": 1, "segment_bytes": 16, "groups": 1}
+        gather |= {"transpose": 1, "destination": Buffer.B}
+        made += 3 * [Instruction(Opcode.GATHER, gather)]
     made.append(Instruction(Opcode.RATES, {"unscale": 0x3F800000}))
     update = {"rows": 4, "columns": 8, "stride": 2, "ff_n": 2, "ff_log2_m": 3, "bp_n": 1}
     made.append(Instruction(Opcode.UPDATE, {**update, "ff_stride": 1, "bp_stride": 1}))
@@ -126,7 +141,7 @@ def fuzz(count: int, seed: int, config: SatConfig = CONFIG) -> Counter[Status]:
     return seen
 
 
-@pytest.mark.parametrize("part, config", list(enumerate([CONFIG, WIDE])))
+@pytest.mark.parametrize("part, config", list(enumerate([CONFIG, WIDE, PRUNES])))
 def test_golden_device_and_validator_agree(part, config):
     seen = fuzz(5_000, part, config)
     expected = {Status.DONE, Status.BAD_OPCODE, Status.BAD_FIELD, Status.BAD_ADDRESS}
@@ -151,7 +166,7 @@ def as_predicted(raw: bytes, config: SatConfig, timing: MemoryTiming, cycles: in
     return True
 
 
-@pytest.mark.parametrize("part, config", list(enumerate([CONFIG, CONFIG, WIDE, WIDE])))
+@pytest.mark.parametrize("part, config", list(enumerate([CONFIG, CONFIG, WIDE, WIDE, PRUNES])))
 def test_rtl_gives_the_same_verdict_and_goes_on(part, config):
     """250 programs on the RTL, each followed by a product that must be right."""
     rng = random.Random(1000 + part)

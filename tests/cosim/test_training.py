@@ -14,7 +14,7 @@ from sat.data import load_data
 from sat.devices.golden import GoldenDevice
 from sat.devices.staged import StagedDevice
 from sat.layers.products import to_ohwi
-from sat.rtl.config import SatConfig
+from sat.rtl.config import AxiConfig, SatConfig
 from sat.sim.golden.update import Rates, narrow, sgd
 from sat.sim.layer import Layer
 from sat.training.trainer import Trainer
@@ -46,6 +46,26 @@ def test_rtl_trains_the_same_model_as_golden(model, scheme):
     assert stages >= {("ff",), ("update",)} and (("bp", "wu") in stages)
     sparse = [entry for entry in checked.runs if entry.layer.ff == (2, 8)]
     assert bool(sparse) == (scheme == "bdwp")
+
+
+def test_rtl_trains_with_all_three_products_sparse():
+    """Two steps of `bdwp_wu` on a device that prunes gradients as it loads them: golden's bits."""
+    config = SatConfig(
+        rows=4, cols=4, max_m=4, max_n=4, prune_gathers=True, axi=AxiConfig(data_bits=64)
+    )
+    with sat.device("rtl", config=config) as rtl:
+        checked = StagedDevice(rtl, compare=True)
+        on_rtl = trainer(checked, "cnn", "bdwp_wu", "2:4")
+        golden = StagedDevice(GoldenDevice(config=config))
+        on_golden = trainer(golden, "cnn", "bdwp_wu", "2:4")
+        for either in (on_rtl, on_golden):
+            either.fit(2)
+    assert on_rtl.result.losses == on_golden.result.losses
+    for ours, theirs in zip(on_rtl.model.parameters(), on_golden.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert (checked.mismatches, checked.mispredicted) == (0, 0) and checked.compared > 1000
+    layers = {entry.layer for entry in checked.runs}
+    assert {layer.wu for layer in layers if layer.ff == (2, 4)} == {(2, 4)}
 
 
 def test_update_is_the_golden_one_and_keeps_torchs_state():

@@ -6,6 +6,7 @@ import pickle
 import random
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from sat.sim.memory import MemoryTiming
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cosim"))
 from layers import any_mapping, random_layer, random_sgd
+from pruned import CONFIGS as PRUNING
+from pruned import random_tile
 
 CONFIGS = [
     SatConfig(rows=4, cols=4),
@@ -80,6 +83,18 @@ def test_layers_leapt_over_take_what_they_take(config, memory, seed):
             Layer(**{**layer.__dict__, **bigger}), config, memory, STAGES, random_sgd(rng)
         )
     same(step.program, config, memory, step.address)
+
+
+@given(st.sampled_from(list(PRUNING)), MEMORIES, st.integers(0, 1 << 32))
+@settings(max_examples=40)
+def test_pruned_tiles_leapt_over_take_what_they_take(name, memory, seed):
+    """Tiles of many chunks, then the same pruned to another N: alike but for how long it takes."""
+    rng = random.Random(seed)
+    tile = random_tile(rng, PRUNING[name])
+    tile = replace(tile, images=rng.randint(10, 60), chunk=tile.m * rng.randint(1, 2))
+    others = [replace(tile, n=rng.randint(1, tile.m)) for _ in range(rng.randint(0, 3))]
+    made = [i for each in (tile, *others) for i in list(each.program())[:-1]]
+    same(Program([*made, Instruction(Opcode.END, {})]), PRUNING[name], memory)
 
 
 @given(

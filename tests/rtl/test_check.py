@@ -37,6 +37,10 @@ CONFIGS = {
         rows=4, cols=3, a_words=64, b_words=64, update_lanes=32,
         axi=AxiConfig(data_bits=256, ports=2),
     ),
+    "5x8 that prunes": SatConfig(rows=5, cols=8, a_words=64, b_words=64, prune_gathers=True),
+    "3x7 of 2 that prunes": SatConfig(
+        rows=3, cols=7, max_m=2, max_n=2, a_words=32, b_words=32, prune_gathers=True,
+    ),
     "5x2, no interleave": SatConfig(
         rows=5, cols=2, interleave=1, a_words=32768, b_words=32768, sum_words=32768,
         fp=FpTiming(adder_stages=1), axi=AxiConfig(address_bits=48),
@@ -55,6 +59,8 @@ def legal_instructions(config: SatConfig, rng: random.Random) -> tuple[list[Inst
         Product(20, 11, 70, 3, 4, StartShape.ROW),
         Product(26, 7, 45, 4, 4),
     ):
+        if product.m > config.max_m:
+            continue
         every = legal_mappings(product, config)
         for dataflow in ("os", "ws"):
             mappings = [mapping for mapping in every if mapping.dataflow == dataflow]
@@ -76,6 +82,8 @@ def tensor_and_window(config: SatConfig) -> list[Instruction]:
     shape = {"images": 3, "lines": 5, "pixels": 4, "pixel_pitch": pixel}
     pitches = {"line_pitch": 4 * pixel, "image_pitch": 20 * pixel}
     window = {"lines": 4, "pixels": 3, "step_y": 1, "step_x": 2, "tap_y": -1, "tap_x": 1}
+    if config.prune_gathers:
+        window |= {"n": 1, "log2_m": config.lane_bits}
     return [
         Instruction(Opcode.TENSOR, {"address": BASE, **shape, **pitches}),
         Instruction(Opcode.WINDOW, window),
@@ -104,6 +112,8 @@ def other_instructions(config: SatConfig, end: int) -> list[Instruction]:
         groups = -(-beat // 2 // banks)
         size = {"segment_bytes": beat, "groups": groups, "destination": buffer}
         one = {"taps_y": 1, "taps_x": 1, "transpose": 1}
+        if config.prune_gathers and buffer is Buffer.B:
+            one["rows"] = 3 * config.max_m
         made.append(Instruction(Opcode.GATHER, {**gather, **size, **one, "stride": 1}))
     by_word = {"by_word": 1, "words_per_pass": 1, "copies": c.rows, "groups": 4, "stride": 5}
     taps = {"taps_y": 2, "taps_x": 2, "segment_bytes": word}

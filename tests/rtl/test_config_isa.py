@@ -44,6 +44,14 @@ from sat.sim.memory import MemoryTiming
             "b_words=32: must be at least 64 for beats of 8 words",
         ),
         ({"update_lanes": 64}, "update_lanes=64: must be 1, 2, 4, 8, 16 or 32"),
+        (
+            {"cols": 4, "prune_gathers": True},
+            "prune_gathers=True with cols=4: must be 8 \\(the FP16 values of a granule\\) to 8",
+        ),
+        (
+            {"cols": 17, "prune_gathers": True, "axi": AxiConfig(data_bits=256)},
+            "cols=17: must be 8 .* to 16 \\(of a beat\\); change cols, data_bits or ports",
+        ),
         ({"queue_depth": 3}, "queue_depth=3"),
         ({"watchdog_cycles": 1000}, "watchdog_cycles=1000"),
     ],
@@ -75,7 +83,7 @@ def test_parts_of_the_config_refuse():
 def test_every_field_is_an_int(kind, wrong):
     """Fractions, bools and numbers of other kinds: named, with their type."""
     made = kind()
-    numbers = [f.name for f in fields(kind) if isinstance(getattr(made, f.name), int)]
+    numbers = [f.name for f in fields(kind) if type(getattr(made, f.name)) is int]
     assert len(numbers) >= 2
     for name in numbers:
         with pytest.raises(ValueError, match=rf"^{name}=") as refused:
@@ -84,7 +92,12 @@ def test_every_field_is_an_int(kind, wrong):
 
 
 def test_parts_of_the_config_are_parts():
-    for name, wrong in (("fp", AxiConfig()), ("axi", {"data_bits": 64}), ("fp", None)):
+    for name, wrong in (
+        ("fp", AxiConfig()),
+        ("axi", {"data_bits": 64}),
+        ("fp", None),
+        ("prune_gathers", 1),
+    ):
         with pytest.raises(ValueError, match=f"{name} is a .*: must be a "):
             SatConfig(**{name: wrong})
 
@@ -120,6 +133,9 @@ def test_config_survives_json_and_names_its_array():
     big = config.with_array("64x2")
     assert (big.rows, big.cols) == (64, 2) and big.sum_words >= 2 * 64 * big.interleave
     assert big.digest != config.digest
+    assert "prune_gathers" not in config.to_json()
+    pruning = SatConfig(prune_gathers=True)
+    assert SatConfig.from_json(pruning.to_json()) == pruning != SatConfig()
     with pytest.raises(ValueError, match="array='8': must be ROWSxCOLS"):
         config.with_array("8")
 

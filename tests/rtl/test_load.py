@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sat.dataflow.cycles import EngineTiming
-from sat.rtl.config import AxiConfig, SatConfig
+from sat.rtl.config import AxiConfig, FpTiming, SatConfig
 from sat.rtl.fp.operand import operand_of
 from sat.rtl.isa import Buffer, Instruction, Opcode
 from sat.rtl.load import LoadEngine
@@ -39,6 +39,22 @@ CONFIGS = [
     ),
     SatConfig(
         rows=6, cols=12, max_m=16, **WIDE, update_lanes=32,
+        axi=AxiConfig(data_bits=256, ports=2, outstanding=64),
+    ),
+]  # fmt: skip
+PRUNING = [
+    SatConfig(rows=2, cols=2, **SMALL, prune_gathers=True, axi=AxiConfig(data_bits=32)),
+    SatConfig(
+        rows=3, cols=8, **SMALL, prune_gathers=True, fp=FpTiming(prune_stages=3),
+        axi=AxiConfig(outstanding=4),
+    ),
+    SatConfig(rows=3, cols=7, max_m=2, max_n=2, **WIDE, prune_gathers=True),
+    SatConfig(
+        rows=2, cols=27, max_m=4, max_n=4, **WIDE, prune_gathers=True,
+        axi=AxiConfig(data_bits=256, ports=4),
+    ),
+    SatConfig(
+        rows=2, cols=20, max_m=16, **WIDE, prune_gathers=True, fp=FpTiming(prune_stages=3),
         axi=AxiConfig(data_bits=256, ports=2, outstanding=64),
     ),
 ]  # fmt: skip
@@ -107,6 +123,8 @@ def draw_gathers(draw, config: SatConfig) -> list[Instruction]:
     pixel_pitch = word * channels + beat * draw(st.integers(0, 1))
     line_pitch = pixel_pitch * pixels + beat * draw(st.integers(0, 2))
     out_lines, out_pixels = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    log2_m = draw(st.integers(1, config.lane_bits)) if config.prune_gathers else 0
+    n = draw(st.integers(1, 1 << log2_m)) if log2_m else 0
     made = [
         Instruction(
             Opcode.TENSOR,
@@ -129,6 +147,8 @@ def draw_gathers(draw, config: SatConfig) -> list[Instruction]:
                 "step_x": draw(st.integers(0, 3)),
                 "tap_y": draw(st.integers(-2, 2)),
                 "tap_x": draw(st.integers(-2, 2)),
+                "n": n,
+                "log2_m": log2_m,
             },
         ),
     ]
@@ -150,6 +170,9 @@ def draw_gathers(draw, config: SatConfig) -> list[Instruction]:
         if transpose:
             buffer = draw(st.sampled_from([Buffer.A, Buffer.B]))
             beats = draw(st.integers(1, pixel_pitch // beat))
+            if buffer is Buffer.B and log2_m:
+                body["rows"] = rows << log2_m
+                beats = min(beats, 2 * config.cols // beat)
             body["segment_bytes"] = beat * beats
             body["offset"] = beat * draw(st.integers(0, pixel_pitch // beat - beats))
             body["groups"] = ceil_div(beat * beats // 2, banks_of(config, buffer))
@@ -167,9 +190,9 @@ def draw_gathers(draw, config: SatConfig) -> list[Instruction]:
 
 
 @st.composite
-def loads(draw):
+def loads(draw, configs: list[SatConfig]):
     """Draw a configuration and legal instructions of the load engine."""
-    config = draw(st.sampled_from(CONFIGS))
+    config = draw(st.sampled_from(configs))
     wanted = []
     for _ in range(draw(st.integers(1, 4))):
         if draw(st.booleans()):
@@ -222,8 +245,18 @@ def writes(ctx, config: SatConfig, write):
 
 
 @settings(max_examples=60)
-@given(loads())
+@given(loads(CONFIGS))
 def test_loads(case):
+    check_loads(case)
+
+
+@settings(max_examples=40)
+@given(loads(PRUNING))
+def test_loads_of_devices_that_prune(case):
+    check_loads(case)
+
+
+def check_loads(case) -> None:
     config, memory_timing, instructions, gaps, seed = case
     if not instructions:
         return

@@ -288,6 +288,43 @@ def test_a_file_gives_the_schedule_back(schedule, tmp_path):
     check_device(schedule, SMALL.config, SMALL.timing)
 
 
+def test_wu_may_prune_on_a_device_that_does(tmp_path):
+    """A step with all three products sparse: its figures, its file, its command, its refusals."""
+    device = machine("8x8", "narrow", words=128, prune_gathers=True)
+    network = capture(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 16)),
+                      torch.zeros(256, 64))  # fmt: skip
+    dense, bdwp = make_schedule(network, device), make_schedule(network, device, SPARSE)
+    both = make_schedule(network, device, SPARSE, wu=Pattern(2, 4))
+    assert [e.pattern for e in both.of("wu")] == [Pattern(2, 4)] * 2
+    assert [e.pattern for e in both.of("ff")] == [SPARSE] * 2
+    assert both.macs("wu") * 2 == bdwp.macs("wu") == dense.macs("wu")
+    assert both.cycles("ff") == bdwp.cycles("ff")
+    assert both.cycles("wu") < dense.cycles("wu") == bdwp.cycles("wu")
+    assert both.sparsity == "2:8, WU 2:4" and "2:8, WU 2:4, on" in notes(both, 2e8)[0]
+    for entry in both.of("wu"):
+        step = compile_step(entry.layer, device.config, device.timing, ("wu",))
+        found = predict(step.program, device.config, device.timing, step.address)
+        assert found.cycles == entry.cycles
+    save(both, tmp_path / "s.json")
+    assert load_schedule(tmp_path / "s.json") == both
+    with pytest.raises(ValueError, match="wu=2:4: this device has prune_gathers=False; build it"):
+        make_schedule(network, SMALL, SPARSE, wu=Pattern(2, 4))
+    with pytest.raises(ValueError, match="pattern 2:16: this device has max_m=8"):
+        make_schedule(network, device, SPARSE, wu=Pattern(2, 16))
+
+
+def test_the_command_prunes_wu(capsys):
+    command = ["schedule", "mlp", "--array", "8x8", "--memory", "narrow", "--json", "--wu"]
+    from sat.networks.zoo import NETWORKS
+
+    command[1] = next(iter(NETWORKS))
+    assert main([*command, "2:8", "--batch", "1", "--compare", "dense"]) == 0
+    sparse = json.loads(capsys.readouterr().out)
+    assert sparse["wu"] == "2:8" and sparse["speedup"] > 2
+    assert main([*command, "2:7", "--batch", "1"]) != 0
+    assert "pattern 2:7" in capsys.readouterr().err
+
+
 def spoil(raw, path, value):
     made = copy.deepcopy(raw)
     at = made
@@ -309,6 +346,7 @@ def spoil(raw, path, value):
         (["cycles"], 5, "contradicts itself"),
         (["stages"], None, "'stages' is missing"),
         (["pattern"], "8:2", "pattern 8:2"),
+        (["wu"], "8:2", "pattern 8:2"),
         (["device", "rows"], 65, "rows=65"),
         (["device", "wheels"], 4, "wheels"),
         (["memory", "read_latency"], 0, "read_latency=0"),

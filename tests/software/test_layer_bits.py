@@ -12,6 +12,7 @@ import sat
 from sat import Prune, Scheme
 from sat.data import load_data
 from sat.devices.staged import StagedDevice
+from sat.rtl.config import SatConfig
 from sat.training.trainer import Trainer
 
 CONVOLUTIONS = {
@@ -31,7 +32,9 @@ SCHEMES = {
     "sdwp": "sdwp",
     "srste": "srste",
     "sdgp": "sdgp",
+    "bdwp_wu": "bdwp_wu",
     "FF only": Scheme("FF only", prunes={"FF": Prune("weight", "in")}),
+    "WU only": Scheme("WU only", prunes={"WU": Prune("output_gradient", "batch")}),
 }
 
 
@@ -55,7 +58,11 @@ def convolution(kernel_size=3, **options):
 
 @contextlib.contextmanager
 def staged():
-    with sat.device("golden") as golden, sat.use_device(StagedDevice(golden)) as device:
+    config = SatConfig(prune_gathers=True)
+    with (
+        sat.device("golden", config=config) as golden,
+        sat.use_device(StagedDevice(golden)) as device,
+    ):
         yield
     assert device.runs, "no layer ran as whole stages"
 

@@ -355,11 +355,13 @@ def test_subclass_chooses_by_its_own_criterion():
     class First(Scheme):
         """Keeps the first n of each group."""
 
-        def select(self, x, pattern, axis):
+        def select(self, x, pattern, axis, stage):
             rank = np.arange(x.shape[axis], 0, -1, dtype=np.float32)
             shape = [1] * x.ndim
             shape[axis] = -1
-            _, places = super().select(np.broadcast_to(rank.reshape(shape), x.shape), pattern, axis)
+            _, places = super().select(
+                np.broadcast_to(rank.reshape(shape), x.shape), pattern, axis, stage
+            )
             group = np.arange(places.shape[axis]) // pattern.n * pattern.m
             return np.take_along_axis(x, places + group.reshape(shape), axis), places
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sat
 from sat import DENSE, NMTensor, Pattern, prune
 
 PATTERNS = [Pattern(n, m) for m in (2, 4, 8, 16) for n in range(1, m + 1)]
@@ -190,3 +191,35 @@ def test_index_beyond_a_short_last_group_is_refused():
 def test_repr_names_what_matters():
     text = repr(prune(torch.ones(8, 2), "2:4"))
     assert text == "NMTensor(shape=(8, 2), pattern=2:4, axis=0, dtype=float32)"
+
+
+@pytest.mark.parametrize(
+    ("spec", "each", "text"),
+    [
+        ("2:8", ("2:8", "2:8", "2:8"), "2:8"),
+        ("2:8,wu=2:4", ("2:8", "2:8", "2:4"), "2:8,wu=2:4"),
+        ("dense, WU=1:2", ("dense", "dense", "1:2"), "dense,wu=1:2"),
+        ("2:8,ff=2:4", ("2:4", "2:8", "2:8"), "2:4,bp=2:8,wu=2:8"),
+        (None, ("dense",) * 3, "dense"),
+        (sat.Pattern(2, 4), ("2:4",) * 3, "2:4"),
+    ],
+)
+def test_patterns_are_a_stages_own_or_alike(spec, each, text):
+    patterns = sat.Patterns.parse(spec)
+    assert tuple(str(patterns.of(stage)) for stage in ("FF", "BP", "WU")) == each
+    assert str(patterns) == text and sat.Patterns.parse(text) == patterns
+    assert sat.Patterns.parse(patterns) is patterns
+    assert patterns.dense == (each == ("dense",) * 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("2:8,up=2:4", "'up=2:4' is no pattern of a stage; write for instance '2:8,wu=2:4'"),
+        ("2:8,wu", "pattern '': must be N:M or dense"),
+        ("2:8,wu=9:8", "pattern 9:8: N must be from 1 to M"),
+    ],
+)
+def test_patterns_that_are_none_are_told(spec, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sat.Patterns.parse(spec)

@@ -17,12 +17,15 @@ def test_built_in_schemes_prune_what_their_papers_say():
         name: {stage: (p.operand, *p.axes) for stage, p in scheme.prunes.items()}
         for name, scheme in schemes().items()
     }
+    bdwp = {"FF": ("weight", "in"), "BP": ("weight", "out")}
     assert table == {
         "dense": {},
-        "bdwp": {"FF": ("weight", "in"), "BP": ("weight", "out")},
+        "bdwp": bdwp,
         "srste": {"FF": ("weight", "in"), "BP": ("weight", "in")},
         "sdgp": {"BP": ("output_gradient", "out")},
         "sdwp": {"BP": ("weight", "out")},
+        "bdwp_wu": {**bdwp, "WU": ("output_gradient", "batch")},
+        "bdwp_mvue": {**bdwp, "WU": ("output_gradient", "batch")},
     }
     assert {name: s.srste_lambda for name, s in schemes().items() if s.srste_lambda} == {
         "srste": 2e-4
@@ -38,8 +41,9 @@ def test_pruning_asks_for_one_operand_of_one_stage():
     assert bdwp.pruning("WU", "input") is None
 
 
-def test_a_scheme_is_copied_and_pickled():
-    scheme = get_scheme("srste")
+@pytest.mark.parametrize("name", ["srste", "bdwp_mvue"])
+def test_a_scheme_is_copied_and_pickled(name):
+    scheme = get_scheme(name)
     assert copy.deepcopy(scheme) == scheme
     assert pickle.loads(pickle.dumps(scheme)) == scheme
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import random
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,7 +32,7 @@ def blobs():
 
 
 def test_digits_are_split_and_standardised(digits):
-    assert data_sets() == ["digits"]
+    assert data_sets() == ["digits", "mnist1d"]
     assert digits.train_x.shape == (1347, 1, 8, 8) and digits.test_x.shape == (450, 1, 8, 8)
     assert digits.train_x.dtype is torch.float32 and digits.test_y.dtype is torch.int64
     assert abs(float(digits.train_x.mean())) < 1e-4
@@ -41,6 +43,20 @@ def test_digits_are_split_and_standardised(digits):
     assert float((counts - whole).abs().max()) < 2e-3
     pictures = {tuple(x.flatten().tolist()) for x in digits.train_x}
     assert not any(tuple(x.flatten().tolist()) in pictures for x in digits.test_x)
+
+
+def test_lines_of_mnist1d_are_its_makers_and_leave_other_random_state():
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state()
+    lines = load_data("mnist1d")
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.random.get_rng_state(), states[2])
+    assert lines.train_x.shape == (4000, 1, 1, 40) and lines.test_x.shape == (1000, 1, 1, 40)
+    assert lines.train_x.dtype is torch.float32 and lines.test_y.dtype is torch.int64
+    everything = torch.cat([lines.train_x, lines.test_x])
+    assert abs(float(everything.mean())) < 1e-4 and abs(float(everything.std()) - 1) < 1e-3
+    assert torch.bincount(torch.cat([lines.train_y, lines.test_y])).tolist() == [500] * 10
+    assert torch.equal(load_data("mnist1d").train_x, lines.train_x)
 
 
 def test_batches_are_full_and_cover_the_set_in_an_order_of_the_generator(blobs):
@@ -55,11 +71,12 @@ def test_batches_are_full_and_cover_the_set_in_an_order_of_the_generator(blobs):
 
 
 def test_models_are_their_seeds_and_leave_other_random_state(digits):
-    assert models() == ["cnn", "mlp"]
+    assert models() == ["cnn", "mlp", "line16", "line32", "line96"]
     state = torch.random.get_rng_state()
     for name in models():
+        x = torch.zeros(2, 1, 1, 40) if name.startswith("line") else digits.test_x[:2]
         one, two, other = (build_model(name, 10, seed) for seed in (0, 0, 1))
-        assert one(digits.test_x[:2]).shape == (2, 10)
+        assert one(x).shape == (2, 10)
         pairs = zip(one.parameters(), two.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
         assert not torch.equal(next(one.parameters()), next(other.parameters()))
@@ -218,7 +235,7 @@ def test_weight_decay_spares_biases_and_normalisation(blobs):
         ({"batch": 65}, "batch=65: must not exceed the 64 training samples of blobs; choose a sm"),
         ({"rate": -1.0}, "rate=-1.0: must be finite and not negative"),
         ({"momentum": float("nan")}, "momentum=nan: must be finite"),
-        ({"model": "vgg"}, "model 'vgg': there is no such model; choose cnn, mlp"),
+        ({"model": "vgg"}, "model 'vgg': there is no such model; choose cnn, mlp, line16"),
         ({"scheme": "x"}, "scheme 'x': there is no such scheme"),
         ({"pattern": "9:8"}, "pattern 9:8: N must be from 1 to M"),
     ],

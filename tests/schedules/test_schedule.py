@@ -299,9 +299,10 @@ def test_wu_may_prune_on_a_device_that_does(tmp_path):
     assert [e.pattern for e in both.of("ff")] == [SPARSE] * 2
     assert both.macs("wu") * 2 == bdwp.macs("wu") == dense.macs("wu")
     assert both.cycles("ff") == bdwp.cycles("ff")
-    assert both.cycles("wu") < dense.cycles("wu") == bdwp.cycles("wu")
+    assert both.cycles("wu") < 0.8 * bdwp.cycles("wu")
     assert both.sparsity == "2:8, WU 2:4" and "2:8, WU 2:4, on" in notes(both, 2e8)[0]
-    for entry in both.of("wu"):
+    apart = make_schedule(network, device, SPARSE, wu=Pattern(2, 4), prefetch=False)
+    for entry in apart.of("wu"):
         step = compile_step(entry.layer, device.config, device.timing, ("wu",))
         found = predict(step.program, device.config, device.timing, step.address)
         assert found.cycles == entry.cycles

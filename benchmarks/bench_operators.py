@@ -21,6 +21,8 @@ from sat.methods.dapc_nn import demo as dapc_nn
 from sat.methods.dapc_nn.network import solve_ridge
 from sat.methods.dgno import DGNO
 from sat.methods.dgno import demo as dgno
+from sat.methods.dnmm import DNMM, GumbelMixture, dnmm_loss
+from sat.methods.dnmm import demo as dnmm
 from sat.methods.drift_net import DriftNet, frequency_weighted_loss
 from sat.methods.drift_net import demo as drift_net
 from sat.methods.lagrangian_pinn import EulerianPINN, LagrangianPINN
@@ -179,6 +181,15 @@ def chaos_step(n_in: int, hidden: tuple[int, ...], basis: str = "joint") -> Case
     return model, loss, 16
 
 
+def density_step(width: int) -> Case:
+    """A step in the plane on 400 points and a rule of 40 x 40."""
+    model = DNMM(2, 2, (width, width))
+    x = GumbelMixture().sample(dnmm.PLANE, torch.Generator().manual_seed(0))
+    z = ((x - x.mean(0)) / x.std(0)).float()
+    rule = dnmm.TensorTrapezoid(40, model.standard_box(x))
+    return model, lambda: dnmm_loss(model, z, rule, 10.0), 32
+
+
 def graph_step(net: GraphNet) -> Case:
     """A step of the network on the demo's square, 289 nodes."""
     space = pi_gnn_galerkin.square().space
@@ -331,6 +342,10 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
         ("DaPC NN 3-6-1 of the demo, 300 runs", lambda: chaos_step(3, dapc_nn.HIDDEN)),
         ("DaPC NN 16-16-16-1, 300 runs", lambda: chaos_step(16, (16, 16))),
         ("… product basis", lambda: chaos_step(16, (16, 16), "product")),
+    ],
+    "dnmm": [
+        ("DNMM of the demo, 2 x 16-16, 2,000 points", lambda: density_step(16)),
+        ("DNMM, 2 x 64-64, 2,000 points", lambda: density_step(64)),
     ],
     "nn_to_no": [
         ("CNN 1-32-32-1 as an operator, 20 x 16 x 16", lambda: operator_step(16)),

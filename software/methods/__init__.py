@@ -331,6 +331,13 @@ _METHODS = (
         "gradients and integer products exactly; digits by 1-bit weights, one basis and two",
         "fp16",
     ),
+    Method(
+        "dnmm",
+        "DNMM: deep neural mixture models of densities",
+        "Trentin 2023, arXiv 2012.03391",
+        "known densities by mixtures of networks, beside Gaussian mixtures and kernel estimates",
+        "fp16",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

@@ -19,6 +19,7 @@ from sat.methods.auon import HybridAuON
 from sat.methods.dapc_nn import DaPCNN
 from sat.methods.dct_lowrank import DCTAdamW
 from sat.methods.dgno import DGNO
+from sat.methods.dnmm import DNMM
 from sat.methods.drift_net import DriftNet
 from sat.methods.dsnot import bake, prune_model
 from sat.methods.hesso import HESSO, extract, prunable_groups
@@ -294,6 +295,10 @@ def step_of(slug):
     elif slug == "dapc_nn":
         x = torch.rand(40, 3, dtype=torch.float64)
         DaPCNN(3, (2,), basis="joint").fit(x, x.prod(1), steps=1)
+    elif slug == "dnmm":
+        density = DNMM(2, 2, (8, 8))
+        sat.sparsify_(density, "bdwp", "2:8")
+        density.fit(torch.randn(40, 2), steps=1, pretrain=1)
     elif slug == "spon":
         meshes = MeshHierarchy.from_skfem(MeshTri(), 2)
         space = FeSpace.from_skfem(Basis(meshes.meshes[-1], ElementTriP1()), dirichlet=True)

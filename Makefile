@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long cosim formal bench check lint format typecheck imports bitstreams docs figures gallery tutorials site linkcheck wheel clean
+.PHONY: help setup demo test test-long cosim formal bench check lint format typecheck imports bitstreams docs figures accuracy gallery tutorials site linkcheck wheel clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -72,6 +72,9 @@ bitstreams: $(STAMP) ## bitstreams for the ULX3S in out/, reports in docs/bitstr
 
 figures: $(STAMP) ## draw the figures of docs/
 	$(BIN)/python tools/figures.py
+
+accuracy: $(STAMP) ## schemes and patterns on digits and MNIST-1D, five seeds (hours; goes on where it was stopped)
+	$(BIN)/python benchmarks/accuracy.py build/accuracy.jsonl
 
 gallery: $(STAMP) ## each method's picture by its demo (METHODS="s4d lsm": these; minutes each)
 	$(BIN)/python tools/gallery.py $(or $(METHODS),--all)

@@ -162,6 +162,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    args.file.parent.mkdir(parents=True, exist_ok=True)
     found: dict[Run, float] = {}
     if args.file.exists():
         for line in args.file.read_text().splitlines():

@@ -54,28 +54,30 @@ class ReadSide(wiring.Component):
         m = Module()
         port, axi = self.port, self.axi
         shift = (axi.beat_bytes - 1).bit_length()
-        burst = data.StructLayout({"id": ID_BITS, "word": axi.address_bits, "last": 8})
+        burst = data.StructLayout(
+            {"id": ID_BITS, "word": axi.address_bits, "outside": 1, "last": 8}
+        )
         about = data.StructLayout({"id": ID_BITS, "resp": Response, "last": 1})
         m.submodules.bursts = bursts = Queue(burst, axi.outstanding)
         m.submodules.asked = asked = Queue(about, self.ahead)
         m.submodules.words = words = Queue(axi.data_bits, self.ahead)
-        number, word, last = Signal(8), Signal(axi.address_bits), Signal()
+        number, last = Signal(8), Signal()
         taken = self.request.valid & self.request.ready
         m.d.comb += [
             port.arready.eq(bursts.i.ready),
             bursts.i.valid.eq(port.arvalid),
             bursts.i.p.id.eq(port.arid),
             bursts.i.p.word.eq(port.araddr >> shift),
+            bursts.i.p.outside.eq(_outside(port.araddr >> shift, self.address_bits)),
             bursts.i.p.last.eq(port.arlen),
-            word.eq(bursts.o.p.word + number),
             last.eq(number == bursts.o.p.last),
             # Who asks has a place for what comes.
             self.request.valid.eq(bursts.o.valid & asked.i.ready),
-            self.request.payload.eq(word),
+            self.request.payload.eq(bursts.o.p.word + number),
             bursts.o.ready.eq(taken & last),
             asked.i.valid.eq(taken),
             asked.i.p.id.eq(bursts.o.p.id),
-            asked.i.p.resp.eq(_response(word, self.address_bits)),
+            asked.i.p.resp.eq(Mux(bursts.o.p.outside, Response.DECERR, Response.OKAY)),
             asked.i.p.last.eq(last),
             words.i.valid.eq(self.replied),
             words.i.payload.eq(self.reply),
@@ -126,35 +128,37 @@ class WriteSide(wiring.Component):
         m = Module()
         port, axi = self.port, self.axi
         shift = (axi.beat_bytes - 1).bit_length()
-        burst = data.StructLayout({"id": ID_BITS, "word": axi.address_bits})
+        burst = data.StructLayout({"id": ID_BITS, "word": axi.address_bits, "outside": 1})
         beat = data.StructLayout({"data": axi.data_bits, "lanes": axi.beat_bytes, "last": 1})
         answer = data.StructLayout({"id": ID_BITS, "resp": Response})
         m.submodules.bursts = bursts = Queue(burst, axi.outstanding)
         m.submodules.beats = beats = Queue(beat, 4)
         m.submodules.answers = answers = Queue(answer, axi.outstanding)
-        number, failed = Signal(8), Signal()
-        word = Signal(axi.address_bits)
-        resp = _response(word, self.address_bits)
-        outside = resp != Response.OKAY
+        number, outside = Signal(8), bursts.o.p.outside
         there = bursts.o.valid & beats.o.valid & answers.i.ready
         taken = Signal()
         # Bursts whose last beat has not come; those in the queue have one that was not written.
         coming = Signal(range(axi.outstanding + 1))
         opened, ended = port.awvalid & port.awready, port.wvalid & port.wready & port.wlast
-        m.d.sync += coming.eq(coming + opened - ended)
+        next_coming = coming + opened - ended
+        put = port.wvalid & port.wready
+        m.d.sync += [
+            coming.eq(next_coming),
+            # A register, for much of the device waits for it.
+            port.wready.eq((next_coming != 0) & (beats.level + put < beats.depth)),
+        ]
         m.d.comb += [
             port.awready.eq(bursts.i.ready),
             bursts.i.valid.eq(port.awvalid),
             bursts.i.p.id.eq(port.awid),
             bursts.i.p.word.eq(port.awaddr >> shift),
-            port.wready.eq((coming != 0) & beats.i.ready),
-            beats.i.valid.eq(port.wvalid & (coming != 0)),
+            bursts.i.p.outside.eq(_outside(port.awaddr >> shift, self.address_bits)),
+            beats.i.valid.eq(put),
             beats.i.p.data.eq(port.wdata),
             beats.i.p.lanes.eq(port.wstrb),
             beats.i.p.last.eq(port.wlast),
-            word.eq(bursts.o.p.word + number),
             self.request.valid.eq(there & ~outside),
-            self.request.p.address.eq(word),
+            self.request.p.address.eq(bursts.o.p.word + number),
             self.request.p.data.eq(beats.o.p.data),
             self.request.p.lanes.eq(beats.o.p.lanes),
             taken.eq(there & (outside | self.request.ready)),
@@ -162,17 +166,14 @@ class WriteSide(wiring.Component):
             bursts.o.ready.eq(taken & beats.o.p.last),
             answers.i.valid.eq(taken & beats.o.p.last),
             answers.i.p.id.eq(bursts.o.p.id),
-            answers.i.p.resp.eq(Mux(failed | outside, Response.DECERR, Response.OKAY)),
+            answers.i.p.resp.eq(Mux(outside, Response.DECERR, Response.OKAY)),
             port.bvalid.eq(answers.o.valid),
             port.bid.eq(answers.o.p.id),
             port.bresp.eq(answers.o.p.resp),
             answers.o.ready.eq(port.bready),
         ]
         with m.If(taken):
-            m.d.sync += [
-                number.eq(Mux(beats.o.p.last, 0, number + 1)),
-                failed.eq(~beats.o.p.last & (failed | outside)),
-            ]
+            m.d.sync += number.eq(Mux(beats.o.p.last, 0, number + 1))
         # For proofs: bursts, those of them whose last beat has not come, beats, and answers.
         self.state = bursts.level, coming, beats, answers.level
         return m
@@ -223,6 +224,9 @@ class DevicePorts(wiring.Component):
         return m
 
 
-def _response(word: Value, address_bits: int) -> Value:
-    """Return what an access to a word is answered with."""
-    return Mux(word[address_bits:].any(), Response.DECERR, Response.OKAY)
+def _outside(word: Value, address_bits: int) -> Value:
+    """Return whether a burst lies outside the memory, by its first word.
+
+    A memory is a multiple of 4 KiB, which no burst crosses.
+    """
+    return word[address_bits:].any()

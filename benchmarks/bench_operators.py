@@ -21,6 +21,8 @@ from sat.methods.dapc_nn import demo as dapc_nn
 from sat.methods.dapc_nn.network import solve_ridge
 from sat.methods.dgno import DGNO
 from sat.methods.dgno import demo as dgno
+from sat.methods.dmcmc import NoiseClassifier, noise_levels
+from sat.methods.dmcmc import demo as dmcmc
 from sat.methods.dnmm import DNMM, GumbelMixture, dnmm_loss
 from sat.methods.dnmm import demo as dnmm
 from sat.methods.drift_net import DriftNet, frequency_weighted_loss
@@ -138,6 +140,16 @@ def polygon_step(res: int) -> Case:
     pictures = nuft_ddsl.exact_rasters(rings, res)
     y = torch.arange(len(rings)) % len(nuft_ddsl.SIDES)
     return model, lambda: nn.functional.cross_entropy(model.classify(pictures), y), 16
+
+
+def level_step() -> Case:
+    """A step of the classifier of levels on a batch of noisy digits."""
+    levels = noise_levels(dmcmc.LEVELS, dmcmc.SMIN, dmcmc.SMAX)
+    model = NoiseClassifier(dmcmc.PIXELS, levels)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(dmcmc.BATCH, dmcmc.PIXELS, generator=generator)
+    j = torch.randint(dmcmc.LEVELS, (dmcmc.BATCH,), generator=generator)
+    return model, lambda: nn.functional.nll_loss(model(x), j), 16
 
 
 def noprop_step(through: bool) -> Case:
@@ -311,6 +323,9 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "nuft_ddsl": [
         ("CNN 1-16-32-64, 50 rasters of 8 x 8", lambda: polygon_step(8)),
         ("… of 16 x 16", lambda: polygon_step(16)),
+    ],
+    "dmcmc": [
+        ("DMCMC's classifier, 256 noisy digits", level_step),
     ],
     "noprop": [
         ("NoProp, one block of 10, 128 digits", lambda: noprop_step(False)),

@@ -338,6 +338,13 @@ _METHODS = (
         "known densities by mixtures of networks, beside Gaussian mixtures and kernel estimates",
         "fp16",
     ),
+    Method(
+        "dmcmc",
+        "DMCMC: denoising Markov chain Monte Carlo",
+        "Kim, Ye 2023, ICML, arXiv 2209.14593",
+        "samples of digits' exact mixture by 8 evaluations, from chains and from noise",
+        "fp16",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from sat.methods.auon import HybridAuON
 from sat.methods.dapc_nn import DaPCNN
 from sat.methods.dct_lowrank import DCTAdamW
 from sat.methods.dgno import DGNO
+from sat.methods.dmcmc import DLG, NoiseClassifier, dmcmc_sample, kar1, noise_levels
 from sat.methods.dnmm import DNMM
 from sat.methods.drift_net import DriftNet
 from sat.methods.dsnot import bake, prune_model
@@ -36,6 +38,7 @@ from sat.methods.nuft_ddsl import SpectralLeNet
 from sat.methods.odl_fw import OnlineODL
 from sat.methods.orthogonal_conv import OrthConv2d, orth_regularizer
 from sat.methods.pi_gnn_galerkin import FemSpace, GalerkinProblem, GraphNet, fit, poisson
+from sat.methods.problems import mixtures
 from sat.methods.problems.gpt import cross_entropy, make_gpt
 from sat.methods.problems.parameters import split_parameters
 from sat.methods.problems.text import load_text
@@ -203,6 +206,13 @@ def step_of(slug):
         loss.backward()
         optimizer.step(loss)
         extract(cnn, optimizer)(x)
+    elif slug == "dmcmc":
+        levels = noise_levels(8, 0.05, 2.0)
+        classifier = NoiseClassifier(2, levels, 8)
+        sat.sparsify_(classifier, "bdwp", "2:8")
+        chains = DLG(mixtures.ring(3).ve.score, classifier, levels, 0.05)
+        chains.start(4, 2, torch.Generator().manual_seed(0), warm_up=1)
+        dmcmc_sample(chains, partial(kar1, steps=3), 4, 1)
     elif slug == "drift_net":
         net = DriftNet(1, 1, 8, 2, 8, (1,))
         sat.sparsify_(net, "bdwp", "2:8")

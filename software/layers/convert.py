@@ -17,6 +17,7 @@ from sat.layers.modules import (
     SatLazyConv2d,
     SatLazyLinear,
     SatLinear,
+    channel_group,
     channel_rule,
     unfused,
 )
@@ -294,7 +295,8 @@ def _decide(
             )
         return verdict, "filter_fn", False
     if isinstance(layer, (nn.LazyLinear, nn.LazyConv2d)):
-        return True, f"if M of {patterns} divides the first input's channels", True
+        m = channel_group(scheme, patterns).m
+        return True, f"if the first input's channels are multiples of {m}", True
     return *channel_rule(layer, scheme, patterns), False
 
 

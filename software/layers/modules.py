@@ -27,7 +27,7 @@ from sat.layers.schemes import Scheme
 from sat.layers.staged import staged_layer
 from sat.offload.lowering import POINT, Geometry
 from sat.sim.layer import Layer
-from sat.sparsity.pattern import DENSE, Patterns
+from sat.sparsity.pattern import DENSE, Pattern, Patterns
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CALL = nn.Module._call_impl.__code__
@@ -254,16 +254,18 @@ class SatLazyConv2d(SatLayer, nn.LazyConv2d):  # type: ignore[misc]
     forward = SatConv2d.forward
 
 
-def channel_rule(layer: nn.Module, scheme: Scheme, patterns: Patterns) -> tuple[bool, str]:
-    """Return whether a layer is sparse if nobody decides otherwise, and why.
-
-    Positions of a batch may be any number; channels must be whole groups.
-    """
+def channel_group(scheme: Scheme, patterns: Patterns) -> Pattern:
+    """Return the widest of the patterns along channels; positions of a batch may be any number."""
     along_channels = [
         patterns.of(stage)
         for stage, prune in scheme.prunes.items()
         if any(axis != "batch" for axis in prune.axes)
     ]
+    return max(along_channels, key=lambda pattern: pattern.m, default=DENSE)
+
+
+def channel_rule(layer: nn.Module, scheme: Scheme, patterns: Patterns) -> tuple[bool, str]:
+    """Return whether a layer is sparse if nobody decides otherwise, and why."""
     if isinstance(layer, nn.Linear):
         channels = {"in_features": layer.in_features, "out_features": layer.out_features}
     else:
@@ -273,8 +275,7 @@ def channel_rule(layer: nn.Module, scheme: Scheme, patterns: Patterns) -> tuple[
             f"in_channels{per_group}": conv.in_channels // conv.groups,
             f"out_channels{per_group}": conv.out_channels // conv.groups,
         }
-    widest = max(along_channels, key=lambda pattern: pattern.m, default=DENSE)
-    return widest.fits(channels)
+    return channel_group(scheme, patterns).fits(channels)
 
 
 def _plan(layer: nn.Module) -> LayerPlan:

@@ -120,7 +120,7 @@ def test_no_stage_goes_below_its_floor_and_none_is_worse_for_it(config, memory, 
         quick = compile_step(layer, config, memory, (stage,))
         found = predict(quick.program, config, memory, quick.address)
         assert stage_floor(stage, layer, config, memory) <= found.cycles
-        known = quick.found.get(stage)
+        known = quick.found
         assert known is None or (known.cycles, known.beats_read, known.beats_written) == (
             found.cycles, found.beats_read, found.beats_written
         )  # fmt: skip

@@ -123,13 +123,14 @@ def initial_scales(
     kept = torch.ones_like(weight) if mask is None else mask
     across = tuple(range(1, weight.ndim))
     count = kept.sum(across, keepdim=True)
-    alpha1 = (kept * weight.abs()).sum(across, keepdim=True) / count
-    if bool((alpha1 == 0).any()):
-        row = int((alpha1.flatten() == 0).nonzero()[0])
+    size = (kept * weight.abs()).sum(across, keepdim=True)
+    if bool((size == 0).any()):  # before it is divided by a count that may be 0, too
+        row = int((size.flatten() == 0).nonzero()[0])
         raise ValueError(
             f"row {row} of weights {tuple(weight.shape)} is all zeros: it must have a scale; leave "
             "the layer out of the plan, or prune its channel"
         )
+    alpha1 = size / count
     first = weight_signs(weight, alpha1, second=False)[0]
     if bases == 1:
         return alpha1, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ class LayerCost:
     weight_bits : int
         Of weights and their scales, without the bias.
     macs : int
-        Multiply-accumulates of the example.
+        Multiply-accumulates of the example, in all calls.
     operations : float
         In multiply-accumulates of floats.
     """
@@ -86,7 +86,13 @@ def cost_report(model: nn.Module, example: Tensor | tuple[Any, ...]) -> CostRepo
 
     def watch(name: str) -> Any:
         def keep(layer: nn.Module, inputs: object, output: Tensor) -> None:
-            layers[name] = _layer_cost(layer, output)
+            now = _layer_cost(layer, output)
+            if name in layers:  # called again: its weights are the same, its work is not
+                before = layers[name]
+                now = replace(
+                    now, macs=before.macs + now.macs, operations=before.operations + now.operations
+                )
+            layers[name] = now
 
         return keep
 

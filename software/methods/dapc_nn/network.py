@@ -176,6 +176,8 @@ class DaPCNN(nn.Module):
         ValueError
             If an argument breaks its rule, a target is constant, a hidden signal becomes constant,
             or ridge is 0 with fewer samples than terms.
+        FloatingPointError
+            If a loss is not finite.
         """
         require_counts(steps=steps, refresh=refresh)
         y = self._check(x, y, lr, ridge, solver)

@@ -1,7 +1,7 @@
 """From a noisy sample to a clean one: the reverse process, each sample from a level of its own.
 
 A score is a callable: x (n, d) and levels s (n,) to the gradient of log p(x | s), (n, d). Levels
-are deviations of the noise on x = x_0 + s z (variance-exploding).
+are deviations of the noise on x = x_0 + s z (variance-exploding). No gradients are kept.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def geometric_levels(sigma_max: Tensor, steps: int, sigma_min: float) -> Tensor:
     return sigma_max * (sigma_min / sigma_max) ** share[:, None]
 
 
+@torch.no_grad()
 def kar1(
     score: Score,
     x: Tensor,
@@ -88,6 +89,7 @@ def kar1(
     return x
 
 
+@torch.no_grad()
 def kar2(
     score: Score,
     x: Tensor,
@@ -100,14 +102,16 @@ def kar2(
 ) -> Tensor:
     """Integrate as `kar1` does, the level raised by fresh noise before each step.
 
-    By a factor ``1 + min(churn / N, sqrt(2) - 1)`` where it is within 0.05 to 1. Arguments, result
-    and errors as of `kar1`; as many evaluations.
+    By a factor ``1 + min(churn / N, sqrt(2) - 1)`` where it is within 0.05 to 1; ``churn`` must not
+    be negative. Arguments, result and errors as of `kar1`; as many evaluations.
 
     Source
     ------
     Karras et al. 2022, arXiv 2206.00364, algorithm 2; N as the released code of the method counts.
     """
     levels = karras_levels(*_checked(x, sigma_max, steps, sigma_min))
+    if not 0 <= churn < math.inf:
+        raise ValueError(f"churn={churn}: must be finite and not negative; 0 adds no noise")
     most = min(churn / steps, math.sqrt(2) - 1)
     for now, then in zip(levels, levels[1:], strict=False):
         churned = (now >= CHURN_LOW) & (now <= CHURN_HIGH)
@@ -129,6 +133,7 @@ def _heun(score: Score, x: Tensor, now: Tensor, then: Tensor) -> Tensor:
     return x + h * (first + second) / 2
 
 
+@torch.no_grad()
 def euler_maruyama(
     score: Score,
     x: Tensor,
@@ -153,6 +158,7 @@ def euler_maruyama(
     return x
 
 
+@torch.no_grad()
 def predictor_corrector(
     score: Score,
     x: Tensor,
@@ -191,6 +197,7 @@ def _reverse(
     return x + v * score(x, now) + v.sqrt() * noise_like(x, generator)
 
 
+@torch.no_grad()
 def probability_flow(
     score: Score,
     x: Tensor,
@@ -204,8 +211,13 @@ def probability_flow(
 
     The logarithm of every sample's level falls in one unit of time; ``tolerance`` is relative and
     absolute. Arguments and errors as of `kar1`.
+
+    Raises
+    ------
+    FloatingPointError
+        If scipy gives up.
     """
-    x, sigma_max = x, _checked(x, sigma_max, 3, sigma_min)[0]
+    sigma_max = _checked(x, sigma_max, 3, sigma_min)[0]
     fall = (sigma_min / sigma_max).log()
 
     def slope(t: float, flat: np.ndarray) -> np.ndarray:
@@ -218,6 +230,8 @@ def probability_flow(
     solved = solve_ivp(
         slope, (0.0, 1.0), x.double().numpy().ravel(), rtol=tolerance, atol=tolerance
     )
+    if not solved.success:
+        raise FloatingPointError(f"probability flow down to {sigma_min:g}: {solved.message}")
     return torch.from_numpy(solved.y[:, -1]).view(x.shape).to(x.dtype)
 
 

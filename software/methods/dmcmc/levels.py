@@ -177,6 +177,8 @@ def train_classifier(
     ------
     ValueError
         If an argument breaks its rule.
+    FloatingPointError
+        If a loss is not finite.
     """
     require_counts(steps=steps, batch=batch)
     if data.ndim != 2 or not len(data):

@@ -149,6 +149,7 @@ class DLG:
         self.s: Tensor | None = None
         self.start_evaluations = 0
 
+    @torch.no_grad()
     def start(
         self,
         n_chains: int,
@@ -180,6 +181,10 @@ class DLG:
             If the score is not finite.
         """
         require_counts(n_chains=n_chains, dim=dim)
+        if not 0 <= kick < math.inf:
+            raise ValueError(f"kick={kick}: must be finite and not negative; 0.5 is usual")
+        if not isinstance(warm_up, int) or warm_up < 0:
+            raise ValueError(f"warm_up={warm_up!r}: must be an int of at least 0; 20 is usual")
         before = self.score.evaluations
         smax = float(self.levels.max())
         x = smax * torch.randn(n_chains, dim, generator=generator, dtype=torch.float64)
@@ -206,6 +211,7 @@ class DLG:
             chosen = torch.multinomial(log_probs.exp(), 1, generator=generator)[:, 0]
         return self.levels[chosen].to(x.dtype)
 
+    @torch.no_grad()
     def step(
         self, x: Tensor, s: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -271,7 +277,8 @@ class Samples:
     x : torch.Tensor
         (n_samples, d).
     evaluations_per_sample : int
-        Of the score: steps of the chain, the integrator, and the last denoising.
+        Of the score: steps of the chain, the integrator, and the last denoising; of an integrator
+        that varies, the mean, rounded up.
     level_trace : torch.Tensor
         (rounds, chains): levels that the integrator began at.
     start_evaluations : int
@@ -284,6 +291,7 @@ class Samples:
     start_evaluations: int = 0
 
 
+@torch.no_grad()
 def dmcmc_sample(
     dlg: DLG,
     integrator: Integrator,
@@ -333,12 +341,13 @@ def dmcmc_sample(
         x = integrator(dlg.score, x, s, generator or torch.default_generator)
         made.append(denoise(dlg.score, x, tweedie))
         trace.append(s)
-    evaluations = (dlg.score.evaluations - before) // len(made)
+    evaluations = -(-(dlg.score.evaluations - before) // len(made))
     return Samples(
         torch.cat(made)[:n_samples], evaluations, torch.stack(trace), dlg.start_evaluations
     )
 
 
+@torch.no_grad()
 def from_noise(
     score: Score,
     integrator: Integrator,
@@ -358,6 +367,8 @@ def from_noise(
         If the score is not finite.
     """
     require_counts(n=n, dim=dim)
+    if not 0 < smax < math.inf:
+        raise ValueError(f"smax={smax}: must be positive and finite")
     require_tweedie(tweedie)
     checked = CheckedScore(score)
     s = torch.full((n,), smax, dtype=torch.float64)

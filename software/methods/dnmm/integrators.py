@@ -118,12 +118,14 @@ class Trapezoid1D(TensorTrapezoid):
 class ImportancePool(BoxIntegrator):
     """Points drawn once, half uniform in the box, half from a kernel estimate of the data.
 
-    Those that leave the box are drawn again; weights are 1 / (n q), q the density they come from.
-    The uniform half is what finds mass where no data are.
+    Those that leave the box are drawn again; weights are 1 / (n q), q the density they come from,
+    by the two parts' very shares where n is odd. The uniform half is what finds mass where no data
+    are.
 
     Parameters
     ----------
     n : int
+        At least 2.
     x : torch.Tensor
         (N, d) data in the box.
     box : torch.Tensor
@@ -149,6 +151,8 @@ class ImportancePool(BoxIntegrator):
     def __init__(self, n: int, x: Tensor, box: Tensor, generator: torch.Generator) -> None:
         super().__init__(box)
         require_counts(n=n)
+        if n < 2:
+            raise ValueError(f"n={n}: must be at least 2, one of each part; 6000 is usual")
         x = x.double()
         if x.ndim != 2 or not len(x) or x.shape[1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}: must be (N, {self.dim}), as the box")
@@ -169,8 +173,9 @@ class ImportancePool(BoxIntegrator):
             count -= len(kept[-1])
         self.points = torch.cat([self.box[0] + sides * uniform, *kept])
         share = self._inside()
-        flat = math.log(0.5) - float(sides.log().sum())
-        peaked = math.log(0.5) + kernel_log_density(x, self.width, self.points) - math.log(share)
+        flat = math.log(len(uniform) / n) - float(sides.log().sum())
+        around = math.log(1 - len(uniform) / n) - math.log(share)
+        peaked = around + kernel_log_density(x, self.width, self.points)
         log_q = torch.from_numpy(logsumexp([torch.full_like(peaked, flat), peaked], axis=0))
         self.weights = (-log_q).exp() / n
         effective = float(self.weights.sum().square() / self.weights.square().sum())

@@ -263,6 +263,8 @@ class DNMM(nn.Module):
         ------
         ValueError
             If an argument breaks its rule, or k-means finds no K clusters of at least 3 rows.
+        FloatingPointError
+            If a loss is not finite.
 
         Source
         ------
@@ -287,7 +289,7 @@ class DNMM(nn.Module):
         self.scale, self.center = torch.std_mean(x, 0, correction=0)
         z = (x - self.center) / self.scale
         standard = self.standard_box(x)
-        self.box = self.center + self.scale * standard
+        self.box = self._data_box(x)  # not by way of `standard`, whose rounding may cut data off
         rule = self._rule(integrator, z, standard)
         wide = z.float()
         self._start(wide, rule, pretrain)
@@ -313,13 +315,21 @@ class DNMM(nn.Module):
     def standard_box(self, x: Tensor) -> Tensor:
         """Return the box (2, d) of data x (N, d) in their standardised units, margins included."""
         scale, center = torch.std_mean(x.double(), 0, correction=0)
+        return (self._data_box(x) - center) / scale
+
+    def _data_box(self, x: Tensor) -> Tensor:
         low, high = x.double().min(0).values, x.double().max(0).values
         room = self.margin * (high - low)
-        return (torch.stack([low - room, high + room]) - center) / scale
+        return torch.stack([low - room, high + room])
 
     def _rule(self, integrator: str | BoxIntegrator, z: Tensor, box: Tensor) -> BoxIntegrator:
         if isinstance(integrator, BoxIntegrator):
             require_dimension(integrator, self.dim)
+            if not torch.allclose(integrator.box, box, rtol=1e-6, atol=1e-6):
+                raise ValueError(
+                    f"integrator's box {integrator.box.tolist()}: must be {box.tolist()}, that of "
+                    "standard_box(x), or integrals miss what the density covers"
+                )
             return integrator
         if integrator != "auto":
             raise ValueError(f"integrator={integrator!r}: must be 'auto' or a BoxIntegrator")

@@ -94,6 +94,8 @@ class _Continuous(nn.Module):
             If an argument breaks its rule, or the last batch would have a single sample.
         RuntimeError
             If two embeddings have come closer than 1e-3.
+        FloatingPointError
+            If a loss is not finite.
         """
         require_labels(y, self.labels.classes, len(x))
         require_batches(len(x), batch)

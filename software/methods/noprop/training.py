@@ -48,6 +48,8 @@ def train_backprop(
     ------
     ValueError
         If an argument breaks its rule, or the last batch would have a single sample.
+    FloatingPointError
+        If a loss is not finite.
     """
     require_labels(y, model.labels.classes, len(x))
     require_batches(len(x), batch)

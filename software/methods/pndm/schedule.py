@@ -172,7 +172,7 @@ class ContinuousSchedule(Schedule):
     Raises
     ------
     ValueError
-        If ``first`` is not above ``last``.
+        If ``first`` is not above ``last``, or levels there are not negative and falling.
     """
 
     def __init__(
@@ -181,6 +181,12 @@ class ContinuousSchedule(Schedule):
         if not -math.inf < last < first < math.inf:
             raise ValueError(f"first={first}, last={last}: first must be above, both finite")
         self.log_alpha_bar, self.first, self.last = log_alpha_bar, first, last
+        ends = log_alpha_bar(torch.tensor([first, last], dtype=torch.float64)).tolist()
+        if not -math.inf < ends[0] < ends[1] <= 0:
+            raise ValueError(
+                f"log_alpha_bar is {ends[0]:g} at first={first:g} and {ends[1]:g} at "
+                f"last={last:g}: must be finite, at most 0, and fall with time"
+            )
 
     def alpha_bar(self, t: Tensor | float) -> Tensor:
         """Return a(t), float64, within the range."""

@@ -53,6 +53,8 @@ def fit(
     ------
     ValueError
         If a number is no positive int, or there is no such schedule.
+    FloatingPointError
+        If a loss is not finite; that step changed nothing.
     """
     require_counts(samples=samples, epochs=epochs, batch=batch)
     steps = epochs * -(-samples // batch)
@@ -75,10 +77,16 @@ def fit(
         for places in torch.randperm(samples, generator=generator).split(batch):
             optimizer.zero_grad()
             now = loss(places)
+            value = float(now.detach())
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"epoch {epoch}: the loss is {value}: must be finite; lower the learning rate, "
+                    "or look for infinities in the data"
+                )
             now.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             scheduler.step()
-            losses.append(float(now.detach()))
+            losses.append(value)
         curve.append(fmean(losses))
         if on_epoch is not None:
             on_epoch(epoch)

@@ -440,6 +440,9 @@ def test_costs_by_hand():
     assert cost_report(other, torch.zeros(1, 8)).operations == 32 * 0.5 / 4
     other[0].binary = False
     assert cost_report(other, torch.zeros(1, 8)).bit_ratio == 1
+    again = nn.Linear(8, 8)
+    twice = cost_report(nn.Sequential(again, nn.ReLU(), again), torch.zeros(3, 8))
+    assert twice.operations == twice.layers["0"].macs == 2 * 3 * 64 and twice.bits == 32 * 72
 
 
 # --------------------------------------------------------------------------------------- bad input
@@ -474,6 +477,10 @@ def two(**options):
         (
             lambda: BinaryLinear.from_float(linear(torch.eye(3)[:, :2])),
             r"row 2 of weights \(3, 2\) is all zeros: it must have a scale",
+        ),
+        (
+            lambda: BinaryLinear.from_float(linear(torch.eye(5)[:, :4]), 2, pattern="2:4"),
+            r"row 4 of weights \(5, 4\) is all zeros",
         ),
         (
             lambda: binarize(torch.ones(2, 3), torch.ones(2)),

@@ -172,6 +172,55 @@ def test_integrators_end_in_the_law(integrator):
         assert float(got.var()) == pytest.approx(float(variance), rel=0.1)
 
 
+class Network(nn.Module):
+    """The score of a standard normal law, times a weight of 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones((), dtype=F64))
+
+    def forward(self, x, s):
+        return -self.weight * x / (1 + s[:, None] ** 2)
+
+
+@pytest.mark.parametrize(
+    "integrator", [partial(kar1, steps=3), partial(kar2, steps=3), partial(euler_maruyama, steps=3),
+                   partial(predictor_corrector, steps=3), probability_flow],
+)  # fmt: skip
+def test_networks_leave_no_graph_behind(integrator):
+    """A chain that kept it would hold all of its past in memory."""
+    score, levels = Network(), noise_levels(20, 0.05, 4.0)
+    chains = DLG(score, ExactPosterior(normal_law(), levels), levels, 0.1)
+    chains.start(3, 2, seeded(), warm_up=1)
+    made = dmcmc_sample(chains, integrator, 5, 2, generator=seeded())
+    plain = from_noise(score, integrator, 4, 2, 4.0, seeded())
+    integrated = integrator(score, torch.ones(2, 2, dtype=F64), torch.ones(2, dtype=F64), seeded())
+    for x in (chains.x, made.x, plain.x, integrated):
+        assert not x.requires_grad
+
+
+def test_an_adaptive_integrator_that_fails_says_so_and_is_counted_in_full():
+    def wall(x, s):
+        return torch.where(s[:, None] > 0.5, -x, 1e300 * x)
+
+    with (
+        pytest.raises(FloatingPointError, match="probability flow down to 0.01: "),
+        np.errstate(all="ignore"),
+    ):
+        probability_flow(wall, torch.ones(1, 1, dtype=F64), torch.ones(1, dtype=F64))
+    rounds = []
+
+    def varying(score, x, s, generator):
+        rounds.append(None)
+        for _ in rounds:
+            x = x + 0 * score(x, s)
+        return x
+
+    dlg = started(normal_law().score)
+    made = dmcmc_sample(dlg, varying, 6, 1, generator=seeded())
+    assert dlg.score.evaluations == 1 + 1 + 1 + 1 + 2 + 1 and made.evaluations_per_sample == 4
+
+
 def test_probability_flow_follows_the_exact_one():
     x, sigma = starts(10)
     got = probability_flow(normal_law().score, x, sigma, tolerance=1e-8)
@@ -416,6 +465,13 @@ ZERO = torch.zeros(3, 2, dtype=F64)
             lambda: DLG(
                 Nan(), NoiseClassifier(2, noise_levels(5, 0.1, 1.0)), noise_levels(6, 0.1, 1.0), 1.0
             ), ValueError, "level_posterior has 5 levels, levels 6: must be the same",
+        ),
+        (lambda: chains().start(3, 2, seeded(), kick=-0.5), ValueError, "kick=-0.5: must be"),
+        (lambda: chains().start(3, 2, seeded(), warm_up=-1), ValueError, "warm_up=-1: must be"),
+        (lambda: kar2(Nan(), ZERO, ONE, steps=4, churn=-1.0), ValueError, "churn=-1.0: must be"),
+        (
+            lambda: from_noise(Nan(), partial(kar1, steps=4), 5, 2, -1.0, seeded()), ValueError,
+            "smax=-1.0: must be positive",
         ),
         (lambda: chains().run(1), RuntimeError, "call start first"),
         (lambda: started(normal_law().score).run(0), ValueError, "n_skip=0: must be"),

@@ -175,6 +175,25 @@ def test_units_of_the_data_are_divided_out():
     torch.testing.assert_close(got, model.log_prob(x), rtol=0, atol=1e-3)
 
 
+def test_the_box_holds_all_data_and_all_of_the_density():
+    """Without a margin, too, where rounding would put the outermost data outside."""
+    for margin in (0.0, 0.3):
+        for seed in range(3):
+            x = 3 + 2 * torch.randn(40, 1, generator=seeded(seed), dtype=DOUBLE)
+            model = DNMM(1, 2, (4,), margin, generator=seeded(seed))
+            model.fit(x, steps=3, pretrain=10)
+            low, high = float(x.min()), float(x.max())
+            low, high = low - margin * (high - low), high + margin * (high - low)
+            assert bool(model.log_prob(x).isfinite().all())
+            beyond = torch.tensor([[low - 1e-9], [high + 1e-9]], dtype=DOUBLE)
+            assert bool((model.log_prob(beyond) == -math.inf).all())
+            with torch.no_grad():
+                whole = quad(
+                    lambda z, m=model: float(m.pdf(torch.tensor([[z]], dtype=DOUBLE))), low, high
+                )[0]
+            assert whole == pytest.approx(1, abs=1e-6)
+
+
 def test_state_dict_keeps_the_density():
     model, x, _ = fitted()
     twin = DNMM(1, 2, (6, 6)).double()
@@ -304,6 +323,8 @@ def test_bad_input_is_named():
     bad(lambda: model.fit(x, integrator="gauss"), "integrator='gauss'")
     line = Trapezoid1D(5, torch.tensor([[0.0], [1.0]]))
     bad(lambda: model.fit(x, integrator=line), "integrator has 1 dimensions: must have 2")
+    part = TensorTrapezoid(9, torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+    bad(lambda: model.fit(x, integrator=part), r"integrator's box \[\[-1.0, -1.0\], .*standard_box")
     bad(lambda: dnmm_loss(model, x[:, :1], line, 1.0), r"must be \(n, 2\)")
     bad(lambda: dnmm_loss(DNMM(1, 1), x[:, :1], line, -1.0), "alpha=-1.0")
     bad(lambda: Trapezoid1D(1, line.box), "n=1: must be at least 2")
@@ -312,6 +333,7 @@ def test_bad_input_is_named():
     bad(lambda: Trapezoid1D(5, torch.tensor([[0.0, 0.0], [1.0, 1.0]])), "box has 2 dimensions")
     cube = torch.tensor([[0.0] * 4, [1.0] * 4])
     bad(lambda: TensorTrapezoid(40, cube), "in 4 dimensions are 2,560,000: at most 3")
+    bad(lambda: ImportancePool(1, x, cube[:, :2], seeded()), "n=1: must be at least 2")
     bad(lambda: ImportancePool(10, x, cube, seeded()), r"must be \(N, 4\)")
     bad(lambda: ImportancePool(10, x, cube[:, :2], seeded()), "points outside the box")
     with pytest.warns(UserWarning, match="are worth [0-9]+ of equal weight"):

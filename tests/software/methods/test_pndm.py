@@ -482,6 +482,11 @@ def eps(x, t):
         (lambda: PLAIN.alpha_bar(math.nan), r"must be within \[-1, 999\]"),
         (lambda: PLAIN.time_of(0.1), "log_alpha_bar=0.1: must be within"),
         (lambda: ContinuousSchedule(torch.neg, 0.0, 1.0), "first must be above"),
+        (
+            lambda: ContinuousSchedule(lambda u: u - 2),
+            "log_alpha_bar is -1 at first=1 and -1.99 at last=0.01: must be finite, at most 0, and",
+        ),
+        (lambda: ContinuousSchedule(lambda u: 1 - u), "at last=0.01: must be finite, at most 0"),
         (lambda: transfer(X, X, 0.0, 0.5), "alpha=0.0: must be above 0"),
         (lambda: transfer(X, X, 0.5, 1.5), "alpha_next=1.5: must be above 0 and at most 1"),
         (

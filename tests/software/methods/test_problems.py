@@ -25,6 +25,7 @@ from sat.methods.problems.parameters import split_parameters
 from sat.methods.problems.rounding import FLOAT64_PRODUCTS, product_bound, product_error
 from sat.methods.problems.scaling import LOSS_SCALE, scaled_backward
 from sat.methods.problems.text import TEST_SHARE, Text, load_text
+from sat.methods.problems.training import fit
 
 # ------------------------------------------------------------------------------------ text
 
@@ -221,6 +222,18 @@ def test_loss_scale_keeps_float16_products_of_gradients():
 
 
 # -------------------------------------------------------------------------------- parameters
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_changes_nothing():
+    model = nn.Linear(1, 1)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    with pytest.raises(FloatingPointError, match="epoch 1: the loss is inf: must be finite"):
+        fit(
+            lambda places: model.weight.sum() * math.inf, 4, optimizer, epochs=2, batch=2,
+            generator=torch.Generator(),
+        )  # fmt: skip
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
 def test_split_finds_matrices_of_other_models():

@@ -308,8 +308,8 @@ def test_pulls_on_weights_and_amplitudes_by_shares():
     """
     model = DNMM(1, 2, (4,), generator=seeded()).double()
     with torch.no_grad():
-        model.gate.copy_(torch.tensor([0.4, -0.8]))
-        model.log_amplitude.copy_(torch.tensor([-0.3, 0.5]))
+        model.gate.copy_(torch.tensor([0.4, -0.8], dtype=F64))
+        model.log_amplitude.copy_(torch.tensor([-0.3, 0.5], dtype=F64))
     x = normal(30, 1)
     rule = Trapezoid1D(40_001, torch.tensor([[-4.0], [3.0]]))
     dnmm_loss(model, x, rule, 7.0).backward()

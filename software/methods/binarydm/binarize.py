@@ -116,10 +116,12 @@ def initial_scales(
     Raises
     ------
     ValueError
-        If a row is all zeros.
+        If a row is all zeros, or ``bases`` is neither 1 nor 2.
     FloatingPointError
         If a weight is not finite.
     """
+    if bases not in (1, 2):
+        raise ValueError(f"bases={bases!r}: must be 1 or 2")
     kept = torch.ones_like(weight) if mask is None else mask
     across = tuple(range(1, weight.ndim))
     count = kept.sum(across, keepdim=True)

@@ -154,7 +154,13 @@ class BinaryLayer(nn.Module):
         ------
         ValueError
             If inputs are not quantised.
+        FloatingPointError
+            If an input is not finite: integers would hide it.
         """
+        if not bool(x.isfinite().all()):
+            raise FloatingPointError(
+                f"inputs {tuple(x.shape)} have infinities or NaNs: must be finite to have codes"
+            )
         if not bool(self.started):
             self._start(x)
         q, step = self._codes(x)

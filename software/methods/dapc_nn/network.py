@@ -351,12 +351,23 @@ def solve_ridge(psi: Tensor, y: Tensor, ridge: float) -> Tensor:
     """Return W (T, outputs) that minimises ‖Ψ W - y‖² / N + ridge ‖W‖², float64 solve.
 
     Terms that are 0 everywhere, as dropped ones are, get the coefficient 0.
+
+    Raises
+    ------
+    ValueError
+        If there is no single solution.
     """
     gram = (psi.mT @ psi / len(psi)).double()
     right = (psi.mT @ y / len(psi)).double()
     diagonal = gram.diagonal()
     diagonal.add_(torch.where(diagonal > 0, ridge, 1.0))
-    return torch.cholesky_solve(right, torch.linalg.cholesky(gram)).to(psi.dtype)
+    lower, failed = torch.linalg.cholesky_ex(gram)
+    if int(failed):
+        raise ValueError(
+            f"ridge={ridge}: term {int(failed) - 1} of {len(gram)} is a combination of those "
+            "before it on these samples, so least squares have no single solution; take ridge=1e-3"
+        )
+    return torch.cholesky_solve(right, lower).to(psi.dtype)
 
 
 def fit_apc(

@@ -174,6 +174,11 @@ class LabelSpace(nn.Module):
     W_embed : nn.Parameter
     head : nn.Linear
         d to classes: logits of p_out.
+
+    Raises
+    ------
+    ValueError
+        If ``W_embed`` breaks its rule.
     """
 
     def __init__(self, W_embed: Tensor) -> None:
@@ -182,6 +187,8 @@ class LabelSpace(nn.Module):
                 f"W_embed of shape {tuple(W_embed.shape)}, {W_embed.dtype}: must be (classes, d) "
                 "of floats; label_embedding makes one"
             )
+        if not bool(W_embed.isfinite().all()):
+            raise ValueError("W_embed has infinities or NaNs: must be finite")
         super().__init__()
         self.W_embed = (
             W_embed if isinstance(W_embed, nn.Parameter)

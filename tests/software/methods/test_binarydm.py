@@ -463,6 +463,7 @@ def two(**options):
     ("call", "message"),
     (
         (lambda: BinaryLinear.from_float(PLAIN, 3), "bases=3: must be 1 or 2"),
+        (lambda: initial_scales(torch.ones(2, 3), 0), "bases=0: must be 1 or 2"),
         (lambda: BinaryLinear.from_float(PLAIN, 1, 1), "act_bits=1: must be from 2 to 8, or None"),
         (lambda: BinaryLinear.from_float(PLAIN, 1, 9), "act_bits=9"),
         (
@@ -538,5 +539,7 @@ def test_bad_names_and_numbers():
         layer.weight[0, 1] = math.nan
     with pytest.raises(FloatingPointError, match=r"weights of shape \(2, 4\) have infinities"):
         layer(torch.ones(1, 4))
+    with pytest.raises(FloatingPointError, match=r"inputs \(1, 4\) have infinities or NaNs"):
+        BinaryLinear.from_float(nn.Linear(4, 2)).codes(torch.full((1, 4), math.nan))
     with pytest.raises(FloatingPointError, match="have infinities or NaNs"):
         BinaryLinear.from_float(linear(torch.full((1, 2), math.inf)))

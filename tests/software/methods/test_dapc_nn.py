@@ -393,6 +393,8 @@ def test_bad_input_is_named():
     bad(lambda: model.predict(x[:, :2]), r"must be \(N, 3\)")
     bad(lambda: model.predict(x * float("nan")), "infinities or NaNs")
     bad(lambda: fit_apc(x, y, 4), "30 samples for 35 terms with ridge=0")
+    twins = torch.ones(4, 2, dtype=torch.float64)
+    bad(lambda: solve_ridge(twins, twins, 0.0), "ridge=0.0: term 1 of 2 is a combination of those")
     bad(lambda: DaPCNN(3, (4,)).fit(x, y, ridge=-1), "ridge=-1")
     bad(lambda: DaPCNN(3, (4,)).fit(x, y, lr=0), "lr=0")
     bad(lambda: DaPCNN(3, (4,)).fit(x, y, steps=0), "steps=0")

@@ -517,6 +517,10 @@ def wide():
     "call,error,message",
     [
         (lambda: DiffusionLevels(0), ValueError, "T=0: must be"),
+        (
+            lambda: NoPropDT([Wide()], torch.eye(3) / 0, DiffusionLevels(1)), ValueError,
+            "W_embed has infinities or NaNs",
+        ),
         (lambda: DiffusionLevels(3, "linear"), ValueError, "kind='linear': must be 'cosine'"),
         (lambda: DiffusionLevels(40), ValueError, "abar_38 = 0.99, .*must increase; take fewer"),
         (lambda: DiffusionLevels(3, low=0.0), ValueError, "low=0.0, high=0.99: must be 0 < low"),

@@ -113,9 +113,8 @@ def of_layer(layer: Layer, stages: tuple[str, ...], scheme: str, pattern: Patter
     """Return the cycles of a layer's stages and its update."""
     pair, config = (pattern.n, pattern.m), device(pattern)
     prunes = get_scheme(scheme).prunes
-    sparse, _ = sparse_layer(layer, pattern, pattern)
-    if (sparse.ff, sparse.wu) == ((1, 1), (1, 1)) or (sparse.ff == (1, 1) and "FF" in prunes):
-        prunes = {}  # a layer whose channels do not fit stays dense
+    if sparse_layer(layer, pattern)[0].ff == (1, 1):
+        prunes = {}  # every scheme prunes along channels somewhere: where they do not fit, nothing
     dense = (1, 1)
     chosen = replace(
         layer,
@@ -161,6 +160,11 @@ def main() -> int:
     parser.add_argument("--patterns", nargs="*", default=["2:4", "2:8", "2:16"])
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
+    try:
+        for pattern in args.patterns:
+            Pattern.parse(pattern)
+    except ValueError as error:
+        parser.error(str(error))
     torch.set_num_threads(1)
     args.file.parent.mkdir(parents=True, exist_ok=True)
     found: dict[Run, float] = {}

@@ -245,11 +245,21 @@ def _known(found: Any, macs: int, config: Any) -> dict[str, Any]:
     }
 
 
+_OF_IMAGES = {"size": 8, "kernel": 3, "stride": 1, "padding": None, "dilation": 1, "groups": 1}
+"""Options of convolutions alone, and what they are if not given."""
+
+
 def _layer(args: argparse.Namespace, pattern: Any) -> Any:
     """Return the layer that the arguments describe."""
     from sat.sim.layer import Layer
 
     if args.layer == "linear":
+        for name, default in _OF_IMAGES.items():
+            if getattr(args, name) != default:
+                raise ValueError(
+                    f"--{name} {getattr(args, name)}: a linear layer has none; leave it out, or "
+                    "give --layer conv"
+                )
         return Layer(
             batch=args.batch,
             in_channels=args.channels,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 from sat.commands.common import (
@@ -26,8 +28,8 @@ SUMMARY = "train a model, its products on a device"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="cnn", help="cnn (default) or mlp")
-    parser.add_argument("--data", default="digits", help="digits (default)")
+    parser.add_argument("--model", default="cnn", help="cnn (default), mlp; line16, line32, line96")
+    parser.add_argument("--data", default="digits", help="digits (default), mnist1d (for line…)")
     parser.add_argument(
         "--scheme", default="bdwp",
         help="bdwp (default), bdwp_wu, bdwp_mvue, dense, srste, sdgp, sdwp",
@@ -115,13 +117,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what `sat.device` is given: WU of a scheme that prunes there needs a device for it."""
+    """Return what `sat.device` is given: one that prunes in WU itself, for schemes that do.
+
+    Arrays of too few or too many columns for that are sent the pruned gradients, as all are what
+    a scheme draws: same bits, other cycles.
+    """
     from sat.layers.convert import get_scheme
     from sat.layers.staged import WHOLE
+    from sat.rtl.config import SatConfig
 
     options = device_options(args)
-    if get_scheme(args.scheme).prunes.get("WU") == WHOLE["WU"]:
-        options["prune_gathers"] = True
+    scheme = get_scheme(args.scheme)
+    if scheme.prunes.get("WU") == WHOLE["WU"] and not scheme.draws:
+        config = SatConfig()
+        if args.array is not None:
+            config = config.with_array(args.array)
+        with contextlib.suppress(ValueError):
+            options["prune_gathers"] = replace(config, prune_gathers=True).prune_gathers
     return options
 
 

@@ -144,7 +144,7 @@ def sparsify_(
             f"device is a {type(device).__name__}: must be a Device; make one with "
             "sat.device('golden')"
         )
-    chosen, wanted = get_scheme(scheme), Patterns.parse(pattern)
+    chosen, wanted = get_scheme(scheme).restarted(), Patterns.parse(pattern)
     rows: list[LayerReport] = []
     changes: list[tuple[nn.Module, LayerPlan]] = []
     family = Family()

@@ -134,6 +134,10 @@ class Scheme:
         state = {**self.__dict__, "prunes": dict(self.prunes)}
         return _restore, (type(self), state)
 
+    def restarted(self) -> Scheme:
+        """Return the scheme as at its start, for a model of its own: itself unless it draws."""
+        return self
+
     def pruning(self, stage: str, operand: str) -> Prune | None:
         """Return how ``operand`` is pruned in ``stage``; None if it is dense there."""
         prune = self.prunes.get(stage)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from sat.sim.golden import sore
 from sat.sparsity.pattern import Pattern
 
 _ROUNDS = 16
-"""More than any group has elements: then every share that is above 1 has been cut."""
+"""As many as a group has elements: by then every share that is above 1 has been cut."""
 
 
 def inclusion(x: NDArray[np.float64], n: int) -> NDArray[np.float64]:
@@ -91,8 +91,8 @@ class UnbiasedGradients(Scheme):
 
     What is kept is divided by its chance of being kept (`inclusion`), so WU's result is unbiased,
     and a large value may overflow FP16 where the dense gradient did not. Draws depend on the seed
-    and on how many there were before. Devices are sent what was drawn: they have no source of
-    random numbers.
+    and on how many there were before; `sat.sparsify_` begins anew with the seed, for all layers of
+    its module. Devices are sent what was drawn: they have no source of random numbers.
 
     Parameters
     ----------
@@ -107,6 +107,10 @@ class UnbiasedGradients(Scheme):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "rng", np.random.default_rng(self.seed))
+
+    def restarted(self) -> UnbiasedGradients:
+        """As `Scheme.restarted`: the seed's first draw is the next."""
+        return replace(self)
 
     def select(
         self, x: NDArray[np.float16], pattern: Pattern, axis: int, stage: str

@@ -149,17 +149,21 @@ class Patterns:
         if not isinstance(spec, str):
             return cls(*3 * (Pattern.parse(spec),))
         first, *others = spec.split(",")
-        made = cls(*3 * (Pattern.parse(first),))
+        own: dict[str, Pattern] = {}
         for other in others:
             stage, _, text = other.partition("=")
             name = stage.strip().lower()
-            if name not in ("ff", "bp", "wu"):
+            if name not in ("ff", "bp", "wu") or not text.strip():
                 raise ValueError(
                     f"pattern {spec!r}: {other!r} is no pattern of a stage; write for instance "
                     "'2:8,wu=2:4'"
                 )
-            made = replace(made, **{name: Pattern.parse(text)})
-        return made
+            if name in own:
+                raise ValueError(
+                    f"pattern {spec!r}: names {name} twice; a stage has one pattern, drop the other"
+                )
+            own[name] = Pattern.parse(text)
+        return replace(cls(*3 * (Pattern.parse(first),)), **own)
 
     def of(self, stage: str) -> Pattern:
         """Return the pattern of stage ``"FF"``, ``"BP"`` or ``"WU"``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -61,13 +61,15 @@ def line_cnn(width: int, classes: int = 10) -> nn.Module:
     return nn.Sequential(layers)
 
 
-_MODELS: dict[str, Callable[[int], nn.Module]] = {
-    "cnn": cnn,
-    "mlp": mlp,
-    "line16": functools.partial(line_cnn, 16),
-    "line32": functools.partial(line_cnn, 32),
-    "line96": functools.partial(line_cnn, 96),
+_PICTURE, _LINE = (1, 8, 8), (1, 1, 40)
+_MODELS: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
+    "cnn": (cnn, _PICTURE),
+    "mlp": (mlp, _PICTURE),
+    "line16": (functools.partial(line_cnn, 16), _LINE),
+    "line32": (functools.partial(line_cnn, 32), _LINE),
+    "line96": (functools.partial(line_cnn, 96), _LINE),
 }
+"""By name: what builds one for a number of classes, and the shape of an input."""
 
 
 def models() -> list[str]:
@@ -87,4 +89,16 @@ def build_model(name: str, classes: int, seed: int) -> nn.Module:
         raise ValueError(f"model {name!r}: there is no such model; choose {', '.join(_MODELS)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _MODELS[name](classes)
+        return _MODELS[name][0](classes)
+
+
+def require_inputs(name: str, shape: Sequence[int], data: str) -> None:
+    """Raise ValueError if the model of that name does not take inputs of a shape, those of data."""
+    wanted = _MODELS[name][1]
+    if tuple(shape) != wanted:
+        others = [other for other, (_, takes) in _MODELS.items() if takes == tuple(shape)]
+        fix = f"{', '.join(others)} for these data" if others else "other data"
+        raise ValueError(
+            f"model {name!r} takes inputs of shape {wanted}, data {data!r} have {tuple(shape)}: "
+            f"choose {fix}"
+        )

@@ -24,9 +24,9 @@ from sat.devices.context import (
 )
 from sat.devices.staged import StagedDevice
 from sat.layers.convert import SparsityReport, sparsify_
-from sat.layers.schemes import Scheme
-from sat.sparsity.pattern import Pattern
-from sat.training.models import build_model
+from sat.layers.schemes import Scheme, get_scheme
+from sat.sparsity.pattern import Pattern, Patterns
+from sat.training.models import build_model, require_inputs
 from sat.training.optim import DeviceSgd, LossScaler
 from sat.training.parts import Parts, check_cut
 
@@ -78,7 +78,7 @@ class Trainer:
         Changed in place; a name of `sat.training.models` builds one from the seed.
     data : DataSet
     scheme : str or Scheme
-    pattern : str or Pattern or None
+    pattern : str or Pattern or Patterns or None
     device : Device, optional
         Where products run; may be set anew between steps. The current device if not given.
     epochs : int
@@ -102,8 +102,8 @@ class Trainer:
     Raises
     ------
     ValueError
-        If a number breaks its rule, the model or scheme is none, or the model cannot be trained
-        in parts.
+        If a number breaks its rule, the model or scheme is none, the model is not for these data,
+        or model or scheme cannot be trained in parts.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Trainer:
         data: DataSet,
         *,
         scheme: str | Scheme = "bdwp",
-        pattern: str | Pattern | None = "2:8",
+        pattern: str | Pattern | Patterns | None = "2:8",
         device: Device | None = None,
         epochs: int = 20,
         steps: int | None = None,
@@ -137,7 +137,17 @@ class Trainer:
             if not 0 <= number < math.inf:
                 raise ValueError(f"{name}={number}: must be finite and not negative")
         self.data = data
-        self.model = build_model(model, data.classes, seed) if isinstance(model, str) else model
+        if get_scheme(scheme).draws and (shards > 1 or distributed):
+            raise ValueError(
+                f"scheme {get_scheme(scheme).name!r} draws what it keeps: parts of a batch would "
+                "draw otherwise as shards than as ranks; train it whole, or prune by magnitude "
+                "('bdwp_wu')"
+            )
+        if isinstance(model, str):
+            self.model = build_model(model, data.classes, seed)
+            require_inputs(model, data.train_x.shape[1:], data.name)
+        else:
+            self.model = model
         self.result = TrainResult(report=sparsify_(self.model, scheme, pattern))
         self.device = device if device is not None else current_device()
         self.scaler = scaler if scaler is not None else LossScaler()

@@ -191,6 +191,15 @@ def test_simulate_hands_the_engine_on(capsys, rtl_is_fake, args, engine):
         (["train", "--data", "mnist"], "sat train: error: data 'mnist': there is no such set"),
         (["train", "--scheme", "x"], "sat train: error: scheme 'x': there is no such scheme"),
         (["train", "--device", "x"], "sat train: error: device 'x': there is no such device"),
+        (["train", "--model", "line16"], "sat train: error: model 'line16' takes inputs of shape"),
+        (
+            ["simulate", "--layer", "linear", "--wu", "2:8", "--groups", "4", "--predict"],
+            "sat simulate: error: --groups 4: a linear layer has none; leave it out, or give --lay",
+        ),
+        (
+            ["simulate", "--layer", "conv", "--wu", "2:8", "--array", "4x4", "--predict"],
+            "sat simulate: error: prune_gathers=True with cols=4: must be 8 (the FP16 values of",
+        ),
         (["train", "--batch", "9999"], "sat train: error: batch=9999: must not exceed the 1347"),
         *(
             (
@@ -268,6 +277,32 @@ def test_train_reports_in_json_and_words(capsys, rtl_is_fake):
     code, out, err = call(capsys, *args)
     assert code == 0 and "fc3" in out and "test_accuracy" in out
     assert "mlp on golden" in err  # the progress bar
+
+
+@pytest.mark.parametrize(
+    ("scheme", "array", "staged"),
+    [
+        ("bdwp_wu", "8x8", True),
+        ("bdwp_wu", "4x4", False),
+        ("bdwp_mvue", "8x8", False),
+        ("bdwp_mvue", "4x4", False),
+        ("bdwp", "4x4", False),
+    ],
+)
+def test_train_makes_devices_that_prune_where_they_can(capsys, monkeypatch, scheme, array, staged):
+    """An array of 4 columns is sent what others prune: same bits."""
+    made, device = [], sat.device
+
+    def making(*args, **options):
+        made.append(options.get("prune_gathers", False))
+        return device(*args, **options)
+
+    monkeypatch.setattr(sat, "device", making)
+    arguments = ["--model", "mlp", "--scheme", scheme, "--steps", "2", "--batch", "16", "--json"]
+    code, out, _ = call(capsys, "train", *arguments, "--array", array)
+    assert code == 0 and made[0] == staged
+    _, whole, _ = call(capsys, "train", *arguments)
+    assert json.loads(out)["losses"] == json.loads(whole)["losses"]
 
 
 def test_a_training_without_a_good_step_fails(capsys, monkeypatch):

@@ -216,7 +216,9 @@ def test_patterns_are_a_stages_own_or_alike(spec, each, text):
     ("spec", "message"),
     [
         ("2:8,up=2:4", "'up=2:4' is no pattern of a stage; write for instance '2:8,wu=2:4'"),
-        ("2:8,wu", "pattern '': must be N:M or dense"),
+        ("2:8,wu", "'wu' is no pattern of a stage"),
+        ("2:8,wu=", "pattern '2:8,wu=': 'wu=' is no pattern of a stage"),
+        ("2:8,wu=2:4,WU=2:8", "names wu twice; a stage has one pattern"),
         ("2:8,wu=9:8", "pattern 9:8: N must be from 1 to M"),
     ],
 )

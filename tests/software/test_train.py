@@ -236,6 +236,10 @@ def test_weight_decay_spares_biases_and_normalisation(blobs):
         ({"rate": -1.0}, "rate=-1.0: must be finite and not negative"),
         ({"momentum": float("nan")}, "momentum=nan: must be finite"),
         ({"model": "vgg"}, "model 'vgg': there is no such model; choose cnn, mlp, line16"),
+        (
+            {"model": "line16"},
+            "takes inputs of shape (1, 1, 40), data 'blobs' have (1, 8, 8): choose cnn, mlp for",
+        ),
         ({"scheme": "x"}, "scheme 'x': there is no such scheme"),
         ({"pattern": "9:8"}, "pattern 9:8: N must be from 1 to M"),
     ],

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import sat
-from sat.layers.schemes import BDWP_WU
+from sat.data import load_data
+from sat.layers.schemes import BDWP_WU, get_scheme
 from sat.layers.unbiased import UnbiasedGradients, draw, inclusion
 from sat.sim.golden import sore
 from sat.sparsity.pattern import Pattern
+from sat.training.distributed import train_ranks
+from sat.training.trainer import Trainer
 
 PATTERNS = [(1, 2), (2, 4), (1, 4), (2, 8), (4, 8), (2, 16)]
 halves = st.floats(-4, 4, width=16)
@@ -124,6 +127,29 @@ def test_draws_are_the_seeds():
         each.zero_grad()
         each(x).square().sum().backward()
     assert torch.equal(model[0].weight.grad, twin[0].weight.grad)
+
+
+def test_each_training_draws_from_the_start():
+    """Of one scheme object, too, which is what a registered name is: the same arguments, the same
+    bits."""
+    scheme = UnbiasedGradients("mine", prunes=BDWP_WU, seed=5)
+    made = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model, x = torch.nn.Sequential(torch.nn.Linear(16, 8)), torch.randn(64, 16)
+        sat.sparsify_(model, scheme, "2:8")
+        model(x).square().sum().backward()
+        made.append(model[0].weight.grad)
+    assert torch.equal(*made)
+    assert scheme.restarted() == scheme and get_scheme("bdwp").restarted() is get_scheme("bdwp")
+
+
+def test_parts_of_a_batch_are_refused():
+    data = load_data("digits")
+    with pytest.raises(ValueError, match="'bdwp_mvue' draws what it keeps: .* train it whole"):
+        Trainer("mlp", data, scheme="bdwp_mvue", batch=16, shards=2)
+    with pytest.raises(ValueError, match="train it whole"):
+        train_ranks(2, data="digits", model="mlp", scheme="bdwp_mvue", batch=16)
 
 
 def test_mean_of_many_layers_gradients_is_the_dense_one():

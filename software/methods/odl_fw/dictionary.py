@@ -97,7 +97,7 @@ class OnlineODL(nn.Module):
     Raises
     ------
     TypeError
-        If ``dtype`` is not real floating point.
+        If ``dtype`` is neither float32 nor float64.
     ValueError
         If an argument breaks its rule.
 
@@ -121,8 +121,10 @@ class OnlineODL(nn.Module):
         super().__init__()
         require_counts(n_atoms=n_atoms)
         require_oracle(oracle)
-        if not dtype.is_floating_point:
-            raise TypeError(f"dtype={dtype}: must be real floating point, such as torch.float32")
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"dtype={dtype}: must be torch.float32 or torch.float64; torch has no SVD of others"
+            )
         if not 2 < exponent <= 4:
             raise ValueError(
                 f"exponent={exponent}: must be above 2 and at most 4; 3 is the paper's"

@@ -207,7 +207,7 @@ def gaussian(points: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
         raise ValueError(
             f"mean {tuple(mean.shape)}, cov {tuple(cov.shape)}: must be ({d},) and ({d}, {d})"
         )
-    if bool(((points <= 0) | (points >= 1)).any()):
+    if not bool(((points > 0) & (points < 1)).all()):
         raise ValueError(
             "points reach 0 or 1, which are infinitely far out; randomize the sequence, whose "
             "first point is the origin"

@@ -229,8 +229,8 @@ class DSIKernel(ProductKernel):
                     f"bits={self.bits}: points in floating point have at most {FLOAT_BITS}; take "
                     "them with digits=True"
                 )
-            if bool(((x < 0) | (x >= 1)).any()):
-                raise ValueError("points must lie in [0, 1)")
+            if not bool(((x >= 0) & (x < 1)).all()):  # as NaN does not
+                raise ValueError("points must lie in [0, 1); take them modulo 1")
             return (x.double() * 2.0**self.bits).long()
         if bool(((x < 0) | (x >> self.bits > 0)).any()):
             raise ValueError(f"points must be integers from 0 to below 2^{self.bits}")

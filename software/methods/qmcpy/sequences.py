@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -140,6 +141,8 @@ class Lattice(PointSequence):
 
     Raises
     ------
+    TypeError
+        If a component of ``generating_vector`` is no integer.
     ValueError
         If an argument breaks its rule.
     """
@@ -164,7 +167,7 @@ class Lattice(PointSequence):
                 f"dim={dim}: generating_vector has {len(z)} components; give a longer one, see "
                 "cbc_lattice"
             )
-        self.generating_vector = torch.tensor([int(c) for c in z[:dim]])
+        self.generating_vector = torch.tensor([operator.index(c) for c in z[:dim]])
 
     def _points(
         self, index: Tensor, replications: int, generator: torch.Generator, digits: bool

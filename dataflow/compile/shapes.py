@@ -7,18 +7,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GradientShape:
-    """How WU is laid out: tile split, tiles that share operands, positions of a chunk, taps."""
+    """How WU is laid out: tile split, tiles that share operands, positions of a chunk, taps.
+
+    With ``lines`` a chunk is so many lines of an image, or what is left of them.
+    """
 
     split: int
     row_tiles: int
     col_tiles: int
     positions: int
     taps: int = 1
+    lines: int = 0
 
     dataflow = "os"
 
     @property
     def sort(self) -> str:
+        if self.lines:
+            return "lines"
         return "taps" if self.taps > 1 else "tap"
 
 

@@ -74,6 +74,30 @@ def test_steps_under_any_mapping(monkeypatch, name):
     assert min(seen["tap"], seen["taps"]) >= 1, seen
 
 
+@pytest.mark.parametrize("name", arrays)
+def test_taps_that_share_loads(monkeypatch, name):
+    """Chunks of lines: a load serves the taps below each other that lie whole words apart."""
+    rng, seen = random.Random(f"lines {name}"), Counter()
+
+    def lines(shapes, estimate, cost, floor, least):
+        chosen = rng.choice([shape for shape in shapes if getattr(shape, "lines", 0)] or shapes)
+        seen[chosen.sort] += 1
+        return chosen
+
+    monkeypatch.setattr(parts, "fewest_cycles", lines)
+    for number in range(10):
+        stride, dilation = rng.choice([(1, 1), (1, 1), (2, 1), (1, 2)])
+        kernel = rng.choice([2, 3, 3, 5]), rng.choice([1, 3])
+        layer = Layer(
+            batch=rng.randint(1, 2), lines=rng.randint(9, 12), pixels=rng.choice([8, 12, 16]),
+            in_channels=rng.choice([8, 16]), out_channels=rng.choice([8, 24]), kernel=kernel,
+            stride=(stride, rng.choice([1, 2])), dilation=(dilation, 1),
+            padding=(rng.randint(0, 2), kernel[1] // 2), wu=rng.choice([(1, 2), (2, 4), (1, 4)]),
+        )  # fmt: skip
+        run_on_both(*devices(name, TIMINGS[number % 3]), layer, number, 0.05, SGD)
+    assert seen["lines"] >= 5, seen
+
+
 @pytest.mark.parametrize("pattern", [(1, 2), (2, 4), (1, 4)])
 def test_step_of_a_layer_that_networks_have(pattern):
     layer = Layer(

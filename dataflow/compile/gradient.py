@@ -254,9 +254,8 @@ class GradientPlanner(Planner):
         row_group = (tiles["row_first"][output] - row_first[row]) // config.rows
         col_group = (tiles["col_first"][output] - col_first[col]) // config.cols
         again = np.where(alone, Start.KEEP.value, Start.OUTPUT.value)
-        a_load, b_load = 0, self.taps.number[tap]
-        if self.prunes:
-            a_load, b_load = b_load, a_load
+        of_x, of_dy = self.taps.number[tap], np.zeros_like(tap)
+        a_load, b_load = (of_x, of_dy) if self.prunes else (of_dy, of_x)
         indices = {}
         if self.prunes:
             index_stride = self.b_words // INDICES_TOGETHER

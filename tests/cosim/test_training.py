@@ -115,7 +115,8 @@ def test_only_devices_that_run_stages_can_be_staged():
 @pytest.mark.parametrize("kind", ["conv", "linear"])
 @pytest.mark.parametrize("stage", ["ff", "bp", "wu", "update", "step"])
 def test_simulate_a_layer(kind, stage, capsys):
-    args = ["simulate", "--layer", kind, "--stage", stage, "--channels", "16", "--size", "5"]
+    args = ["simulate", "--layer", kind, "--stage", stage, "--channels", "16"]
+    args += ["--size", "5"] if kind == "conv" else []
     args += ["--batch", "3", "--pattern", "2:8", "--relu", "--array", "4x4", "--json"]
     assert main(args) == 0
     found = json.loads(capsys.readouterr().out)

@@ -113,7 +113,7 @@ def stage_cost(
     ----------
     stage : {"ff", "bp", "wu", "update"}
     layer : Layer
-        With the patterns of FF and BP; WU is dense under every pattern.
+        With the patterns of FF, BP and WU.
     dataflow : {"auto", "os", "ws"}
         Which mappings to choose among, if no plan is given. WU and the update have no "ws".
     plan : StagePlan, optional

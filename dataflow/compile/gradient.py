@@ -322,7 +322,7 @@ class GradientProduct(WeightGradient):
 
     @property
     def alike(self) -> Hashable:
-        """All that its programs' cycles depend on besides the device: not the patterns."""
+        """All that its programs' cycles depend on besides the device: not the weights' patterns."""
         where = self.where
         regions = tuple(where[name].alike(self.config) for name in ("x", "dy", "g"))
         layer = replace(self.layer, ff=(1, 1), bp=(1, 1))

@@ -127,7 +127,7 @@ def evaluate(source: str, design: Design) -> dict[str, Any]:
 def alike(designs: Sequence[Design]) -> list[list[Design]]:
     """Return runs of designs that share what they cost: all but lanes, patterns and batches.
 
-    WU does not depend on the pattern, no product on the lanes (`sat.dataflow.cost`), so who
+    WU does not depend on patterns of weights, no product on the lanes (`sat.dataflow.cost`), so who
     evaluates one knows much of the next.
     """
 

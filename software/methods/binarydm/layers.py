@@ -7,6 +7,7 @@ bits and sums 24; scales are applied to what they give. Full precision until `bi
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import torch
@@ -26,7 +27,7 @@ from sat.methods.binarydm.binarize import (
 ACT_SCALES = ("dynamic", "learned")
 
 
-class BinaryLayer(nn.Module):
+class BinaryLayer(nn.Module, ABC):
     """What binary layers have in common; beside a layer of torch, whose weight is the latent one.
 
     Attributes
@@ -111,17 +112,17 @@ class BinaryLayer(nn.Module):
         return made
 
     @classmethod
+    @abstractmethod
     def _like(cls, layer: nn.Module) -> Self:
         """Return a layer of the same sizes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return the layer's product, without its bias."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _outputs(self, x: Tensor) -> Tensor:
         """Return numbers of output channels, in the shape that spreads over outputs."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the layer makes of x, binary or not.

@@ -104,7 +104,7 @@ def blocks_of(model: nn.Module) -> list[list[str]]:
             f"{type(model).__name__} has no nn.ModuleList of blocks; give a plan of your own"
         )
     path, chain = max(lists, key=lambda found: len(found[1]))
-    kinds = (*KINDS, BinaryLayer)
+    kinds: tuple[type, ...] = (*KINDS, BinaryLayer)
     return [
         [
             ".".join(filter(None, (path, str(i), name)))

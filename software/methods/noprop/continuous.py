@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -35,7 +36,7 @@ Slope = Callable[[Tensor, Tensor], Tensor]
 """dz/dt (batch, d) of z (batch, d) and times t (batch,)."""
 
 
-class _Continuous(nn.Module):
+class _Continuous(nn.Module, ABC):
     """A network over embeddings, inputs and times, its labels, training and integration."""
 
     def __init__(self, network: nn.Module, W_embed: Tensor, outputs: int | None) -> None:
@@ -56,15 +57,15 @@ class _Continuous(nn.Module):
         out = self.network(z, x, self.times(STEPS_A_UNIT * t[:, None]))
         return require_output("the network", out, (len(x), self.outputs))
 
+    @abstractmethod
     def loss(
         self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Parts]:
         """Return the loss of a batch, and its parts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def slope(self, z: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return dz/dt (batch, d)."""
-        raise NotImplementedError
 
     def fit(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,7 @@ from sat.methods.nuft_ddsl.layers import SimplexRaster
 from sat.methods.problems.arguments import require_counts
 
 
-class _OverRaster(nn.Module):
+class _OverRaster(nn.Module, ABC):
     """A network over the raster of a mesh: ``raster`` and `logits` are a subclass's."""
 
     raster: SimplexRaster
@@ -25,9 +26,9 @@ class _OverRaster(nn.Module):
         """Return logits (meshes, classes) of rasters (meshes, res, …, inputs)."""
         return self.logits(rasters.movedim(-1, 1).to(next(self.parameters()).dtype))
 
+    @abstractmethod
     def logits(self, pictures: Tensor) -> Tensor:
         """Return logits (meshes, classes) of pictures (meshes, inputs, res, …)."""
-        raise NotImplementedError
 
 
 class SpectralLeNet(_OverRaster):

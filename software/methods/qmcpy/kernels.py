@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -27,7 +28,7 @@ BERNOULLI = {
 Orders = int | Sequence[int]
 
 
-class ProductKernel:
+class ProductKernel(ABC):
     """scale · Π_j (1 + weight_j K_j), K_j a kernel of one dimension.
 
     Parameters
@@ -95,17 +96,17 @@ class ProductKernel:
         assert isinstance(out, Tensor)
         return out
 
+    @abstractmethod
     def prepare(self, x: Tensor) -> Tensor:
         """Return points as `factor` takes them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def factor(self, x: Tensor, z: Tensor, alpha: int, weight: float, b0: int, b1: int) -> Tensor:
         """Return one dimension's factor."""
-        raise NotImplementedError
 
+    @abstractmethod
     def transform(self, x: Tensor, transform: str = "fft") -> Tensor:
         """Return the transform that diagonalises this kernel's Gram matrices."""
-        raise NotImplementedError
 
     def gram_eigenvalues(self, points: Tensor, transform: str = "fft") -> Tensor:
         """Return the Gram matrix's eigenvalues, of points (n, d) with its structure.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -36,7 +37,7 @@ CHUNK = 2**22
 TINY = 2.0**-FLOAT_BITS
 
 
-class PointSequence:
+class PointSequence(ABC):
     """What all sequences share: how points are asked for.
 
     Parameters
@@ -116,10 +117,11 @@ class PointSequence:
         generator = torch.Generator().manual_seed(seed)
         return self._points(torch.arange(start, start + n), replications, generator, digits)
 
+    @abstractmethod
     def _points(
         self, index: Tensor, replications: int, generator: torch.Generator, digits: bool
     ) -> Tensor:
-        raise NotImplementedError
+        """Return the points of numbers ``index`` (n,), as `points` does."""
 
 
 class Lattice(PointSequence):

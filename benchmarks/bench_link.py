@@ -19,7 +19,6 @@ from sat.fpga.link.client import Link
 from sat.fpga.link.server import LinkServer
 from sat.fpga.memory import BlockMemory
 from sat.fpga.simulation import SimulatedBoard
-from sat.fpga.ulx3s import CRYSTAL_HZ
 
 
 class LinkAndMemory(wiring.Component):
@@ -84,7 +83,7 @@ def measure(clock_hz: float, baud: float, size: int) -> list[dict[str, object]]:
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clock", type=float, default=CRYSTAL_HZ / 1e6, help="MHz (default 25)")
+    parser.add_argument("--clock", type=float, default=25.0, help="MHz (default 25)")
     parser.add_argument("--baud", type=float, default=LINK_BAUD, help="default 3000000")
     parser.add_argument("--bytes", type=int, default=1 << 16, help="default 65536")
     arguments = parser.parse_args()

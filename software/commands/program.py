@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 from sat.commands.common import DONE, UsageError
-from sat.commands.synth import BOARDS
 from sat.errors import SatError
+from sat.fpga.boards import BOARDS
 
 SUMMARY = "load a bitstream into a board"
 
@@ -30,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load a bitstream with openFPGALoader; the board's USB port is at the computer."""
-    from sat.fpga.ulx3s import LOADER_NAME
-
+    target = BOARDS[args.board]
     if not Path(args.bitstream).is_file():
         raise UsageError(f"bitstream {args.bitstream!r}: no such file; make one with `sat synth`")
     loader = shutil.which(os.environ.get("OPENFPGALOADER") or "openFPGALoader")
@@ -41,13 +40,13 @@ def run(args: argparse.Namespace) -> int:
             "set OPENFPGALOADER to the program"
         )
     place = ["--write-flash"] if args.flash else ["--write-sram"]
-    command = [loader, "--board", LOADER_NAME, *place, args.bitstream]
+    command = [loader, "--board", target.loader, *place, args.bitstream]
     ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if ran.returncode != 0:
         said = ran.stdout.strip().splitlines()[-1:] or ["it wrote no message"]
         raise ProgramError(
             f"openFPGALoader failed with status {ran.returncode} ({said[0]}): connect the board's "
-            "port US1, switch it on, and see that you may use it (group plugdev)"
+            f"port {target.port}, switch it on, and see that you may use it (group plugdev)"
         )
     print(f"{args.bitstream} is on the board")
     return DONE

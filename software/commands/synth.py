@@ -14,9 +14,9 @@ from pathlib import Path
 
 from sat.commands.common import DONE, FAILED, count, natural, output_folder, to_json, usage
 from sat.commands.gateware import add_board, make_board, memory_text
+from sat.fpga.boards import BOARDS
 
 SUMMARY = "make a board's bitstream"
-BOARDS = ("ulx3s-85f",)
 
 
 def megahertz(text: str) -> int:
@@ -56,23 +56,23 @@ def run(args: argparse.Namespace) -> int:
     The bitstream is written if the routed design is as fast as --clock asks. The same arguments
     give the same bytes. What was made before comes from the build cache.
     """
-    from sat.fpga import ulx3s
     from sat.fpga.board import LINK_BAUD
     from sat.fpga.flow import implement
     from sat.fpga.report import Report
 
+    target = BOARDS[args.board]
     with usage():
         board = make_board(args, clock_hz=args.clock, baud=args.baud or LINK_BAUD)
         config = board.config
-        if config.rows * config.cols > ulx3s.CAPACITY["DSP"]:
+        if config.rows * config.cols > target.capacity["DSP"]:
             raise ValueError(
-                f"array={config.array}: the FPGA has {ulx3s.CAPACITY['DSP']} multipliers, not one "
+                f"array={config.array}: the FPGA has {target.capacity['DSP']} multipliers, not one "
                 "for each element; make it smaller"
             )
-        files = ulx3s.build_files(board, args.clock)
+        files = target.build_files(board, args.clock)
     with _cache(args.fresh), _progress(not args.json) as heard:
         made = implement(
-            files, ulx3s.NEXTPNR_OPTIONS, args.clock, ulx3s.CAPACITY, seed=args.seed, heard=heard
+            files, target.nextpnr, args.clock, target.capacity, seed=args.seed, heard=heard
         )
     report = Report.of(made, args.board, config.array, memory_text(args), args.clock)
     name = f"{args.board}-{config.array}-{args.clock / 1e6:g}MHz"

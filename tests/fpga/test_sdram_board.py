@@ -18,11 +18,11 @@ from sat.dataflow.products import Product
 from sat.devices import ComparingDevice
 from sat.devices.staged import StagedDevice
 from sat.fpga.board import BOARD_CONFIG, Board
+from sat.fpga.boards import BOARDS
 from sat.fpga.pty import PtyBoard
 from sat.fpga.sdram.chip import Geometry
 from sat.fpga.sdram.simulated import BoardWithSdram
 from sat.fpga.simulation import SimulatedBoard
-from sat.fpga.ulx3s import build_files
 from sat.sparsity.pattern import Pattern
 from sat.training.trainer import Trainer
 from tests.fpga.board_bench import machine_on
@@ -173,7 +173,8 @@ def test_block_ram_has_no_pins():
 
 def test_every_pin_of_the_chip_is_on_the_board():
     """From the platform's own table: 39 pins, and both edges of a clock."""
-    files = build_files(Board(CONFIG, clock_hz=CLOCK_HZ, sdram=Geometry()), int(CLOCK_HZ))
+    board = Board(CONFIG, clock_hz=CLOCK_HZ, sdram=Geometry())
+    files = BOARDS["ulx3s-85f"].build_files(board, int(CLOCK_HZ))
     placed = [line for line in files["top.lpf"].splitlines() if line.startswith("LOCATE")]
     assert sum("sdram_0" in line for line in placed) == 39
     assert "ODDRX1F" in files["top.il"]

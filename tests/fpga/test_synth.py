@@ -13,16 +13,18 @@ from hypothesis import strategies as st
 
 from sat.cli import main
 from sat.fpga.board import LINK_BAUD
+from sat.fpga.boards import BOARDS
 from sat.fpga.flow import implement
 from sat.fpga.pll import MHZ, Pll
 from sat.fpga.report import Report, blocks
 from sat.fpga.timing import signal_name, slow_paths
-from sat.fpga.ulx3s import CAPACITY, CRYSTAL_HZ, NEXTPNR_OPTIONS, build_files
 from sat.sim.build import BuildError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from echo import Echo
 
+ULX3S = BOARDS["ulx3s-85f"]
+CRYSTAL_HZ = 25 * MHZ
 CLOCK_HZ = 50 * MHZ
 CELLS = {
     "COMB": "TRELLIS_COMB",
@@ -35,12 +37,12 @@ LEDS = ("B2", "C2", "C1", "D2", "D1", "E2", "E1", "H3")
 
 @pytest.fixture(scope="module")
 def files():
-    return build_files(Echo(CLOCK_HZ, LINK_BAUD), CLOCK_HZ)
+    return ULX3S.build_files(Echo(CLOCK_HZ, LINK_BAUD), CLOCK_HZ)
 
 
 @pytest.fixture(scope="module")
 def made(files):
-    return implement(files, NEXTPNR_OPTIONS, CLOCK_HZ, CAPACITY)
+    return implement(files, ULX3S.nextpnr, CLOCK_HZ, ULX3S.capacity)
 
 
 def test_a_small_board_becomes_a_bitstream_with_its_report(made):
@@ -62,18 +64,18 @@ def test_a_small_board_becomes_a_bitstream_with_its_report(made):
 
 def test_a_design_too_large_is_told_before_it_is_placed(files, made):
     with pytest.raises(BuildError, match=r"needs \d+ of 50 COMB and \d+ of 60 FF: make the array"):
-        implement(files, NEXTPNR_OPTIONS, CLOCK_HZ, {"COMB": 50, "FF": 60, "DSP": 0})
+        implement(files, ULX3S.nextpnr, CLOCK_HZ, {"COMB": 50, "FF": 60, "DSP": 0})
 
 
 def test_the_capacity_is_what_nextpnr_has(made):
     there = {name: made.timing["utilization"][cell]["available"] for name, cell in CELLS.items()}
-    assert there == CAPACITY
+    assert there == ULX3S.capacity
 
 
 def test_the_same_inputs_give_the_same_bytes(files, made, tmp_path, monkeypatch):
     monkeypatch.setenv("SAT_CACHE", str(tmp_path))
     heard = []
-    again = implement(files, NEXTPNR_OPTIONS, CLOCK_HZ, CAPACITY, heard=heard.append)
+    again = implement(files, ULX3S.nextpnr, CLOCK_HZ, ULX3S.capacity, heard=heard.append)
     assert again.sha256 == made.sha256
     assert again.paths == made.paths and again.netlist == made.netlist
     assert any(text.startswith("synthesis: ABC9") for text in heard)
@@ -97,7 +99,7 @@ def test_pins_are_the_boards(files):
 
 
 def test_the_crystal_needs_no_pll():
-    text = build_files(Echo(CRYSTAL_HZ, LINK_BAUD), CRYSTAL_HZ)["top.il"]
+    text = ULX3S.build_files(Echo(CRYSTAL_HZ, LINK_BAUD), CRYSTAL_HZ)["top.il"]
     assert "EHXPLLL" not in text
 
 

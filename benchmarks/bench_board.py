@@ -23,7 +23,7 @@ from sat.fpga.link.protocol import (
     Response,
     frame,
 )
-from sat.fpga.sdram.chip import Geometry
+from sat.fpga.sdram.geometry import Geometry
 from sat.rtl import csr
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status

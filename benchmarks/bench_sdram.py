@@ -15,7 +15,7 @@ import sat
 from sat.devices import ComparingDevice
 from sat.fpga.board import BOARD_CONFIG, Board
 from sat.fpga.pty import PtyBoard
-from sat.fpga.sdram.chip import Geometry
+from sat.fpga.sdram.geometry import Geometry
 from sat.fpga.sdram.simulated import BoardWithSdram
 from sat.fpga.simulation import SimulatedBoard
 

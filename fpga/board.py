@@ -10,7 +10,8 @@ from amaranth.lib.wiring import In, Out
 from sat.fpga.link.protocol import BUILD_BYTES
 from sat.fpga.link.server import LinkServer, WordBusSignature
 from sat.fpga.memory import BlockMemory
-from sat.fpga.sdram.chip import Geometry, PinSignature
+from sat.fpga.sdram.chip import PinSignature
+from sat.fpga.sdram.geometry import Geometry
 from sat.fpga.sdram.memory import SdramMemory
 from sat.rtl.axi import AxiLiteSignature, Response
 from sat.rtl.config import AxiConfig, FpTiming, SatConfig, require

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sat.fpga.sdram.geometry import Geometry
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -23,16 +25,25 @@ class Target:
         Its FPGA, package and speed, as nextpnr has them.
     capacity : mapping of str to int
         COMB, FF, DSP and block RAM of its FPGA.
+    sdram : Geometry
+        Its chip.
+    memory : str
+        ``"block"`` or ``"sdram"``: what is its memory unless told otherwise.
+    baud : int
+        Of the link unless told otherwise.
     loader : str
         What openFPGALoader calls it.
     port : str
-        Where its USB cable goes.
+        What the computer is connected to.
     """
 
     name: str
     pins: str
     nextpnr: tuple[str, ...]
     capacity: Mapping[str, int]
+    sdram: Geometry
+    memory: str
+    baud: int
     loader: str
     port: str
 
@@ -42,6 +53,10 @@ class Target:
         return files
 
 
+M12L64322A = Geometry(rows=11, columns=8, data_bits=32, refreshes=4096, masked=False)
+"""8 MB in columns of 32 bits, with a REFRESH each 15.6 us (ESMT, revision 2.3); as a Colorlight i9
+has it, without masks."""
+
 BOARDS = {
     target.name: target
     for target in (
@@ -50,8 +65,22 @@ BOARDS = {
             pins="sat.fpga.ulx3s",
             nextpnr=("--85k", "--package", "CABGA381", "--speed", "6"),
             capacity={"COMB": 83_640, "FF": 83_640, "DSP": 156, "block RAM": 208},
+            sdram=Geometry(),
+            memory="block",
+            baud=3_000_000,
             loader="ulx3s",
-            port="US1",
+            port="port US1",
+        ),
+        Target(
+            name="colorlight-i9",
+            pins="sat.fpga.colorlight",
+            nextpnr=("--45k", "--package", "CABGA381", "--speed", "6"),
+            capacity={"COMB": 43_848, "FF": 43_848, "DSP": 72, "block RAM": 108},
+            sdram=M12L64322A,
+            memory="sdram",
+            baud=115_200,
+            loader="colorlight-i9",
+            port="extension board",
         ),
     )
 }

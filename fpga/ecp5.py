@@ -106,15 +106,12 @@ class Ecp5Top(Elaboratable):
 
         # The ports of cs, ras, cas and we invert: what is asserted there is low at the pin.
         levels = ~pins.command.as_value()
-        for bit, name in enumerate(("we", "cas", "ras", "cs")):
-            m.d.comb += buffer("o", name).o.eq(levels[bit])
-        for name, value in (
-            ("clk_en", pins.cke),
-            ("ba", pins.ba),
-            ("a", pins.a),
-            ("dqm", pins.dqm),
-        ):
-            m.d.comb += buffer("o", name).o.eq(value)
+        outputs = {name: levels[bit] for bit, name in enumerate(("we", "cas", "ras", "cs"))}
+        outputs |= {"clk_en": pins.cke, "ba": pins.ba, "a": pins.a, "dqm": pins.dqm}
+        for name, value in outputs.items():
+            # What the board ties to a level has no pin: to select the chip, CKE, masks.
+            if hasattr(ports, name):
+                m.d.comb += buffer("o", name).o.eq(value)
         wires = buffer("io", "dq")
         m.d.comb += [wires.o.eq(pins.dq_o), wires.oe.eq(pins.dq_oe), pins.dq_i.eq(wires.i)]
         m.submodules.sdram_clk = clock = io.DDRBuffer("o", ports.clk)

@@ -72,6 +72,9 @@ class MemoryKind(enum.IntEnum):
 
     BLOCK_RAM = 0
     SDRAM = 1
+    """16 bits wide."""
+    SDRAM_32 = 2
+    """32 bits wide."""
 
 
 @dataclass(frozen=True)

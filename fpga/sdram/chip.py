@@ -1,7 +1,9 @@
-"""What a data sheet says of a 256 Mbit SDRAM of 16 bits: geometry, commands, rules of time.
+"""What data sheets say of SDRAMs: commands, rules of time.
 
-Boards of one kind come with different chips, so each rule is the slower of W9825G6JH-75 (Winbond,
-revision A04, table 9.5) and AS4C16M16SA-7 (Alliance Memory, revision 3.0, table 16).
+Each rule is the slowest of the chips that boards come with: W9825G6JH-75 (Winbond, revision A04,
+table 9.5), AS4C16M16SA-7 (Alliance Memory, revision 3.0, table 16), and M12L64322A (ESMT, revision
+2.3: tWR of its grade -7T, and what LiteDRAM's ``litedram/modules.py`` has of it: tRP, tRCD and tWR
+15 ns, tRFC 55, tRAS 40, tRRD 10).
 """
 
 from __future__ import annotations
@@ -12,13 +14,13 @@ from amaranth import *
 from amaranth.lib import enum, wiring
 from amaranth.lib.wiring import In, Out
 
+from sat.fpga.sdram.geometry import Geometry
 from sat.rtl.config import require
 
-DATA_BITS = 16
 POWER_UP_NS = 200_000
 """From a stable clock to the first command."""
 REFRESH_NS = 64_000_000
-"""In which every row is refreshed once."""
+"""In which there are `Geometry.refreshes`."""
 ROW_CYCLE_NS = 65
 """ACTIVATE or REFRESH to ACTIVATE or REFRESH (tRC, tRFC)."""
 ROW_NS, ROW_MOST_NS = 45, 100_000
@@ -60,43 +62,6 @@ MODE = CAS_LATENCY << 4
 """Mode register: bursts of one column, data after two cycles."""
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """Address bits of a chip.
-
-    Parameters
-    ----------
-    rows, columns, banks : int
-        Rows have more than 10: their bit 10 says something else with other commands.
-
-    Raises
-    ------
-    ValueError
-        There are too few.
-    """
-
-    rows: int = 13
-    columns: int = 9
-    banks: int = 2
-
-    def __post_init__(self) -> None:
-        least = {"rows": 11, "columns": 1, "banks": 1}
-        for name, bits in least.items():
-            value = getattr(self, name)
-            require(value >= bits, f"{name}={value}: must be {bits} address bits or more")
-        require(self.columns <= 10, f"columns={self.columns}: must be 10 address bits or fewer")
-
-    @property
-    def address_bits(self) -> int:
-        """Bits of a column's number in the whole chip."""
-        return self.rows + self.columns + self.banks
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return DATA_BITS // 8 << self.address_bits
-
-
 def cycles(ns: float, clock_hz: float) -> int:
     """Return the clock cycles that last at least ``ns`` nanoseconds."""
     whole = int(ns * clock_hz // 1_000_000_000)
@@ -132,7 +97,7 @@ class Cycles:
         return cls(
             power_up=cycles(POWER_UP_NS, clock_hz),
             # Early rather than late: a command under way is ended first.
-            refresh_every=int(REFRESH_NS * clock_hz / 1e9 / (1 << geometry.rows)) - 16,
+            refresh_every=int(REFRESH_NS * clock_hz / 1e9 / geometry.refreshes) - 16,
             row_cycle=cycles(ROW_CYCLE_NS, clock_hz),
             row=cycles(ROW_NS, clock_hz),
             row_to_column=cycles(ROW_TO_COLUMN_NS, clock_hz),
@@ -142,7 +107,10 @@ class Cycles:
 
 
 class PinSignature(wiring.Signature):
-    """Pins of a chip, from the controller's side; its clock is made beside them."""
+    """Pins of a chip, from the controller's side; its clock is made beside them.
+
+    Where ``dqm`` is not wired (`Geometry.masked`), it stays 0.
+    """
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__(
@@ -151,9 +119,9 @@ class PinSignature(wiring.Signature):
                 "cke": Out(1),
                 "ba": Out(geometry.banks),
                 "a": Out(geometry.rows),
-                "dqm": Out(DATA_BITS // 8),
-                "dq_o": Out(DATA_BITS),
+                "dqm": Out(geometry.lanes),
+                "dq_o": Out(geometry.data_bits),
                 "dq_oe": Out(1),
-                "dq_i": In(DATA_BITS),
+                "dq_i": In(geometry.data_bits),
             }
         )

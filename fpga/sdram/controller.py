@@ -1,7 +1,8 @@
 """The SDRAM controller: words in, commands out, each no sooner than the data sheet allows.
 
 Bursts are of one column, a READ or WRITE a cycle: runs may begin and end anywhere. A row stays open
-until another of its bank is asked for or a refresh is due.
+until another of its bank is asked for or a refresh is due. Where the chip's DQM are not wired, some
+bytes of a column are written by reading it first and writing it whole.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ from amaranth.lib.wiring import In, Out
 from sat.fpga.sdram.chip import (
     ALL_BANKS,
     CAS_LATENCY,
-    DATA_BITS,
     MODE,
     MODE_CYCLES,
     REFRESHES,
     Command,
     Cycles,
-    Geometry,
     PinSignature,
 )
+from sat.fpga.sdram.geometry import Geometry
 from sat.rtl.config import require
 
 READ_CYCLES = CAS_LATENCY + 2
@@ -76,7 +76,7 @@ class SdramController(wiring.Component):
     clock_hz : float
         Of its clock; the chip has the same, half a cycle later.
     word_bits : int
-        Of a word; a power of two from 32: so many columns, one after the other.
+        Of a word; a power of two from 32: its columns are served one after the other.
     tags : int
         Of requests.
     geometry : Geometry
@@ -99,11 +99,11 @@ class SdramController(wiring.Component):
     ) -> None:
         self.geometry = geometry = geometry or Geometry()
         require(
-            word_bits >= 2 * DATA_BITS and word_bits & (word_bits - 1) == 0,
-            f"word_bits={word_bits}: must be a power of two from {2 * DATA_BITS}",
+            word_bits >= 32 and word_bits & (word_bits - 1) == 0,
+            f"word_bits={word_bits}: must be a power of two from 32",
         )
         self.cycles = Cycles.at(clock_hz, geometry)
-        self.parts = word_bits // DATA_BITS
+        self.parts = word_bits // geometry.data_bits
         self.word_bits, self.tags = word_bits, tags
         part_bits = (self.parts - 1).bit_length()
         request = Request(word_bits, geometry.address_bits - part_bits, tags)
@@ -138,7 +138,8 @@ class SdramController(wiring.Component):
         # The word that is served, and one that waits: whether it does depends on no row.
         active, busy = _kept(self.request.p.shape()), _kept()
         following, waiting = _kept(self.request.p.shape()), _kept()
-        part = _kept(range(self.parts))
+        # Nothing, where a word is a column: Verilog has no signals of no bits.
+        part = _kept(range(self.parts)) if self.parts > 1 else C(0, 0)
         number = Cat(part, active.address)
         column, rest = number[: shape.columns], number[shape.columns :]
         its_bank, its_row = rest[: shape.banks], rest[shape.banks :]
@@ -159,7 +160,10 @@ class SdramController(wiring.Component):
 
         recent = _kept(CAS_LATENCY + 1)  # READs whose columns are, or will be, on the wires
         reading, writing, done = _kept(), _kept(), _kept()
-        m.d.sync += recent.eq(Cat(reading, recent[:-1]))
+        lanes = active.lanes.word_select(part, shape.lanes)
+        # Without masks: a READ of a column for its bytes that stay, and whether it is under way.
+        joining, joins = (C(0), None) if shape.masked else (_kept(), _kept())
+        m.d.sync += recent.eq(Cat(reading if shape.masked else reading | joining, recent[:-1]))
         m.d.comb += [
             done.eq((reading | writing) & (part == self.parts - 1)),
             self.request.ready.eq(~waiting),
@@ -203,10 +207,15 @@ class SdramController(wiring.Component):
             m.d.comb += [bank.eq(its_bank), address.eq(column)]
             with m.If(~active.write):
                 m.d.comb += [reading.eq(1), command.eq(Command.READ)]
+            if not shape.masked:
+                with m.Elif(~lanes.all()), m.If(~joins):
+                    m.d.comb += [joining.eq(1), command.eq(Command.READ)]
+                    m.d.sync += joins.eq(1)
             with m.Elif(recent == 0):
                 m.d.comb += [writing.eq(1), command.eq(Command.WRITE)]
                 m.d.sync += held.eq(Mux(held > at.write, held - 1, at.write - 1))
-            m.d.sync += part.eq(part + (reading | writing))
+            if self.parts > 1:
+                m.d.sync += part.eq(part + (reading | writing))
         with m.Elif(busy & opened[its_bank]), m.If(held == 0):
             m.d.comb += [bank.eq(its_bank), command.eq(Command.PRECHARGE)]
             m.d.sync += [pause(at.precharge), opened[its_bank].eq(0)]
@@ -222,14 +231,25 @@ class SdramController(wiring.Component):
 
         m.d.sync += [
             pins["dq_oe"].eq(writing),
-            pins["dq_o"].eq(active.data.word_select(part, DATA_BITS)),
-            pins["dqm"].eq(Mux(writing, ~active.lanes.word_select(part, DATA_BITS // 8), 0)),
+            pins["dq_o"].eq(active.data.word_select(part, shape.data_bits)),
+            pins["dqm"].eq(Mux(writing, ~lanes, 0)),
         ]
-        self._replies(m, reading, done, active.tag)
+        joined, column = self._replies(m, reading, joining, done, active.tag)
+        if not shape.masked:
+            given = active.data.word_select(part, shape.data_bits)
+            kept = Cat(~lane.replicate(8) for lane in lanes)
+            with m.If(joined):
+                m.d.sync += [given.eq(given & ~kept | column & kept), lanes.eq(~0), joins.eq(0)]
         return m
 
-    def _replies(self, m: Module, reading: Value, last: Value, tag: Value) -> None:
-        """Gather the columns of words that were read."""
+    def _replies(
+        self, m: Module, reading: Value, joining: Value, last: Value, tag: Value
+    ) -> tuple[Value, Value]:
+        """Gather the columns of words that were read.
+
+        Return whether a column has come that was read to be joined, and the column.
+        """
+        bits = self.geometry.data_bits
         about = data.StructLayout({"valid": 1, "last": 1, "tag": range(self.tags)})
         asked = _kept(about)
         m.d.comb += [asked.valid.eq(reading), asked.last.eq(last), asked.tag.eq(tag)]
@@ -237,12 +257,18 @@ class SdramController(wiring.Component):
             stage = _kept(about, name=f"asked_{number}")
             m.d.sync += stage.eq(asked)
             asked = stage
-        column, word = _kept(DATA_BITS), _kept(self.reply.shape())
+        column, word = _kept(bits), _kept(self.reply.shape())
         replied = _kept()
         m.d.comb += [self.replied.eq(replied), self.reply.eq(word)]
         m.d.sync += [column.eq(self.pins.dq_i), replied.eq(asked.valid & asked.last)]
         with m.If(asked.valid):
             m.d.sync += [
                 word.tag.eq(asked.tag),
-                word.data.eq(Cat(word.data[DATA_BITS:], column)),
+                word.data.eq(Cat(word.data[bits:], column)),
             ]
+        joined = joining
+        if not self.geometry.masked:
+            under_way = _kept(READ_CYCLES - 1)
+            m.d.sync += under_way.eq(Cat(joining, under_way[:-1]))
+            joined = under_way[-1]
+        return joined, column

@@ -9,18 +9,33 @@ from amaranth.lib.wiring import In, Out
 from sat.fpga.link.protocol import MemoryKind
 from sat.fpga.link.server import WordBusSignature
 from sat.fpga.ports import DevicePorts
-from sat.fpga.sdram.chip import Geometry, PinSignature
-from sat.fpga.sdram.controller import SETTLED_CYCLES, SdramController
+from sat.fpga.sdram.chip import PinSignature
+from sat.fpga.sdram.controller import READ_CYCLES, SETTLED_CYCLES, SdramController
+from sat.fpga.sdram.geometry import Geometry
 from sat.rtl.axi import Axi4ReadSignature, Axi4Signature
 from sat.rtl.config import AxiConfig, require
 from sat.sim.memory import MemoryTiming
 
-LEAST_TIMING = MemoryTiming(read_latency=8, write_latency=2, cycles_per_beat=1)
-"""No answer of an `SdramMemory` is sooner. How much later it is depends on what the others ask for,
-and the cycle model, whose ports know nothing of each other, cannot say."""
+WIRES = {MemoryKind.SDRAM: 16, MemoryKind.SDRAM_32: 32}
+"""Bits of a column, by what a board greets with."""
 
-LIKELY_TIMING = MemoryTiming(read_latency=16, write_latency=8, cycles_per_beat=2)
-"""What answers with words of 32 bits are like: for the choice of mappings."""
+
+def least_timing(axi: AxiConfig, wires: int) -> MemoryTiming:
+    """Return the timing than which no answer of an `SdramMemory` is sooner.
+
+    How much later it is depends on what the others ask for, and the cycle model, whose ports know
+    nothing of each other, cannot say.
+    """
+    # The ports, the controller, and a cycle for each column.
+    latency = 2 + READ_CYCLES + axi.data_bits // wires
+    return MemoryTiming(read_latency=latency, write_latency=2, cycles_per_beat=1)
+
+
+def likely_timing(axi: AxiConfig, wires: int) -> MemoryTiming:
+    """Return what answers are like: for the choice of mappings."""
+    columns = axi.data_bits // wires
+    return MemoryTiming(read_latency=16, write_latency=8, cycles_per_beat=columns)
+
 
 _AHEAD = 16
 """Words read ahead of the bus, so that one that was held up is followed by the next at once."""
@@ -63,14 +78,15 @@ class SdramMemory(wiring.Component):
     pins : ``Out(PinSignature)``
     size
         Bytes, from address 0: the chip's, or the address space if that is smaller.
+    kind
+        What the board greets with.
     """
-
-    kind = MemoryKind.SDRAM
 
     def __init__(self, axi: AxiConfig, clock_hz: float, geometry: Geometry | None = None) -> None:
         self.axi = axi
         self.controller = SdramController(clock_hz, axi.data_bits, len(Side), geometry)
         geometry = self.controller.geometry
+        self.kind = next(kind for kind, bits in WIRES.items() if bits == geometry.data_bits)
         self.size = min(geometry.size, 1 << axi.address_bits)
         require(self.size >= 4096, f"size={self.size}: must be 4096 bytes at the least")
         super().__init__(

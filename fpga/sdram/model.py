@@ -15,22 +15,22 @@ from amaranth.lib import enum, memory, wiring
 from amaranth.lib.wiring import In
 
 from sat.fpga.sdram import chip
-from sat.fpga.sdram.chip import CAS_LATENCY, DATA_BITS, Command, Geometry, PinSignature
+from sat.fpga.sdram.chip import CAS_LATENCY, Command, PinSignature
+from sat.fpga.sdram.geometry import Geometry
 from sat.rtl.verilog import VerilogPlatform
 
-GARBAGE = 0xBAD0
+GARBAGE = 0xBAD0BAD0
 """On the wires while nobody drives them."""
 
 _CELLS = """
-module sdram_cells #(parameter BITS = 1) (
-  input clk, input [BITS-1:0] address, input [1:0] lanes, input [15:0] given, output [15:0] stored
+module sdram_cells #(parameter BITS = 1, LANES = 2) (
+  input clk, input [BITS-1:0] address, input [LANES-1:0] lanes,
+  input [8*LANES-1:0] given, output [8*LANES-1:0] stored
 );
-  reg [15:0] cells [0:(1 << BITS) - 1];
+  reg [8*LANES-1:0] cells [0:(1 << BITS) - 1];
   assign stored = cells[address];
-  always @(posedge clk) begin
-    if (lanes[0]) cells[address][7:0] <= given[7:0];
-    if (lanes[1]) cells[address][15:8] <= given[15:8];
-  end
+  for (genvar k = 0; k < LANES; k = k + 1)
+    always @(posedge clk) if (lanes[k]) cells[address][8*k +: 8] <= given[8*k +: 8];
 endmodule
 """
 """The chip's columns as Verilog, zeros at first: simulators clear them."""
@@ -130,10 +130,10 @@ class SdramChip(wiring.Component):
 
         self._refreshing(m, need)
         cell = Cat(pins.a[: shape.columns], pins.ba, row[pins.ba])
-        lanes, stored = Signal(DATA_BITS // 8), Signal(DATA_BITS)
+        lanes, stored = Signal(shape.lanes), Signal(shape.data_bits)
         m.submodules.cells = self._cells(platform, cell, lanes, pins.dq_o, stored)
         coming = Signal(CAS_LATENCY)
-        values = [Signal(DATA_BITS, name=f"value_{n}") for n in range(CAS_LATENCY)]
+        values = [Signal(shape.data_bits, name=f"value_{n}") for n in range(CAS_LATENCY)]
         reading = pins.command == Command.READ
         m.d.sdram += coming.eq(Cat(reading, coming[:-1]))
         for value, before in zip(values, [stored, *values], strict=False):
@@ -204,7 +204,7 @@ class SdramChip(wiring.Component):
                             )
                             with m.If(pins.command == Command.WRITE):
                                 need(pins.dq_oe, Rule.CONTENTION)
-                                m.d.comb += lanes.eq(~pins.dqm)
+                                m.d.comb += lanes.eq(~pins.dqm if shape.masked else ~0)
                                 m.d.sdram += wrote[number].eq(1)
             with m.Default():
                 need(idle, Rule.UNKNOWN_COMMAND)
@@ -214,13 +214,14 @@ class SdramChip(wiring.Component):
         self, platform: Any, address: Value, lanes: Value, given: Value, stored: Value
     ) -> Elaboratable | Instance:
         """Return the submodule that holds the columns: bytes of ``given`` by ``lanes``."""
-        bits = self.geometry.address_bits
+        bits, shape = self.geometry.address_bits, self.geometry
         if isinstance(platform, VerilogPlatform):
             # Amaranth writes a memory's first contents down, word by word: 16 million lines.
             platform.leaves["sdram_cells"] = _CELLS
             return Instance(
                 "sdram_cells",
                 p_BITS=bits,
+                p_LANES=shape.lanes,
                 i_clk=ClockSignal("sdram"),
                 i_address=address,
                 i_lanes=lanes,
@@ -228,7 +229,7 @@ class SdramChip(wiring.Component):
                 o_stored=stored,
             )
         m = Module()
-        m.submodules.memory = cells = memory.Memory(shape=DATA_BITS, depth=1 << bits, init=[])
+        m.submodules.memory = cells = memory.Memory(shape=shape.data_bits, depth=1 << bits, init=[])
         write, read = (
             cells.write_port(domain="sdram", granularity=8),
             cells.read_port(domain="comb"),
@@ -243,8 +244,8 @@ class SdramChip(wiring.Component):
         return m
 
     def _refreshing(self, m: Module, need: Any) -> None:
-        """Refreshes owed: one more with each 64 ms / rows, one less with each that is done."""
-        every = int(chip.REFRESH_NS * self.clock_hz / 1e9) >> self.geometry.rows
+        """Refreshes owed: one more with each part of 64 ms, one less with each that is done."""
+        every = int(chip.REFRESH_NS * self.clock_hz / 1e9 / self.geometry.refreshes)
         since, owed = Signal(range(every)), Signal(range(chip.POSTPONED + 3))
         begun = Signal()
         done = self.pins.command == Command.REFRESH

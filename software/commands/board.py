@@ -9,7 +9,8 @@ import signal
 import threading
 
 from sat.commands.common import DONE, output_file, usage
-from sat.commands.gateware import add_board, make_board
+from sat.commands.gateware import add_board, make_board, uses_sdram
+from sat.fpga.boards import BOARDS
 
 SUMMARY = "simulate a board behind a serial port"
 _CLOCK_HZ = 25e6
@@ -17,6 +18,9 @@ _CLOCK_HZ = 25e6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--board", choices=BOARDS, default="ulx3s-85f", help="which (default ulx3s-85f)"
+    )
     add_board(parser)
     parser.add_argument("--waves", metavar="FILE.fst", type=output_file, help="write a waveform")
 
@@ -34,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     with usage():
         # Four cycles a bit, as fast as its UART can: nobody waits for a wire here.
         board = make_board(args, clock_hz=_CLOCK_HZ, baud=_CLOCK_HZ / 4)
-        text = emit(BoardWithSdram(board) if args.memory == "sdram" else board)
+        text = emit(BoardWithSdram(board) if uses_sdram(args) else board)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         said = ran.stdout.strip().splitlines()[-1:] or ["it wrote no message"]
         raise ProgramError(
             f"openFPGALoader failed with status {ran.returncode} ({said[0]}): connect the board's "
-            f"port {target.port}, switch it on, and see that you may use it (group plugdev)"
+            f"{target.port}, switch it on, and see that you may use it (group plugdev)"
         )
     print(f"{args.bitstream} is on the board")
     return DONE

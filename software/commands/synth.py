@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sat.commands.common import DONE, FAILED, count, natural, output_folder, to_json, usage
-from sat.commands.gateware import add_board, make_board, memory_text
+from sat.commands.gateware import add_board, make_board, memory_text, uses_sdram
 from sat.fpga.boards import BOARDS
 
 SUMMARY = "make a board's bitstream"
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the gateware (default 25, the board's crystal; others by a PLL)",
     )  # fmt: skip
     parser.add_argument(
-        "--baud", type=count, help="of the link (default 3000000, as hosts have it)"
+        "--baud", type=count, help="of the link (default: as fast as the board's serial port)"
     )
     parser.add_argument("--seed", type=natural, default=1, help="of the placement (default 1)")
     parser.add_argument(
@@ -56,13 +56,12 @@ def run(args: argparse.Namespace) -> int:
     The bitstream is written if the routed design is as fast as --clock asks. The same arguments
     give the same bytes. What was made before comes from the build cache.
     """
-    from sat.fpga.board import LINK_BAUD
     from sat.fpga.flow import implement
     from sat.fpga.report import Report
 
     target = BOARDS[args.board]
     with usage():
-        board = make_board(args, clock_hz=args.clock, baud=args.baud or LINK_BAUD)
+        board = make_board(args, clock_hz=args.clock, baud=args.baud or target.baud)
         config = board.config
         if config.rows * config.cols > target.capacity["DSP"]:
             raise ValueError(
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         )
     report = Report.of(made, args.board, config.array, memory_text(args), args.clock)
     name = f"{args.board}-{config.array}-{args.clock / 1e6:g}MHz"
-    name += "-sdram" if args.memory == "sdram" else ""
+    name += "-sdram" if uses_sdram(args) else ""
     stem = Path(args.folder, name)
     stem.with_name(f"{name}.json").write_text(to_json(report.to_dict()) + "\n")
     stem.with_name(f"{name}.md").write_text(f"{report}\n")

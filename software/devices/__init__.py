@@ -114,7 +114,8 @@ def device(spec: str, **options: Any) -> Device:
     ----------
     spec : str
         ``"golden"`` or ``"rtl"``; ``"rtl*2"`` or ``"golden,rtl"`` for a pool that shares the
-        rows of each product.
+        rows of each product; ``"uart:PORT"`` for a board, ``"uart:PORT@BAUD"`` if its link has
+        another rate than `sat.fpga.board.LINK_BAUD`.
     **options
         ``array="RxC"``, fields of `sat.rtl.config.SatConfig`, and what the device's class takes.
         A pool's devices write a waveform each: ``waves="w.fst"`` makes w.0.fst, w.1.fst, …
@@ -160,9 +161,17 @@ def device(spec: str, **options: Any) -> Device:
         simulated: Device = RtlDevice(**options)
         return simulated
     kind, _, port = spec.partition(":")
+    port, at, baud = port.partition("@")
     if kind == "uart" and port:
         from sat.devices.uart import UartDevice
 
+        if at:
+            if not baud.isdecimal():
+                raise ValueError(
+                    f"device {spec!r}: {baud!r} is no baud rate; write digits behind the @, as in "
+                    "uart:/dev/ttyACM0@115200"
+                )
+            options["baud"] = int(baud)
         board: Device = UartDevice(port, **options)
         return board
     if kind == "xdma":

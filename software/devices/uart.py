@@ -22,11 +22,9 @@ from sat.devices.splitting import cut, halves, in_halves
 from sat.errors import DeviceError
 from sat.fpga.board import BOARD_CONFIG, LINK_BAUD
 from sat.fpga.link.client import Link, LinkError
-from sat.fpga.link.protocol import MemoryKind
 from sat.fpga.machine import BoardMachine
 from sat.fpga.memory import BLOCK_RAM_TIMING
-from sat.fpga.sdram.chip import DATA_BITS
-from sat.fpga.sdram.memory import LEAST_TIMING, LIKELY_TIMING
+from sat.fpga.sdram.memory import WIRES, least_timing, likely_timing
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import INSTRUCTION_BYTES
 from sat.sim.device_rtl import Outcome
@@ -37,22 +35,24 @@ _KEPT = 4096
 """Products whose least cycles are kept."""
 
 
-def least_cycles(program: Program, config: SatConfig, address: int = 0) -> int:
+def least_cycles(program: Program, config: SatConfig, wires: int, address: int = 0) -> int:
     """Return the least cycles that a program takes on a board with SDRAM.
 
-    Those that it takes by `LEAST_TIMING`, or those in which its words pass the chip's wires,
+    Those that it takes by `least_timing`, or those in which its words pass the chip's wires,
     whichever are more.
 
     Parameters
     ----------
     program : Program
     config : SatConfig
+    wires : int
+        Bits of a column of the SDRAM.
     address : int
         Of the program, in bytes.
     """
-    found = predict(program, config, LEAST_TIMING, address)
+    found = predict(program, config, least_timing(config.axi, wires), address)
     moved = (found.beats_read + found.beats_written) * config.axi.beat_bytes
-    columns = 8 * (moved + len(program) * INSTRUCTION_BYTES) // DATA_BITS
+    columns = 8 * (moved + len(program) * INSTRUCTION_BYTES) // wires
     return max(found.cycles, columns)
 
 
@@ -138,9 +138,10 @@ class UartDevice(RtlDevice):
             raise
         self.greeting = self._board.greeting
         self._memory_bytes = self.greeting.memory_bytes
-        self.bounded = self.greeting.memory is MemoryKind.SDRAM
+        self.bounded = self.greeting.memory in WIRES
         if self.bounded:
-            self.memory_timing = LIKELY_TIMING
+            self._wires = WIRES[self.greeting.memory]
+            self.memory_timing = likely_timing(self.config.axi, self._wires)
             self._least: Recent[int] = Recent(_KEPT, lambda cycles: 1)
 
     def _simulator(self, need: int, purpose: str) -> Any:
@@ -175,7 +176,7 @@ class UartDevice(RtlDevice):
 
     def _cycles(self, program: Program, address: int) -> int:
         if self.bounded:
-            return least_cycles(program, self.config, address)
+            return least_cycles(program, self.config, self._wires, address)
         return super()._cycles(program, address)
 
     def _account(self, outcome: Outcome, *, macs: int, **known: Any) -> Run:

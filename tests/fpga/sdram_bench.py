@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from amaranth import *
 from amaranth.lib import wiring
 from amaranth.sim import Simulator
 
-from sat.fpga.sdram.chip import Geometry
+from sat.fpga.sdram.geometry import Geometry
 from sat.fpga.sdram.model import Rule, SdramChip
 
 Testbench = Callable[[Any], Any]
 
-SMALL = Geometry(rows=11, columns=4, banks=2)
+SMALL = Geometry(rows=11, columns=4, refreshes=2048)
+WIDE = replace(SMALL, data_bits=32, masked=False)
+"""As wide as a word of 32 bits, and without masks: as a Colorlight i9 has its chip."""
 
 
 class WithChip(Elaboratable):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
-from sat.fpga.sdram.chip import Command, Cycles, Geometry, cycles
+from sat.fpga.boards import M12L64322A
+from sat.fpga.sdram.chip import Command, Cycles, cycles
 from sat.fpga.sdram.controller import READ_CYCLES, SdramController
+from sat.fpga.sdram.geometry import Geometry
 from sat.fpga.sdram.memory import SdramMemory
 from sat.fpga.sdram.model import Rule
 from sat.rtl.axi import Response
 from sat.rtl.config import AxiConfig
-from tests.fpga.sdram_bench import SMALL, WithChip, run, simulate
-
-BEATS = 32
+from tests.fpga.sdram_bench import SMALL, WIDE, WithChip, run, simulate
 
 
 def test_cycles_of_the_data_sheet():
@@ -26,13 +27,22 @@ def test_cycles_of_the_data_sheet():
     assert Geometry().size == 32 << 20
 
 
+def test_a_chip_with_more_refreshes_than_rows_is_refreshed_as_often():
+    """M12L64322A: 2048 rows, a REFRESH each 15.6 us."""
+    assert M12L64322A.size == 8 << 20
+    assert Cycles.at(50e6, M12L64322A).refresh_every == 781 - 16
+
+
 @pytest.mark.parametrize("clock_hz", [5e5, 133e6])
 def test_a_clock_that_the_chip_cannot_have(clock_hz):
     with pytest.raises(ValueError, match="clock_hz=.* 1 MHz to 100 MHz; choose"):
         SdramController(clock_hz, 32, 1)
 
 
-@pytest.mark.parametrize("bits", [{"rows": 10}, {"columns": 11}, {"banks": 0}])
+@pytest.mark.parametrize(
+    "bits",
+    [{"rows": 10}, {"columns": 11}, {"banks": 0}, {"data_bits": 8}, {"refreshes": 8191}],
+)
 def test_a_chip_that_there_is_not(bits):
     (name, value), *_ = bits.items()
     with pytest.raises(ValueError, match=f"{name}={value}: must be"):
@@ -48,8 +58,8 @@ def test_a_word_that_is_no_run_of_columns(bits):
 # ------------------------------------------------------------------------------------- controller
 
 
-def with_controller(clock_hz: float, word_bits: int) -> WithChip:
-    return WithChip(SdramController(clock_hz, word_bits, 4, SMALL), clock_hz, SMALL)
+def with_controller(clock_hz: float, word_bits: int, chip: Geometry = SMALL) -> WithChip:
+    return WithChip(SdramController(clock_hz, word_bits, 4, chip), clock_hz, chip)
 
 
 def ask(ctx, controller, write, address, data=0, lanes=0, tag=0):
@@ -59,12 +69,26 @@ def ask(ctx, controller, write, address, data=0, lanes=0, tag=0):
     ctx.set(request.valid, 1)
 
 
-@pytest.mark.parametrize("clock_hz, word_bits", [(3e6, 32), (50e6, 32), (100e6, 64), (3e6, 128)])
-def test_words_come_back_in_order_as_they_were_written(clock_hz, word_bits):
+@pytest.mark.parametrize(
+    "clock_hz, word_bits, chip",
+    [
+        (3e6, 32, SMALL),
+        (50e6, 32, SMALL),
+        (100e6, 64, SMALL),
+        (3e6, 128, SMALL),
+        (3e6, 32, WIDE),
+        (25e6, 32, WIDE),
+        (100e6, 32, WIDE),
+        (50e6, 64, WIDE),
+        (3e6, 64, replace(SMALL, masked=False)),
+    ],
+)
+def test_words_come_back_in_order_as_they_were_written(clock_hz, word_bits, chip):
+    """Some of their bytes too, where the chip has no masks."""
     rng = random.Random(word_bits)
-    bench = with_controller(clock_hz, word_bits)
+    bench = with_controller(clock_hz, word_bits, chip)
     controller, lanes = bench.component, word_bits // 8
-    words = SMALL.size // lanes
+    words = chip.size // lanes
     content: dict[int, int] = {}
     expected, got = [], []
 
@@ -74,7 +98,8 @@ def test_words_come_back_in_order_as_they_were_written(clock_hz, word_bits):
             # Runs in a row, jumps between rows and banks.
             place = (place + 1) % words if rng.random() < 0.8 else rng.randrange(words)
             write, tag = rng.random() < 0.5, rng.randrange(4)
-            value, mask = rng.getrandbits(word_bits), rng.getrandbits(lanes)
+            value = rng.getrandbits(word_bits)
+            mask = rng.choice([rng.getrandbits(lanes), (1 << lanes) - 1])
             if rng.random() < 0.1:
                 ctx.set(controller.request.valid, 0)
                 await ctx.tick().repeat(rng.randrange(1, 30))
@@ -100,10 +125,12 @@ def test_words_come_back_in_order_as_they_were_written(clock_hz, word_bits):
     simulate(bench, test, background=[listen])
 
 
-def test_a_row_gives_a_column_a_cycle():
-    """32 words of 32 bits of an open row: 64 cycles, and the way there and back."""
-    bench = with_controller(50e6, 32)
-    controller = bench.component
+@pytest.mark.parametrize("chip", [SMALL, WIDE], ids=["16 bits", "32 bits"])
+def test_a_row_gives_a_column_a_cycle(chip):
+    """Words of 32 bits of an open row: two cycles or one for each, and the way there and back."""
+    bench = with_controller(50e6, 32, chip)
+    controller, columns = bench.component, 32 // chip.data_bits
+    words = (1 << chip.columns) // columns
 
     async def test(ctx):
         ask(ctx, controller, 0, 0)
@@ -111,14 +138,14 @@ def test_a_row_gives_a_column_a_cycle():
         ctx.set(controller.request.valid, 0)
         await ctx.tick()
         passed = 0
-        for column in range(BEATS // 2):
-            ask(ctx, controller, 0, column)
+        for word in range(words):
+            ask(ctx, controller, 0, word)
             while not ctx.get(controller.request.ready):
                 await ctx.tick()
                 passed += 1
             await ctx.tick()
             passed += 1
-        assert passed <= 2 * (BEATS // 2) + 1
+        assert passed <= columns * words + 1
         ctx.set(controller.request.valid, 0)
         waited = 0
         while not ctx.get(controller.replied):
@@ -135,8 +162,8 @@ AXI = AxiConfig(data_bits=32, address_bits=20, outstanding=4)
 ROOM = SMALL.size
 
 
-def with_memory(clock_hz: float = 3e6, axi: AxiConfig = AXI) -> WithChip:
-    return WithChip(SdramMemory(axi, clock_hz, SMALL), clock_hz, SMALL)
+def with_memory(clock_hz: float = 3e6, axi: AxiConfig = AXI, chip: Geometry = SMALL) -> WithChip:
+    return WithChip(SdramMemory(axi, clock_hz, chip), clock_hz, chip)
 
 
 async def read_burst(ctx, port, address, beats):
@@ -190,11 +217,13 @@ async def link_word(ctx, bus, address, value=None):
     return read
 
 
-@pytest.mark.parametrize("clock_hz, bits", [(3e6, 32), (50e6, 64)])
-def test_all_sides_at_once_see_what_was_written(clock_hz, bits):
+@pytest.mark.parametrize(
+    "clock_hz, bits, chip", [(3e6, 32, SMALL), (50e6, 64, SMALL), (25e6, 32, WIDE)]
+)
+def test_all_sides_at_once_see_what_was_written(clock_hz, bits, chip):
     """Each side in a part of its own: loads see stores that were answered."""
     axi = AxiConfig(data_bits=bits, address_bits=20, outstanding=4)
-    bench = with_memory(clock_hz, axi)
+    bench = with_memory(clock_hz, axi, chip)
     memory, beat = bench.component, bits // 8
     part = ROOM // 4
     ended = []

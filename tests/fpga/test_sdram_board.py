@@ -19,8 +19,9 @@ from sat.devices import ComparingDevice
 from sat.devices.staged import StagedDevice
 from sat.fpga.board import BOARD_CONFIG, Board
 from sat.fpga.boards import BOARDS
+from sat.fpga.link.protocol import MemoryKind
 from sat.fpga.pty import PtyBoard
-from sat.fpga.sdram.chip import Geometry
+from sat.fpga.sdram.geometry import Geometry
 from sat.fpga.sdram.simulated import BoardWithSdram
 from sat.fpga.simulation import SimulatedBoard
 from sat.sparsity.pattern import Pattern
@@ -31,13 +32,25 @@ CLOCK_HZ = 25e6
 CHIP = Geometry()
 """The board's own: 32 MB."""
 CONFIG = BOARD_CONFIG.with_array("2x2")
-SMALL = Geometry(rows=11, columns=4)
+SMALL = Geometry(rows=11, columns=4, refreshes=2048)
+
+
+def simulated(chip):
+    inside = Board(CONFIG, clock_hz=CLOCK_HZ, baud=CLOCK_HZ / 4, sdram=chip)
+    return SimulatedBoard(BoardWithSdram(inside), 4.0)
 
 
 @pytest.fixture(scope="module")
 def board():
-    inside = Board(CONFIG, clock_hz=CLOCK_HZ, baud=CLOCK_HZ / 4, sdram=CHIP)
-    made = SimulatedBoard(BoardWithSdram(inside), 4.0)
+    made = simulated(CHIP)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def colorlight():
+    """A Colorlight i9: 32 bits wide, and without masks."""
+    made = simulated(BOARDS["colorlight-i9"].sdram)
     yield made
     made.close()
 
@@ -48,12 +61,8 @@ def device(board):
         yield made
 
 
-@pytest.mark.parametrize("dataflow", ["os", "ws"])
-@pytest.mark.parametrize("pattern", ["dense", "2:8"])
-def test_products_have_golden_bits_from_sdram_and_no_fewer_cycles_than_the_least(
-    device, dataflow, pattern
-):
-    assert device.bounded and device.greeting.memory_bytes == CHIP.size == 32 << 20
+def check_product(device, dataflow, pattern):
+    """A product's bits are golden's, and its cycles no fewer than the least."""
     rng = np.random.default_rng(1)
     a = rng.standard_normal((9, 64)).astype(np.float16)
     b = rng.standard_normal((64, 5)).astype(np.float16)
@@ -62,12 +71,31 @@ def test_products_have_golden_bits_from_sdram_and_no_fewer_cycles_than_the_least
     compared.matmul(a, right, dataflow=dataflow)
     run = compared.last_run
     assert compared.compared == 45 and compared.mismatches == compared.mispredicted == 0
-    # Fetching, loading and storing share 16 wires; the bound knows the wires, not who waits.
+    # Fetching, loading and storing share the wires; the bound knows the wires, not who waits.
     assert run.bound and compared.bounded == (run.cycles, run.predicted_cycles)
     assert run.predicted_cycles <= run.cycles < 2 * run.predicted_cycles
     sparsity = {"dense": (1, 1), "2:8": (2, 8)}[pattern]
     product = Product(9, 5, 64, *sparsity)
     assert device.predict(product, dataflow) == run.predicted_cycles
+
+
+@pytest.mark.parametrize("dataflow", ["os", "ws"])
+@pytest.mark.parametrize("pattern", ["dense", "2:8"])
+def test_products_have_golden_bits_from_sdram_and_no_fewer_cycles_than_the_least(
+    device, dataflow, pattern
+):
+    assert device.bounded and device.greeting.memory_bytes == CHIP.size == 32 << 20
+    check_product(device, dataflow, pattern)
+
+
+def test_products_and_a_step_have_golden_bits_from_wide_sdram_without_masks(colorlight):
+    """The step writes FP16, indices and masks: parts of words."""
+    with PtyBoard(colorlight) as served, sat.device(f"uart:{served.port}", config=CONFIG) as device:
+        assert device.bounded and device.greeting.memory_bytes == 8 << 20
+        assert device.greeting.memory is MemoryKind.SDRAM_32
+        check_product(device, "os", "dense")
+        check_product(device, "ws", "2:8")
+        check_step(device, (1,), 3)
 
 
 def test_resident_operands_stay_in_sdram(device):
@@ -171,12 +199,14 @@ def test_block_ram_has_no_pins():
         BoardWithSdram(Board(CONFIG))
 
 
-def test_every_pin_of_the_chip_is_on_the_board():
-    """From the platform's own table: 39 pins, and both edges of a clock."""
-    board = Board(CONFIG, clock_hz=CLOCK_HZ, sdram=Geometry())
-    files = BOARDS["ulx3s-85f"].build_files(board, int(CLOCK_HZ))
+@pytest.mark.parametrize("name, pins", [("ulx3s-85f", 39), ("colorlight-i9", 49)])
+def test_every_pin_of_the_chip_is_on_the_board(name, pins):
+    """From the platform's own table; and both edges of a clock."""
+    target = BOARDS[name]
+    board = Board(CONFIG, clock_hz=CLOCK_HZ, sdram=target.sdram)
+    files = target.build_files(board, int(CLOCK_HZ))
     placed = [line for line in files["top.lpf"].splitlines() if line.startswith("LOCATE")]
-    assert sum("sdram_0" in line for line in placed) == 39
+    assert sum("sdram_0" in line for line in placed) == pins
     assert "ODDRX1F" in files["top.il"]
 
 

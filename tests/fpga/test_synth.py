@@ -35,6 +35,10 @@ CELLS = {
 LEDS = ("B2", "C2", "C1", "D2", "D1", "E2", "E1", "H3")
 
 
+def capacity_of(made):
+    return {name: made.timing["utilization"][cell]["available"] for name, cell in CELLS.items()}
+
+
 @pytest.fixture(scope="module")
 def files():
     return ULX3S.build_files(Echo(CLOCK_HZ, LINK_BAUD), CLOCK_HZ)
@@ -68,8 +72,7 @@ def test_a_design_too_large_is_told_before_it_is_placed(files, made):
 
 
 def test_the_capacity_is_what_nextpnr_has(made):
-    there = {name: made.timing["utilization"][cell]["available"] for name, cell in CELLS.items()}
-    assert there == ULX3S.capacity
+    assert capacity_of(made) == ULX3S.capacity
 
 
 def test_the_same_inputs_give_the_same_bytes(files, made, tmp_path, monkeypatch):
@@ -96,6 +99,19 @@ def test_pins_are_the_boards(files):
         **{f"led_{n}__io": site for n, site in enumerate(LEDS)},
     }
     assert 'FREQUENCY PORT "clk25_0__io" 25000000.0 HZ' in files["top.lpf"]
+
+
+def test_a_smaller_board_becomes_a_bitstream_at_its_own_pins():
+    """Pins as wuxx' page and LiteX-Boards have them; one LED, no button."""
+    target = BOARDS["colorlight-i9"]
+    files = target.build_files(Echo(CRYSTAL_HZ, target.baud), CRYSTAL_HZ)
+    places = dict(re.findall(r'LOCATE COMP "(\w+)" SITE "(\w+)"', files["top.lpf"]))
+    assert places == {
+        "clk25_0__io": "P3", "uart_0__rx__io": "H18", "uart_0__tx__io": "J17", "led_0__io": "L2"
+    }  # fmt: skip
+    made = implement(files, target.nextpnr, CRYSTAL_HZ, target.capacity)
+    assert made.bitstream.startswith(b"\xff\x00Part: LFE5U-45F-6CABGA381\x00")
+    assert capacity_of(made) == target.capacity
 
 
 def test_the_crystal_needs_no_pll():
@@ -211,6 +227,13 @@ def test_a_bitstream_with_sdram_has_a_name_of_its_own(echo_board, tmp_path, caps
     assert main([*arguments, "--folder", str(tmp_path)]) == 0
     assert "array 4x4, 32 MB of SDRAM: " in capsys.readouterr().out
     assert (tmp_path / "ulx3s-85f-4x4-50MHz-sdram.bit").exists()
+
+
+def test_a_board_has_the_memory_of_its_own_unless_told_otherwise(echo_board, tmp_path, capsys):
+    for more, memory in ([], "8 MB of SDRAM"), (["--memory", "block"], "128 KB of block RAM"):
+        arguments = ["synth", "colorlight-i9", "--array", "2x2", *more, "--folder", str(tmp_path)]
+        assert main(arguments) == 0
+        assert f"colorlight-i9, array 2x2, {memory}: " in capsys.readouterr().out
 
 
 def test_too_slow_a_design_has_no_bitstream(echo_board, tmp_path, capsys):

@@ -118,6 +118,18 @@ def test_another_board_after_the_link_failed_is_told(device, monkeypatch):
         device.matmul(a, b)
 
 
+def test_a_ports_name_may_say_the_baud_rate(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "sat.devices.uart.UartDevice", lambda *port, **more: made.append((port, more))
+    )
+    sat.device("uart:/dev/ttyACM0@115200", array="2x2")
+    sat.device("uart:/dev/ttyUSB0")
+    assert made == [(("/dev/ttyACM0",), {"array": "2x2", "baud": 115200}), (("/dev/ttyUSB0",), {})]
+    with pytest.raises(ValueError, match=r"'fast' is no baud rate; write digits behind the @"):
+        sat.device("uart:/dev/ttyACM0@fast")
+
+
 def test_a_second_user_of_the_port_is_refused(served, device):
     with pytest.raises(DeviceError, match=r"cannot be opened.*close other programs"):
         sat.device(f"uart:{served.port}", config=CONFIG)

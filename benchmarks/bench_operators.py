@@ -33,6 +33,15 @@ from sat.methods.lsm import LSM, darcy_samples, relative_l2
 from sat.methods.lsm import demo as lsm
 from sat.methods.mm_pde import MMPDE, MeshMover, MlpBranch
 from sat.methods.mm_pde import demo as mm_pde
+from sat.methods.nearfield_mimo import (
+    Deep2S,
+    DeepDI,
+    UNet3d,
+    born_matrix,
+    random_extended_targets,
+    slice_convolutions,
+)
+from sat.methods.nearfield_mimo import demo as nearfield_mimo
 from sat.methods.neuraldem import HopperModel
 from sat.methods.neuraldem import demo as neuraldem
 from sat.methods.nn_to_no import demo as nn_to_no
@@ -202,6 +211,19 @@ def density_step(width: int) -> Case:
     return model, lambda: dnmm_loss(model, z, rule, 10.0), 32
 
 
+def imager_step(base: int, *, direct: bool = False) -> Case:
+    """A step of 16 volumes of 16³; by physics, or by a fully connected first stage."""
+    array, grid, freqs = nearfield_mimo.setting()
+    a = born_matrix(array.tx, array.rx, grid, freqs)
+    network = UNet3d(1, base)
+    model = (DeepDI if direct else Deep2S)(len(a) if direct else a, grid.shape, network)  # type: ignore[operator]
+    slice_convolutions(network)
+    scenes = random_extended_targets(nearfield_mimo.BATCH, grid, 0)
+    y = nearfield_mimo.measured(array, grid, freqs, scenes).to(torch.complex64)
+    magnitude = scenes.abs().float()
+    return model, lambda: (model(y) - magnitude).square().sum() / len(y), 8
+
+
 def graph_step(net: GraphNet) -> Case:
     """A step of the network on the demo's square, 289 nodes."""
     space = pi_gnn_galerkin.square().space
@@ -361,6 +383,11 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
     "dnmm": [
         ("DNMM of the demo, 2 x 16-16, 2,000 points", lambda: density_step(16)),
         ("DNMM, 2 x 64-64, 2,000 points", lambda: density_step(64)),
+    ],
+    "nearfield_mimo": [
+        ("Deep2S of the demo, 16 x 16³ voxels", lambda: imager_step(nearfield_mimo.BASE)),
+        ("… DeepDI, 1,024 x 4,096 first", lambda: imager_step(nearfield_mimo.BASE, direct=True)),
+        ("Deep2S, base 32 as the authors'", lambda: imager_step(32)),
     ],
     "nn_to_no": [
         ("CNN 1-32-32-1 as an operator, 20 x 16 x 16", lambda: operator_step(16)),

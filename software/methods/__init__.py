@@ -345,6 +345,13 @@ _METHODS = (
         "samples of digits' exact mixture by 8 evaluations, from chains and from noise",
         "fp16",
     ),
+    Method(
+        "nearfield_mimo",
+        "Deep2S: near-field MIMO radar images in one shot",
+        "Manisali, Oral, Oktem 2024, arXiv 2312.16959",
+        "volumes from an eighth as many measurements, beside Tikhonov's and sparse solutions; N:M",
+        "fp16",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

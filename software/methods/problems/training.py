@@ -24,7 +24,7 @@ def fit(
     batch: int,
     generator: torch.Generator,
     schedule: str = "onecycle",
-    on_epoch: Callable[[int], None] | None = None,
+    on_epoch: Callable[[int], bool | None] | None = None,
 ) -> list[float]:
     """Train for some epochs; return the mean loss of each.
 
@@ -43,7 +43,7 @@ def fit(
         Up within 30 % of the steps, then down; a half wave of a cosine down to 0; constant, times
         0.4 after 3/8, 5/8 and 7/8 of the steps; or constant.
     on_epoch : callable, optional
-        Called after each epoch with its number, from 1.
+        Called after each epoch with its number, from 1; True stops.
 
     Returns
     -------
@@ -88,8 +88,8 @@ def fit(
             scheduler.step()
             losses.append(value)
         curve.append(fmean(losses))
-        if on_epoch is not None:
-            on_epoch(epoch)
+        if on_epoch is not None and on_epoch(epoch):
+            break
     return curve
 
 

@@ -31,6 +31,14 @@ from sat.methods.lightsb.demo import train_swiss_roll
 from sat.methods.lsm import LSM
 from sat.methods.mc_smoe import MoELayer, merge_experts
 from sat.methods.mm_pde import MMPDE, GridFields, MeshMover, MlpBranch
+from sat.methods.nearfield_mimo import (
+    Deep2S,
+    MimoArray,
+    UNet3d,
+    VoxelGrid,
+    born_matrix,
+    slice_convolutions,
+)
 from sat.methods.neuraldem import HopperModel
 from sat.methods.nn_to_no import to_operator
 from sat.methods.noprop import DenoiseBlock, DiffusionLevels, NoPropDT, label_embedding
@@ -277,6 +285,14 @@ def step_of(slug):
         learner = OnlineODL(8, oracle="newton_schulz")
         for _ in range(3):  # beside the start's SVD
             learner.partial_fit(torch.randn(60, 8))
+    elif slug == "nearfield_mimo":
+        array = MimoArray.cross(2, 2, 0.3)
+        grid = VoxelGrid.box((8, 8, 8), (-0.15, 0.15), (-0.15, 0.15), (0.35, 0.65))
+        born = born_matrix(array.tx, array.rx, grid, torch.tensor([4e9, 10e9, 16e9]))
+        imager = Deep2S(born, grid.shape, UNet3d(1, 4))
+        sliced = slice_convolutions(imager)
+        sat.sparsify_(imager, "bdwp", "2:8", filter_fn=lambda name, _: name in sliced)
+        imager(born[:, :2].mT).square().sum().backward()
     elif slug == "s3im":
         field = VoxelRadianceField(4, 5, 16)
         sat.sparsify_(field, "bdwp", "2:8")

@@ -236,6 +236,22 @@ def test_a_loss_that_is_not_finite_stops_training_and_changes_nothing():
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
+def test_training_ends_when_it_is_told_to():
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    seen: list[int] = []
+
+    def watch(epoch):
+        seen.append(epoch)
+        return epoch == 3
+
+    curve = fit(
+        lambda places: model.weight.square().sum(), 4, optimizer, epochs=9, batch=2,
+        generator=torch.Generator(), on_epoch=watch,
+    )  # fmt: skip
+    assert seen == [1, 2, 3] and len(curve) == 3
+
+
 def test_split_finds_matrices_of_other_models():
     encoder = nn.TransformerEncoder(
         nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False

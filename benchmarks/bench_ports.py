@@ -81,7 +81,9 @@ def kinds(c: SatConfig) -> Iterator[tuple[str, int, list[Instruction]]]:
             56 * 9 * pixel,
             [*setup, Instruction(Opcode.GATHER, {**body, **taps})],
         )
-        turned = {"taps_y": 1, "taps_x": 1, "transpose": 1, "rows": 128, "stride": 17}
+        # Groups of channels are written together, where a beat has several.
+        stride = 16 + c.wide_stride(c.rows) % c.beat_words
+        turned = {"taps_y": 1, "taps_x": 1, "transpose": 1, "rows": 128, "stride": stride}
         turned["groups"] = ceil_div(channels, 32)
         yield (
             f"… transposed, {channels} channels",

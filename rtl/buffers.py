@@ -11,6 +11,8 @@ from amaranth import *
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from sat.rtl.layouts import ALONE, Groups
+
 
 def bank_memory(shape: Any, words: int) -> memory.Memory:
     """Return the memory of a bank.
@@ -42,6 +44,8 @@ class OperandBuffer(wiring.Component):
         Neighbouring lanes that are always written together: a beat's.
     elements : int
         Elements of a beat, for transposed writes.
+    groups : Groups
+        Of channels that such a write brings.
 
     A layout with ``transpose`` has banks that can each take an element of their own; see
     `sat.rtl.layouts.operand_write_layout`.
@@ -59,13 +63,16 @@ class OperandBuffer(wiring.Component):
         words: int,
         together: int = 1,
         elements: int = 1,
+        groups: Groups = ALONE,
     ):
-        self.words, self.together, self.elements = words, together, elements
-        self.banks = write["banks"].width
+        self.words, self.together, self.elements, self.groups = words, together, elements, groups
+        self.banks = write["banks"].width // groups.count
         lanes = write["lanes"].width
         self.parts = write["data"].shape.length // lanes
         self.lanes = data.ArrayLayout(write["data"].shape.elem_shape, lanes)
-        self._beats: dict[int, list[Value]] = {}  # what transposed banks are offered, shared
+        # What several sub-banks are offered.
+        self._beats: dict[int, list[Value]] = {}
+        self._rows: dict[tuple[int, int], Value] = {}
         super().__init__(
             {
                 "write": In(write),
@@ -83,12 +90,17 @@ class OperandBuffer(wiring.Component):
                 self._sub_banks(m, number)
         return m
 
-    def _offered(self, m: Module, number: int) -> list[Value]:
-        """Return the beat that a bank is offered: transposed, of each word the bank's element."""
+    def _place(self, number: int, part: int) -> int:
+        """Return at which place a sub-bank of a bank finds its group."""
+        return self.groups.place((part - number) % self.parts)
+
+    def _offered(self, m: Module, number: int, part: int) -> list[Value]:
+        """Return the beat that a sub-bank is offered: transposed, of each word its own element."""
         beat = [self.write.data[n] for n in range(self.lanes.length * self.parts)]
         if "transpose" not in dict(self.write.shape().members):
             return beat
-        element = number % self.elements // self.parts
+        banks = self.elements // self.groups.count
+        element = (self._place(number, part) * banks + number % banks) // self.parts
         if element not in self._beats:
             turned = [
                 Signal(self.lanes.elem_shape, name=f"beat_{element}_{n}") for n in range(len(beat))
@@ -99,15 +111,27 @@ class OperandBuffer(wiring.Component):
             self._beats[element] = turned
         return self._beats[element]
 
+    def _row(self, m: Module, number: int, part: int) -> Value:
+        """Return the row that a sub-bank of a bank is offered."""
+        rows, place = self.write.address, self._place(number, part)
+        if self.groups.count == 1:
+            return rows[part]
+        if (part, place) not in self._rows:
+            self._rows[part, place] = row = Signal(rows[part].shape(), name=f"row_{part}_{place}")
+            m.d.comb += row.eq(
+                Mux(self.write.diagonal, rows[place * self.groups.apart], rows[part])
+            )
+        return self._rows[part, place]
+
     def _memory(self, m: Module, name: str, number: int, part: int, enable: Value):
         """Make a memory with its write port; return it and the read port."""
         lanes, words = self.lanes.length, self.words // self.parts
         m.submodules[name] = made = bank_memory(self.lanes, words)
         write, read = made.write_port(granularity=self.together), made.read_port()
         parts = Cat(self.write.lanes[n] for n in range(0, lanes, self.together))
-        address = self.write.address if self.parts == 1 else self.write.address[part]
+        address = self.write.address if self.parts == 1 else self._row(m, number, part)
         m.d.comb += [write.addr.eq(address), write.en.eq(Mux(enable, parts, 0))]
-        own = self._offered(m, number)[part * lanes : (part + 1) * lanes]
+        own = self._offered(m, number, part)[part * lanes : (part + 1) * lanes]
         m.d.comb += [write.data[lane].eq(value) for lane, value in enumerate(own)]
         return read
 
@@ -122,7 +146,12 @@ class OperandBuffer(wiring.Component):
         enable = self.write.enable
         turned = Mux(self.write.diagonal, enable.rotate_left(number % parts), enable)
         enables = Signal(parts, name=f"enables_{number}")
-        m.d.comb += enables.eq(Mux(self.write.banks[number], turned, 0))
+        banks = self.write.banks
+        if self.groups.count == 1:
+            m.d.comb += enables.eq(Mux(banks[number], turned, 0))
+        else:
+            places = (self._place(number, part) for part in range(parts))
+            m.d.comb += enables.eq(turned & Cat(banks[n * self.banks + number] for n in places))
         wanted, shown = (Signal(bits, name=f"{name}_{number}") for name in ("wanted", "shown"))
         m.d.comb += wanted.eq(self.address[number] + number)
         m.d.sync += shown.eq(wanted)

@@ -143,7 +143,7 @@ class Checker(wiring.Component):
         """Return whether rows of words miss the banks of a buffer.
 
         ``late``: when a row has other words than ``words``, and how many: a product. ``pruning``:
-        whether rows are pruned along the lanes (one group, then), N and log2 M.
+        whether rows are pruned along the lanes (what is written together, then), N and log2 M.
         """
         config = self.config
         # By row and by word share the shape of their rules: `groups` groups of `each` things.
@@ -160,11 +160,11 @@ class Checker(wiring.Component):
         )
         room = depth - i.base
         if pruning is not None:
-            # There is one group: what its product would say is 0. It tells the values kept, times
-            # M, instead.
+            # Few groups, the last with least room: products tell the values kept, times M, instead.
             pruned, n, log2_m = pruning
+            further = sum(Mux(groups == k, k * stride, 0) for k in range(1, config.b_groups))
+            room = Mux(pruned, (room - further) << config.lane_bits << log2_m, room)
             groups, stride = Mux(pruned, i.rows, groups), Mux(pruned, n, stride)
-            room = Mux(pruned, room << config.lane_bits << log2_m, room)
             inner = Mux(pruned, 0, inner)
         start = times(groups, stride, late=True)
         room = self._early(m, room)
@@ -298,9 +298,11 @@ class Checker(wiring.Component):
             | (i.segment_bytes[:beat_low] != 0),
             ~is_a | (i.segment_bytes[:word_low] != 0),
         )
-        partial = (i.rows & ((1 << log2_m) - 1)) != 0
+        bad_pruned = (i.rows & ((1 << log2_m) - 1)) != 0
         unit = -(-INDICES_TOGETHER // config.max_m)
-        bad_pruned = partial | (i.groups != 1) | ((i.base & (unit - 1)) != 0)
+        together = (i.stride & (config.beat_words - 1)) == config.wide_stride(config.cols)
+        bad_pruned |= (i.base & (unit - 1)) != 0
+        bad_pruned |= (i.groups != 1) & (~together | (i.groups > config.b_groups))
         bad_field = (
             (i.rows == 0)
             | (i.taps_y == 0)

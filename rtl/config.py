@@ -216,8 +216,9 @@ class SatConfig:
     tile_weights: int = 1024
     """Weights of the largest tile that one UPDATE takes; a power of two."""
     prune_gathers: bool = False
-    """Prune what transposed GATHERs bring into B along the positions (sparse WU): a SORE lane for
-    each column. A granule then holds at most ``cols`` FP16 values, a beat at least as many."""
+    """Prune what transposed GATHERs bring into B along the positions (sparse WU): `b_groups`
+    SORE lanes for each column. A granule then holds at most ``cols`` FP16 values, a beat at least
+    as many."""
     axi: AxiConfig = field(default_factory=AxiConfig)
     """Memory ports."""
     queue_depth: int = 4
@@ -321,6 +322,31 @@ class SatConfig:
     def beat_words(self) -> int:
         """Granules in a beat: words that the banks take, or give, in one cycle."""
         return self.axi.beat_bytes // self.granule_bytes
+
+    def wide_groups(self, banks: int) -> int:
+        """Return how many groups of channels a transposed GATHER writes in a cycle, at most.
+
+        A group is a channel for each of so many banks. Of the sub-banks of a bank each group's word
+        needs one: as many as a beat has are written together where that leaves at least four
+        sub-banks to each, and a group has channels for all of them.
+        """
+        groups, rest = divmod(self.axi.beat_bytes // 2, banks)
+        whole = rest == 0 and banks % self.beat_words == 0
+        return groups if whole and 4 <= 4 * groups <= self.beat_words else 1
+
+    def wide_stride(self, banks: int) -> int:
+        """Return what strides are, modulo `beat_words`, of groups that are written together."""
+        return self.beat_words // self.wide_groups(banks)
+
+    @property
+    def a_groups(self) -> int:
+        """Groups of channels that go into A in a cycle, at most."""
+        return self.wide_groups(self.rows)
+
+    @property
+    def b_groups(self) -> int:
+        """Groups of channels that go into B in a cycle, at most."""
+        return self.wide_groups(self.cols)
 
     @property
     def lane_bits(self) -> int:

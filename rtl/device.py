@@ -23,8 +23,10 @@ from sat.rtl.fetch import Fetch
 from sat.rtl.isa import Source, Status
 from sat.rtl.layouts import (
     PC_BITS,
+    index_groups,
     index_write_layout,
     mask_write_layout,
+    operand_groups,
     operand_write_layout,
     start_write_layout,
 )
@@ -106,12 +108,19 @@ class Device(wiring.Component):
         # Buffers.
         elements = config.axi.beat_bytes // 2
         a, b = (
-            OperandBuffer(operand_write_layout(config, banks, words), words, elements=elements)
+            OperandBuffer(
+                operand_write_layout(config, banks, words),
+                words,
+                elements=elements,
+                groups=operand_groups(config, banks),
+            )
             for banks, words in ((config.rows, config.a_words), (config.cols, config.b_words))
         )
         # GATHERs that prune bring a lane of indices at a time, LOADs a granule of them.
         lanes = 1 if config.prune_gathers else config.granule_bytes // 2
-        index = OperandBuffer(index_write_layout(config), config.i_words, lanes, elements)
+        index = OperandBuffer(
+            index_write_layout(config), config.i_words, lanes, elements, index_groups(config)
+        )
         start = StartBuffer(start_write_layout(config), config.sum_words)
         output = OutputBuffer(config.cols, config.sum_words)
         for name, buffer, write, letter in (

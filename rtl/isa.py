@@ -238,7 +238,7 @@ GATHER = data.StructLayout(
         "transpose": 1,  # bank by channel, a position to a lane; one tap
         "base": 16,  # pruned: base * max_m is a multiple of 4
         "stride": 16,
-        "groups": 16,  # as LOAD; transpose: ceil(channels / banks), pruned: 1
+        "groups": 16,  # as LOAD; transpose: ceil(channels / banks), pruned: 1 or `b_groups`
         "copies": 8,
         "words_per_pass": 8,
     }

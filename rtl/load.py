@@ -10,21 +10,24 @@ from sat.rtl import isa
 from sat.rtl.axi import Axi4ReadSignature, Response, address_constants
 from sat.rtl.bursts import BurstCutter
 from sat.rtl.columns import take_masks, take_starts
-from sat.rtl.config import INDICES_TOGETHER, SEMAPHORES, SatConfig
+from sat.rtl.config import SEMAPHORES, SatConfig
 from sat.rtl.fp.operand import OperandDecoder
 from sat.rtl.isa import Buffer, Opcode
 from sat.rtl.layouts import (
+    ALONE,
     PC_BITS,
     any_command_layout,
+    index_groups,
     index_write_layout,
     mask_write_layout,
+    operand_groups,
     operand_write_layout,
     start_write_layout,
     update_write_layout,
 )
-from sat.rtl.prune import GatherPruner
+from sat.rtl.prune import GatherPruner, kept
 from sat.rtl.segments import SegmentWalker, segment_layout
-from sat.rtl.spread import Place, beat_at_hand, chosen, dealt, put, turned
+from sat.rtl.spread import Place, Targets, beat_at_hand, chosen, dealt, put, reach, to_place, turned
 from sat.rtl.streams import Queue
 
 COMMANDS_AHEAD = 4
@@ -90,7 +93,9 @@ class LoadEngine(wiring.Component):
     * MASK, a word a cycle;
     * by word, where beats hold several words: a write ends with a pass, and with ``copies``
       above 1 is one word;
-    * transposed GATHER: a beat goes to its banks in one write unless it meets the last bank;
+    * transposed GATHER: a beat goes to its banks in one write unless it meets the last bank, of the
+      last of the groups of channels that are written together (`SatConfig.wide_groups`; where the
+      stride is not `SatConfig.wide_stride` modulo ``beat_words``, of every group);
     * behind a pruning GATHER, the cycles in which `sat.rtl.prune.GatherPruner` gives what is left.
 
     The beat taken in cycle t is on the write port of its buffer in t + 1, and so is the signal of
@@ -109,8 +114,9 @@ class LoadEngine(wiring.Component):
     WEIGHT, …   bank x mod lanes                     base + (x div lanes) * stride + w
     transposed  channel c: bank c mod R (B: C)       base + (c div R) * stride + x div max_m,
                                                      lane x mod max_m
-    pruned      channel c: bank c                    base + k div max_m, lane k mod max_m: the
-                                                     k-th kept; its index: INDEX, the same number
+    pruned      channel c: bank c mod C              base + (c div C) * stride + k div max_m,
+                                                     lane k mod max_m: the k-th kept; its index:
+                                                     INDEX, the same number
     =========== ==================================== ==========================================
 
     Parameters
@@ -313,7 +319,7 @@ class LoadEngine(wiring.Component):
     ) -> Value:
         """Spread beats over operand, index and update banks; return when a beat is taken."""
         config, port = self.config, self.port
-        together = config.beat_words
+        together, per_beat = config.beat_words, config.axi.beat_bytes // 2
         max_bits = (config.max_m - 1).bit_length()
 
         destination, transpose, by_word = command.destination, command.transpose, command.by_word
@@ -340,10 +346,13 @@ class LoadEngine(wiring.Component):
 
         beat = beat_at_hand(m, config, zeros.p, command.last_granule, granule)
         offset = beat.offset
+        of_a, of_b = (operand_groups(config, n) for n in (config.rows, config.cols))
+        sides = (is_a, of_a), (is_b, of_b)
+        limit, further = reach(config, sides, banks, stride)
         count = Signal(range(config.axi.beat_bytes // 2 + 1))  # transposed: elements of this write
         m.d.comb += count.eq(beat.elements)
-        with m.If(beat.elements > banks - bank):
-            m.d.comb += count.eq(banks - bank)
+        with m.If(beat.elements > limit - bank):
+            m.d.comb += count.eq(limit - bank)
         words = Signal.like(beat.words)  # else: granules of this write
         m.d.comb += words.eq(beat.words)
         several = Signal()  # by word: a write takes several words, none of them copied
@@ -366,9 +375,9 @@ class LoadEngine(wiring.Component):
         with m.If(step if together > 1 else step & transpose):
             m.d.sync += beat.done.eq(Mux(beat_done, 0, beat.done + advance))
         with m.If(step & transpose):
-            m.d.sync += bank.eq(Mux(next_bank == banks, 0, next_bank))
-            with m.If(next_bank == banks):
-                m.d.sync += group_offset.eq(group_offset + stride)
+            m.d.sync += bank.eq(Mux(next_bank == limit, 0, next_bank))
+            with m.If(next_bank == limit):
+                m.d.sync += group_offset.eq(group_offset + further)
         with m.If(step if together > 1 else step & beat_done):
             with m.If(part != parts - 1):
                 m.d.sync += part.eq(part + 1)
@@ -417,16 +426,17 @@ class LoadEngine(wiring.Component):
         m.d.comb += address.eq(
             command.base + group_offset + Mux(transpose, row >> max_bits, word_offset)
         )
-        per_beat, per_granule = config.axi.beat_bytes // 2, config.granule_bytes // 2
+        per_granule = config.granule_bytes // 2
         lanes = Signal(config.max_m)
         with m.If(transpose):
             m.d.comb += lanes.eq(1 << row[:max_bits])
         with m.Else():
             m.d.comb += lanes.eq(((1 << per_granule) - 1) << (part * per_granule))
-        mask = Signal(64)
+        mask = Signal(max(64, of_a.count * config.rows, of_b.count * config.cols))
         first = Mux(by_word, first_bank, bank)
         ones = Mux(transpose, count, Mux(by_word, Mux(several, words, copies[:7]), 1))
-        m.d.comb += mask.eq(((1 << ones[:7]) - 1) << first[:6])
+        bits = len(mask).bit_length()
+        m.d.comb += mask.eq(((1 << ones[:bits]) - 1) << first[: bits - 1])
 
         # Turn the beat until everything is where its bank finds it.
         raw = [Signal(16, name=f"raw_{n}") for n in range(per_beat)]
@@ -436,45 +446,45 @@ class LoadEngine(wiring.Component):
         if together == 1:
             m.d.comb += turn.eq(Mux(transpose, offset - bank, 0))
         else:
+            at = bank + Mux(prune, 0, to_place(config, sides, address))
             m.d.comb += [
                 to.eq(Mux(by_word & ~several, 0, address + first)),
-                turn.eq(offset - Mux(transpose, bank, to * per_granule)),
+                turn.eq(offset - Mux(transpose, at, to * per_granule)),
             ]
         elements = turned(m, config, raw, turn)
-        place = Place(mask, lanes, address, to, words, transpose, by_word | transpose)
+        place = Place(mask, lanes, address, stride, to, words, transpose, by_word | transpose)
         gives, gives_index, index_place = step, step & is_index, place
         indices = elements  # which are never dealt, but for those of the pruner
         if pruner is not None:
             m.d.comb += [
                 *(one.eq(elements[n]) for n, one in enumerate(pruner.elements)),
-                pruner.banks.eq(Mux(step & prune, mask, 0)),
+                pruner.lanes.eq(Mux(step & prune, mask, 0)),
                 pruner.complete.eq(step & prune & beat_done & beat.last),
                 pruner.last.eq(last_row),
             ]
-            to_value, to_index = (
-                Place.of_lane(config, pruner.columns, number)
-                for number in (pruner.element, pruner.element // INDICES_TOGETHER)
-            )
-            none = [Const(0, 16)] * (per_beat - config.cols)
-            kept = [*pruner.indices, *none]
-            kept = dealt(m, config, kept, Const(1), Const(0), to_index.address)
-            indices = chosen(prune, kept, elements)
-            elements = chosen(prune, [*pruner.values, *none], elements)
+            (values, to_value), (packed, to_index) = kept(m, config, pruner, stride)
+            indices, elements = (chosen(prune, own, elements) for own in (packed, values))
             gives = Mux(prune, pruner.valid, step)
             gives_index = Mux(prune, pruner.index_valid, gives_index)
             index_place = to_index.chosen(prune, place)
             place = to_value.chosen(prune, place)
-        elements = dealt(m, config, elements, transpose, by_word & ~several, place.address)
+        a_to, b_to = Targets(of_a, config.rows, place), Targets(of_b, config.cols, place)
+        i_to = Targets(index_groups(config), config.cols, index_place)
+        u_to = Targets(ALONE, config.update_lanes, place)
+        transposed = [(transpose, a_to)]
+        if of_a != of_b:
+            transposed = [(transpose & is_a, a_to), (transpose & ~is_a, b_to)]
+        elements = dealt(m, config, elements, by_word & ~several, transposed)
         decoded = []
         for number, element in enumerate(elements):
             m.submodules[f"decoder_{number}"] = decoder = OperandDecoder()
             m.d.comb += decoder.i.eq(element)
             decoded.append(decoder.o)
         granules = [Cat(elements[n : n + per_granule]) for n in range(0, per_beat, per_granule)]
-        put(m, config, self.a_write, gives & is_a, decoded, place)
-        put(m, config, self.b_write, gives & is_b, decoded, place)
-        put(m, config, self.i_write, gives_index, indices, index_place)
-        put(m, config, self.u_write, gives & updated, granules, place)
+        put(m, config, self.a_write, gives & is_a, decoded, a_to)
+        put(m, config, self.b_write, gives & is_b, decoded, b_to)
+        put(m, config, self.i_write, gives_index, indices, i_to)
+        put(m, config, self.u_write, gives & updated, granules, u_to)
         number = destination.as_value() - Buffer.WEIGHT.value
         m.d.comb += self.u_write.lanes.eq(1)
         with m.If(step & updated):

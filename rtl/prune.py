@@ -7,14 +7,17 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from sat.rtl.config import INDEX_BITS, INDICES_TOGETHER, SatConfig
+from sat.rtl.layouts import index_groups, operand_groups
 from sat.rtl.sore import SoreLane
+from sat.rtl.spread import Place, Targets, all_by_place, dealt
 
 
 class GatherPruner(wiring.Component):
-    """A SORE lane for each column: positions come one after another, all channels of one together.
+    """A SORE lane for each column, of each group of channels that are written together.
 
-    Lanes see the same positions and keep equally many of each group, so that they give their k-th
-    values in the same cycle, all to the same place of their banks.
+    Positions come one after another, all channels of one together, channel c to lane c: that is
+    bank c mod C. Lanes see the same positions and keep equally many of every M, so that they give
+    their k-th values in the same cycle, all for the same place of what their banks hold of them.
 
     Timing. If a position that ends a group is complete in cycle t, the group's k-th kept values
     are given in cycle t + 1 + `FpTiming.sore_stages` + k. So the last of an instruction are given,
@@ -31,19 +34,20 @@ class GatherPruner(wiring.Component):
     n, log2_m : ``In``
         The pattern; steady from an instruction's first position to ``done``.
     first : ``In``
-        Number of the first element in each bank, a multiple of 4; steady likewise.
-    banks, elements : ``In``
-        FP16 values that come in this cycle, and for which banks.
+        Number of the first channels' first element in their banks, a multiple of 4; steady
+        likewise.
+    lanes, elements : ``In``
+        FP16 values that come in this cycle, and for which lanes.
     complete, last : ``In(1)``
         With them a position is complete; it is the instruction's last. Positions are whole groups.
     draining, done : ``Out(1)``
         See above. No element may come while ``draining``.
     valid, values, element : ``Out``
-        Kept values, a bank each, and their number in their banks.
+        Kept values of the lanes, and the first channels' number in their banks.
     index_valid, indices : ``Out``
-        For each bank the indices from ``element`` - ``element`` mod 4 on; 0 behind ``element``.
-    columns : ``Out``
-        The banks that both are for.
+        For each lane the indices from ``element`` - ``element`` mod 4 on; 0 behind ``element``.
+    kept : ``Out``
+        The lanes that have any.
 
     Source: Fang et al. 2023, SORE; pruning along positions in the load engine is this project's.
     """
@@ -51,23 +55,24 @@ class GatherPruner(wiring.Component):
     def __init__(self, config: SatConfig):
         self.config = config
         element = range(config.b_words * config.max_m)
+        lanes = config.b_groups * config.cols
         super().__init__(
             {
                 "n": In(5),
                 "log2_m": In(3),
                 "first": In(element),
-                "banks": In(config.cols),
-                "elements": In(16).array(config.cols),
+                "lanes": In(lanes),
+                "elements": In(16).array(lanes),
                 "complete": In(1),
                 "last": In(1),
                 "draining": Out(1),
                 "done": Out(1),
                 "valid": Out(1),
-                "values": Out(16).array(config.cols),
+                "values": Out(16).array(lanes),
                 "element": Out(element),
                 "index_valid": Out(1),
-                "indices": Out(16).array(config.cols),
-                "columns": Out(config.cols),
+                "indices": Out(16).array(lanes),
+                "kept": Out(lanes),
             }
         )
 
@@ -85,7 +90,7 @@ class GatherPruner(wiring.Component):
             m.d.sync += drain.eq(stages + self.n)
         with m.Elif(self.draining):
             m.d.sync += drain.eq(drain - 1)
-        m.d.sync += self.columns.eq(Mux(self.done, 0, self.columns | self.banks))
+        m.d.sync += self.kept.eq(Mux(self.done, 0, self.kept | self.lanes))
 
         fresh = Signal(init=1)  # no position of the instruction is complete
         with m.If(self.complete & fresh):
@@ -97,10 +102,10 @@ class GatherPruner(wiring.Component):
         place = self.element[: (INDICES_TOGETHER - 1).bit_length()]
         m.d.comb += self.index_valid.eq(self.valid & ((place == INDICES_TOGETHER - 1) | self.done))
 
-        for number in range(self.config.cols):
+        for number in range(len(self.lanes)):
             m.submodules[f"lane_{number}"] = lane = SoreLane(self.config.max_m, stages)
             element = Signal(16, name=f"element_{number}", reset_less=True)
-            with m.If(self.banks[number]):
+            with m.If(self.lanes[number]):
                 m.d.sync += element.eq(self.elements[number])
             m.d.comb += [
                 lane.n.eq(self.n),
@@ -121,3 +126,26 @@ class GatherPruner(wiring.Component):
                     .eq(Mux(place == n, lane.out_index, Mux(place > n, index, 0)))
                 )
         return m
+
+
+def kept(
+    m: Module, config: SatConfig, pruner: GatherPruner, stride: Value
+) -> list[tuple[list[Value], Place]]:
+    """Return what a pruner gives as elements of a beat, and where it goes: values, then indices.
+
+    Values are by the places of their groups of channels, ``stride`` words apart; indices are dealt,
+    too.
+    """
+    found = []
+    for given, groups, unit in (
+        (pruner.values, operand_groups(config, config.cols), 1),
+        (pruner.indices, index_groups(config), INDICES_TOGETHER),
+    ):
+        place = Place.of_lane(config, pruner.kept, pruner.element // unit, stride // unit)
+        none = [Const(0, 16)] * (config.axi.beat_bytes // 2 - len(given))
+        elements = [*all_by_place(m, given, groups, place.address), *none]
+        if given is pruner.indices:
+            targets = Targets(groups, config.cols, place)
+            elements = dealt(m, config, elements, Const(0), [(Const(1), targets)])
+        found.append((elements, place))
+    return found

@@ -6,12 +6,15 @@ Parts of the load engine (`sat.rtl.load`); banks and sub-banks are those of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from amaranth import *
+from amaranth.hdl import ValueLike
 from amaranth.lib import data
 
 from sat.rtl.config import SatConfig
+from sat.rtl.layouts import Groups
 
 
 def chosen(which: Value, yes: list[Value], no: list[Value]) -> list[Value]:
@@ -103,15 +106,14 @@ def dealt(
     m: Module,
     config: SatConfig,
     elements: list[Value],
-    transpose: Value,
     copied: Value,
-    address: Value,
+    transposed: Sequence[tuple[Value, Targets]],
 ) -> list[Value]:
     """Return the beat's elements as sub-banks are to find them.
 
-    Transposed, bank x (modulo the elements of a beat) finds its own at place x div K of
-    sub-bank (address + x) mod K; ``copied``, the first word is offered to all; else nothing
-    changes.
+    Transposed, of the groups of channels at each place (one of the conditions holds, then), bank
+    x, modulo the elements that a group has of a beat, finds its own in the sub-bank that has its
+    word; ``copied``, the first word is offered to all; else nothing changes.
     """
     together, per_word = config.beat_words, config.max_m
     if together == 1:
@@ -120,13 +122,22 @@ def dealt(
     m.d.comb += [place.eq(element) for place, element in zip(after, elements, strict=True)]
     with m.If(copied):
         m.d.comb += [place.eq(elements[n % per_word]) for n, place in enumerate(after)]
-    with m.If(transpose), m.Switch(address[: together.bit_length() - 1]):
-        for start in range(together):
-            with m.Case(start):
-                m.d.comb += [
-                    place.eq(elements[n % per_word * together + (n // per_word - start) % together])
-                    for n, place in enumerate(after)
-                ]
+    for when, targets in transposed:
+        groups = targets.groups
+        own = per_word // groups.count  # elements that a word has of a group
+        for place, address in enumerate(targets.addresses):
+            with m.If(when), m.Switch(address[: together.bit_length() - 1]):
+                for start in range(together):
+                    if groups.place(start) != place:
+                        continue
+                    with m.Case(start):
+                        m.d.comb += [
+                            after[part * per_word + n].eq(
+                                elements[n * together + (part - start) % together]
+                            )
+                            for part in range(together)
+                            for n in range(place * own, (place + 1) * own)
+                        ]
     return after
 
 
@@ -140,6 +151,8 @@ class Place:
         Masks of those that take it.
     address : Value
         The first word.
+    stride : Value
+        Transposed: words from one group of channels to the next.
     first, words : Value
         Not diagonal: the sub-bank of the first word, how many words there are.
     transpose, diagonal : Value
@@ -149,17 +162,18 @@ class Place:
     banks: Value
     lanes: Value
     address: Value
+    stride: Value
     first: Value
     words: Value
     transpose: Value
     diagonal: Value
 
     @classmethod
-    def of_lane(cls, config: SatConfig, banks: Value, number: Value) -> Place:
+    def of_lane(cls, config: SatConfig, banks: Value, number: Value, stride: Value) -> Place:
         """Return where a lane of each bank lies, by its number in the bank: a transposed write."""
         bits = config.lane_bits
         lanes = (1 << number[:bits])[: config.max_m]
-        return cls(banks, lanes, number[bits:], Const(0), Const(0), Const(1), Const(1))
+        return cls(banks, lanes, number[bits:], stride, Const(0), Const(0), Const(1), Const(1))
 
     def chosen(self, which: Value, other: Place) -> Place:
         """Return this place or another."""
@@ -168,17 +182,113 @@ class Place:
         )
 
 
+Sides = Sequence[tuple[Value, Groups]]
+"""Of A and of B: whether a write is for it, and its groups of channels."""
+
+
+def reach(
+    config: SatConfig, sides: Sides, banks: Value, stride: Value
+) -> tuple[ValueLike, ValueLike]:
+    """Return at which bank transposed writes end, counted on over the groups written together.
+
+    And how many words further the next ones go.
+    """
+    end, further = banks, stride
+    for is_own, groups in sides:
+        if groups.count > 1:
+            wide = is_own & (stride[: config.beat_words.bit_length() - 1] == groups.apart)
+            end = Mux(wide, config.axi.beat_bytes // 2, end)
+            further = Mux(wide, stride * groups.count, further)
+    return end, further
+
+
+def to_place(config: SatConfig, sides: Sides, address: Value) -> ValueLike:
+    """Return by how many elements a transposed beat is turned up to bring groups to their places.
+
+    There bank 0 finds its channel of the first group, which goes to ``address``.
+    """
+    found: ValueLike = 0
+    for is_own, groups in sides:
+        if groups.count > 1:
+            elements = config.axi.beat_bytes // 2 // groups.count
+            found = Mux(is_own, first_place(groups, address) * elements, found)
+    return found
+
+
+def first_place(groups: Groups, address: Value) -> Value:
+    """Return at which place the first group is, by its address."""
+    low, bits = (n.bit_length() - 1 for n in (groups.apart, groups.count))
+    return address[low : low + bits]
+
+
+def by_place(of_groups: Sequence[Value], first: Value) -> list[Value]:
+    """Return what belongs to groups by their places: at place ``first`` is the first group's."""
+    count = len(of_groups)
+    return [
+        Array(of_groups[(place - start) % count] for start in range(count))[first]
+        for place in range(count)
+    ]
+
+
+def all_by_place(
+    m: Module, elements: Sequence[Value], groups: Groups, address: Value
+) -> Sequence[Value]:
+    """Return elements, one of each bank for each group, by the groups' places."""
+    if groups.count == 1:
+        return elements
+    banks, first = len(elements) // groups.count, first_place(groups, address)
+    after = [Signal(16, name=f"placed_{n}") for n in range(len(elements))]
+    for bank in range(banks):
+        own = by_place(elements[bank::banks], first)
+        m.d.comb += [after[n * banks + bank].eq(value) for n, value in enumerate(own)]
+    return after
+
+
+class Targets:
+    """A write's place in a buffer: of each of the groups of channels that the buffer may take.
+
+    Parameters
+    ----------
+    groups : Groups
+        Of the buffer.
+    banks : int
+        Its banks.
+    place : Place
+        Of the first group. If it is diagonal, ``place.banks`` has a mask for each, the first
+        lowest; else one mask for all.
+
+    Attributes
+    ----------
+    addresses : list of Value
+        A word for each of the groups' places.
+    banks : Value
+        Masks, one for each of these.
+    """
+
+    def __init__(self, groups: Groups, banks: int, place: Place):
+        self.groups, self.place = groups, place
+        self.addresses, self.banks = [place.address], place.banks
+        if groups.count == 1:
+            return
+        first = first_place(groups, place.address)
+        every = range(groups.count)
+        words = [(place.address + n * place.stride)[:16] for n in every]
+        masks = [place.banks[n * banks : (n + 1) * banks] for n in every]
+        self.addresses = by_place(words, first)
+        self.banks = Cat(Mux(place.diagonal, own, masks[0]) for own in by_place(masks, first))
+
+
 def put(
-    m: Module, config: SatConfig, write: data.View, when: Value, lanes: list[Value], place: Place
+    m: Module, config: SatConfig, write: data.View, when: Value, lanes: list[Value], to: Targets
 ) -> None:
     """Have a write of the next cycle take a beat's lanes to their place.
 
-    Every part of a word sees the same beat; ``place.lanes`` says which of them takes it.
+    Every part of a word sees the same beat; ``lanes`` of the place says which of them takes it.
     """
-    together, has = config.beat_words, dict(write.shape().members)
+    together, place, has = config.beat_words, to.place, dict(write.shape().members)
     m.d.sync += write.banks.eq(0)
     with m.If(when):
-        m.d.sync += write.banks.eq(place.banks)
+        m.d.sync += write.banks.eq(to.banks)
         m.d.sync += [lane.eq(lanes[n % len(lanes)]) for n, lane in enumerate(write.data)]
         if "buffers" not in has:
             m.d.sync += write.lanes.eq(place.lanes)
@@ -190,11 +300,12 @@ def put(
         shift = together.bit_length() - 1
         m.d.sync += write.diagonal.eq(place.diagonal)
         for number in range(together):
+            own = to.addresses[to.groups.place(number)]
             behind = (number - place.first)[:shift]  # words behind the first of this write
-            row = (place.address + Mux(place.diagonal, 0, behind)) >> shift
+            row = Mux(place.diagonal, own, place.address + behind) >> shift
             m.d.sync += [
                 write.address[number].eq(row),
                 write.enable[number].eq(
-                    Mux(place.diagonal, place.address[:shift] == number, behind < place.words)
+                    Mux(place.diagonal, own[:shift] == number, behind < place.words)
                 ),
             ]

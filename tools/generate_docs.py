@@ -27,9 +27,11 @@ ACTIONS = {
         "the tensor, and spread them over the banks of A; or, transposed, a run of positions of "
         "one tap into the lanes of A or B. Into B under a WINDOW with a pattern N:M, the N largest "
         "magnitudes of every M positions of a channel are kept (ties: the earlier; NaN is the "
-        "largest): channel c's k-th in B bank c at element base * max_m + k, its place in its "
-        "group in INDEX bank c at the index of that number; indices are written by fours, "
-        "zeros behind the last."
+        "largest): channel c's k-th in B bank c mod C at element (base + (c div C) * stride) * "
+        "max_m + k, its place in its group in INDEX bank c mod C at the index of that number; "
+        "indices are written by fours, zeros behind the last. As many channels are pruned together "
+        "as there are columns, or where beats hold several groups of these (`SatConfig.b_groups`) "
+        "and `stride` is `SatConfig.wide_stride` modulo `beat_words`, as many as these have."
     ),
     isa.Opcode.MULTIPLY: "Run one tile of a product on the array.",
     isa.Opcode.STORE: (

@@ -16,10 +16,12 @@ from sat.dataflow.compile.gradient_shapes import (
     axes,
     chunk_words,
     gradient_shapes,
+    group_stride,
     kept_of,
     last_channels,
     least_cycles,
     prunes,
+    slot_words,
 )
 from sat.dataflow.compile.memory import MemoryMap
 from sat.dataflow.compile.patches import Patches, groups_of
@@ -74,9 +76,17 @@ class GradientPlanner(Planner):
         self.tile_rows, self.tile_cols = self.row_axis.tile, self.col_axis.tile
         self.cut = Chunks(layer, shape.positions, shape.lines)
         self.taps = TapLoads.of(layer, config.max_m, shape.lines)
-        self.a_words, self.b_words = chunk_words(layer, config, self.cut, self.taps)
-        self.a_slot = self.row_axis.groups * self.a_words
-        self.b_slot = self.col_axis.groups * self.b_words
+        words = chunk_words(layer, config, self.cut, self.taps)
+        sides = (self.row_axis, self.col_axis)
+        self.row_stride, self.col_stride = (
+            group_stride(own, side.groups, side.banks, config) if shape.wide else own
+            for own, side in zip(words, sides, strict=True)
+        )
+        strides = self.row_stride, self.col_stride
+        self.a_slot, self.b_slot = (
+            slot_words(own, side.groups, stride)
+            for own, side, stride in zip(words, sides, strides, strict=True)
+        )
         self.i_slot = ceil_div(self.b_slot, INDICES_TOGETHER)
         self.sum_slot = config.rows * s
         self.chunks = self.cut.count
@@ -110,7 +120,7 @@ class GradientPlanner(Planner):
         y, x = self._start(tap)
         segment = round_up(2 * channels, config.granule_bytes)
         banks, stride = (
-            (config.rows, self.a_words) if into is Buffer.A else (config.cols, self.b_words)
+            (config.rows, self.row_stride) if into is Buffer.A else (config.cols, self.col_stride)
         )
         if tap is not None:
             rows = rows + self.taps.more * layer.out_size[1]
@@ -158,24 +168,28 @@ class GradientPlanner(Planner):
     def b_loads(self, keys: Array) -> list[Block]:
         if not self.prunes:
             return self._loads(Buffer.B, keys, self.col_loads, self.first_col, True)
-        # A GATHER that prunes has a channel a bank.
+        # A GATHER that prunes has a channel a lane.
         tensor, window = self.pixels(False).setup(len(keys))
         n, m = self.layer.wu
         pattern: dict[str, Field] = {"n": n, "log2_m": m.bit_length() - 1}
         made = [tensor, replace(window, fields={**window.fields, **pattern})]
         block, chunk = np.divmod(keys, self.chunks)
         first, channels = np.array(self.col_loads).T
-        cols = self.config.cols
-        for group in range(self.col_axis.groups):
-            (some,) = np.nonzero(channels[block] > group * cols)
+        together = self.config.b_groups if self.shape.wide else 1
+        lanes = together * self.config.cols
+        for number in range(ceil_div(self.col_axis.groups, together)):
+            (some,) = np.nonzero(channels[block] > number * lanes)
             if not len(some):
                 continue
-            from_, left = first[block[some]] + group * cols, channels[block[some]] - group * cols
-            gather = self.gathers(
-                Buffer.B, self.first_col + from_, np.minimum(left, cols), chunk[some], None
+            from_, left = (
+                first[block[some]] + number * lanes,
+                channels[block[some]] - number * lanes,
             )
-            fields = {**gather.fields, "base": group * self.b_words}
-            made.append(replace(gather, fields=fields, owner=some, at=2 + group))
+            gather = self.gathers(
+                Buffer.B, self.first_col + from_, np.minimum(left, lanes), chunk[some], None
+            )
+            fields = {**gather.fields, "base": number * together * self.col_stride}
+            made.append(replace(gather, fields=fields, owner=some, at=2 + number))
         return made
 
     def _loads(
@@ -258,7 +272,7 @@ class GradientPlanner(Planner):
         a_load, b_load = (of_x, of_dy) if self.prunes else (of_dy, of_x)
         indices = {}
         if self.prunes:
-            index_stride = self.b_words // INDICES_TOGETHER
+            index_stride = self.col_stride // INDICES_TOGETHER
             indices = {"i_base": col_group * index_stride, "i_stride": index_stride}
         return Steps(
             a=(a_load * len(self.row_loads) + row) * chunks + chunk,
@@ -274,10 +288,11 @@ class GradientPlanner(Planner):
                 "words": words,
                 "values": self.per_word,
                 "last": kept - (words - 1) * self.per_word,
-                "a_base": row_group * self.a_words + (self.taps.offset[tap] if self.prunes else 0),
-                "a_stride": self.a_words,
-                "b_base": col_group * self.b_words,
-                "b_stride": self.b_words,
+                "a_base": row_group * self.row_stride
+                + (self.taps.offset[tap] if self.prunes else 0),
+                "a_stride": self.row_stride,
+                "b_base": col_group * self.col_stride,
+                "b_stride": self.col_stride,
             },
             output=output,
             opens=first,

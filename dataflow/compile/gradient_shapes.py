@@ -99,12 +99,18 @@ class _Side(NamedTuple):
     groups: int
     blocks: int
     passes: int
-    pixel_cycles: int
+    banks: int
+    most_loaded: int
 
     @classmethod
-    def of(cls, axis: Axis, config: SatConfig) -> _Side:
-        cycles = _pixel_cycles(axis, config)
-        return cls(axis.tiles, axis.groups, len(axis.blocks), axis.passes, cycles)
+    def of(cls, axis: Axis) -> _Side:
+        size = axis.groups, len(axis.blocks), axis.passes, axis.banks, axis.most_loaded
+        return cls(axis.tiles, *size)
+
+    def pixel_cycles(self, config: SatConfig, wide: bool) -> int:
+        """Return the cycles in which a block's channels of a pixel come: as the banks take them."""
+        banks = self.banks * (config.wide_groups(self.banks) if wide else 1)
+        return ceil_div(self.most_loaded, min(banks, config.axi.beat_bytes // 2))
 
 
 def axes(layer: Layer, config: SatConfig, split: int, tiles: Pair) -> tuple[Axis, Axis]:
@@ -236,6 +242,13 @@ class _Cut(NamedTuple):
         taken = int(kept.sum() + short * config.rows)
         return cls(chunks, taps, *chunk_words(layer, config, chunks, taps), taken)
 
+    def strides(self, row_groups: int, col_groups: int, config: SatConfig) -> Pair:
+        """Return the words from a group of channels to the next, of A and of B."""
+        return (
+            group_stride(self.a_words, row_groups, config.rows, config),
+            group_stride(self.b_words, col_groups, config.cols, config),
+        )
+
     @property
     def x_positions(self) -> int:
         """Positions of x that a load brings, of all chunks."""
@@ -275,14 +288,25 @@ def _cuts(layer: Layer, config: SatConfig) -> Iterator[_Cut]:
             yield cut
 
 
-def _pixel_cycles(axis: Axis, config: SatConfig) -> int:
-    """Return the cycles in which a block's channels of a pixel come: as many as there are banks."""
-    return ceil_div(axis.most_loaded, min(axis.banks, config.axi.beat_bytes // 2))
+def group_stride(words: int, groups: int, banks: int, config: SatConfig) -> int:
+    """Return the words from a group of channels to the next that lets them be written together.
+
+    There are so many groups, each of so many words.
+    """
+    if min(groups, config.wide_groups(banks)) == 1:
+        return words
+    return words + (config.wide_stride(banks) - words) % config.beat_words
+
+
+def slot_words(words: int, groups: int, stride: int) -> int:
+    """Return the words of a bank that groups of channels take, one stride apart."""
+    return (groups - 1) * stride + words
 
 
 def least_cycles(channels: int, axis: Axis, config: SatConfig) -> int:
     """Return the cycles that channels of a pixel take at the least: they fit port and banks."""
-    return max(read_beats(2 * channels, config), ceil_div(channels, axis.banks))
+    banks = axis.banks * config.wide_groups(axis.banks)
+    return max(read_beats(2 * channels, config), ceil_div(channels, banks))
 
 
 def last_channels(axis: Axis) -> int:
@@ -306,7 +330,7 @@ def gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, Gr
         most = tuple(min(places, passes) for passes in whole)
         all_rows = (axes(layer, config, split, (n, 1))[0] for n in range(1, most[0] + 1))
         all_cols = (axes(layer, config, split, (1, n))[1] for n in range(1, most[1] + 1))
-        sides = ([_Side.of(axis, config) for axis in axes] for axes in (all_rows, all_cols))
+        sides = ([_Side.of(axis) for axis in axes] for axes in (all_rows, all_cols))
         for rows, cols in itertools.product(*sides):
             if rows.tiles * cols.tiles > places:
                 continue
@@ -316,10 +340,21 @@ def gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, Gr
             row_groups, col_groups = rows.groups, cols.groups
             blocks = rows.blocks * cols.blocks
             passes = rows.passes * cols.passes
-            row_beats, col_beats = rows.pixel_cycles, cols.pixel_cycles
-            for cut in cuts:
+            beats = {
+                wide: (rows.pixel_cycles(config, wide), cols.pixel_cycles(config, wide))
+                for wide in (False, True)
+            }
+            pays = beats[True] != beats[False]
+            for cut, wide in itertools.product(cuts, (True, False)):
                 positions, chunks = cut.chunks.positions, cut.chunks.count
-                a_slot, b_slot = row_groups * cut.a_words, col_groups * cut.b_words
+                strides = cut.strides(rows.groups, cols.groups, config)
+                own = cut.a_words, cut.b_words
+                # Wide where a pixel comes in fewer cycles; narrow, unless that is wide by itself.
+                if not (pays if wide else not pays or strides != own):
+                    continue
+                strides = strides if wide else own
+                a_slot = slot_words(cut.a_words, row_groups, strides[0])
+                b_slot = slot_words(cut.b_words, col_groups, strides[1])
                 if a_slot > config.a_words or b_slot > config.b_words:
                     continue
                 # Loads, stores and the array side by side need two places each.
@@ -329,7 +364,7 @@ def gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, Gr
                         continue  # a load would come twice, and the first stay for the second
                     tiles = rows.tiles * cols.tiles * together
                     shape = GradientShape(
-                        split, rows.tiles, cols.tiles, positions, together, cut.chunks.lines
+                        split, rows.tiles, cols.tiles, positions, together, cut.chunks.lines, wide
                     )
                     compute = s * passes * layer.taps * cut.taken
                     turns = blocks * ceil_div(layer.taps, together)
@@ -341,8 +376,11 @@ def gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, Gr
                     of_dy, of_x = turns * depth, blocks * cut.taps.loads(together) * cut.x_positions
                     if prunes(layer):
                         of_dy, of_x = of_x, of_dy
-                    loads = of_dy * row_beats + of_x * col_beats
-                    first = positions * (row_beats + col_beats) + chunks * blocks * 8
+                    narrow = of_dy * beats[False][0] + of_x * beats[False][1]
+                    if wide and strides != own and narrow <= compute:
+                        continue  # the array waits for no loads as it is
+                    loads = of_dy * beats[wide][0] + of_x * beats[wide][1]
+                    first = positions * sum(beats[wide]) + chunks * blocks * 8
                     cycles = compute + loads if alone else max(compute, loads)
                     if 2 * tiles > places > 1:
                         cycles += turns * tiles * config.rows * s * 4

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class GradientShape:
     """How WU is laid out: tile split, tiles that share operands, positions of a chunk, taps.
 
-    With ``lines`` a chunk is so many lines of an image, or what is left of them.
+    With ``lines`` a chunk is so many lines of an image, or what is left of them; with ``wide``
+    groups of channels lie so that they are written together (`SatConfig.wide_groups`).
     """
 
     split: int
@@ -18,14 +19,16 @@ class GradientShape:
     positions: int
     taps: int = 1
     lines: int = 0
+    wide: bool = False
 
     dataflow = "os"
 
     @property
     def sort(self) -> str:
+        wide = "wide " * self.wide
         if self.lines:
-            return "lines"
-        return "taps" if self.taps > 1 else "tap"
+            return f"{wide}lines"
+        return f"{wide}taps" if self.taps > 1 else f"{wide}tap"
 
 
 @dataclass(frozen=True)

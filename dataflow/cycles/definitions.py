@@ -82,6 +82,8 @@ def parameters(config: SatConfig, memory: MemoryTiming) -> dict[str, int | list[
         "fetch_beat_bytes": config.axi.instructions.beat_bytes,
         "granule_bytes": config.granule_bytes,
         "beat_words": config.beat_words,
+        "a_groups": config.a_groups,
+        "b_groups": config.b_groups,
         "segments_ahead": segments_ahead(config),
         "sore_stages": config.fp.sore_stages,
         "burst_beats": config.axi.burst_beats,

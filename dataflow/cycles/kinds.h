@@ -74,7 +74,7 @@ class Kinds {
         const int64_t y = i[GATHER::y], x = i[GATHER::x], image = i[GATHER::image];
         const int64_t line = i[GATHER::line], pixel = i[GATHER::pixel];
         add(i[GATHER::destination]), add(i[GATHER::by_word]), add(i[GATHER::transpose]);
-        add(i[GATHER::copies]), add(i[GATHER::words_per_pass]);
+        add(i[GATHER::copies]), add(i[GATHER::words_per_pass]), add(banks_together(i, p));
         add(rows), add(taps_y), add(taps_x), add(size), add(walk.pruned(i));
         const int64_t base = tensor.address + i[GATHER::offset] + image * tensor.image_pitch;
         const bool alike =

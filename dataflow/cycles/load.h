@@ -81,7 +81,7 @@ class Load {
             } else if (!gather && destination == int64_t(Buffer::MASK)) {
                 finish = mask(i);
             } else if (gather && i[GATHER::transpose]) {
-                finish = transposed(i, destination == int64_t(Buffer::A) ? p.rows : p.cols);
+                finish = transposed(i);
                 // The last values that a pruner keeps leave it one a cycle, behind its registers.
                 if (const int64_t n = walk.pruned(i)) finish += p.sore_stages + n;
             } else if (p.beat_words > 1 && i[gather ? GATHER::by_word : LOAD::by_word]) {
@@ -224,7 +224,8 @@ class Load {
 
     // Channel after channel goes to bank after bank: a beat takes a write for each part of it
     // that no last bank cuts.
-    Cycle transposed(const Instruction& i, int64_t banks) {
+    Cycle transposed(const Instruction& i) {
+        const int64_t banks = banks_together(i, p);
         int64_t bank = 0;  // of the beat's first element
         return written(i, [&] { bank = 0; }, [&](int64_t bytes) {
             const int64_t end = bank + bytes / 2;

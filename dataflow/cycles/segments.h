@@ -3,12 +3,23 @@
 #pragma once
 
 #include "instruction.h"
+#include "timing.h"
 
 // Consecutive bytes, or `zero`: as many zeros.
 struct Segment {
     int64_t address, size;
     bool zero;
 };
+
+// The banks that take a transposed GATHER's channels in one write: those of several groups if the
+// stride lets these be written together.
+inline int64_t banks_together(const Instruction& i, const Parameters& p) {
+    const bool to_a = i[GATHER::destination] == int64_t(Buffer::A);
+    const int64_t banks = to_a ? p.rows : p.cols, groups = to_a ? p.a_groups : p.b_groups;
+    const int64_t apart = over(p.beat_words, groups);
+    const bool wide = left_over(i[GATHER::stride] - apart, p.beat_words) == 0;
+    return wide ? banks * groups : banks;
+}
 
 // TENSOR and WINDOW are held as the engine holds them, from instruction to instruction.
 class Walk {

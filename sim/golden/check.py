@@ -278,10 +278,17 @@ def _gather(i: Instruction, config: SatConfig, state: GatherState) -> None:
             i.rows % m == 0,
             f"GATHER.rows={i.rows}: must be a multiple of M={m}, by which it is pruned",
         )
+        most = config.cols * config.b_groups
         _need(
-            channels <= config.cols,
+            channels <= most,
             f"GATHER.segment_bytes={i.segment_bytes}: pruned, its {channels} channels must fit "
-            f"{config.cols} columns",
+            f"{most} {'columns' if most == config.cols else 'lanes'}",
+        )
+        together = i.stride % config.beat_words == config.wide_stride(config.cols)
+        _need(
+            channels <= config.cols or together,
+            f"GATHER.stride={i.stride}: must be {config.wide_stride(config.cols)} more than a "
+            f"multiple of {config.beat_words}, to prune more channels than {config.cols} columns",
         )
         unit = _up(INDICES_TOGETHER, config.max_m)
         _need(i.base % unit == 0, f"GATHER.base={i.base}: pruned, must be a multiple of {unit}")

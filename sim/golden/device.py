@@ -241,16 +241,21 @@ class GoldenDevice:
     def _prune(self, i: Instruction, rows: np.ndarray) -> None:
         """Keep N of every M positions, (positions, channels) float16, in B; where, in INDEX."""
         values, indices = select(rows, self._window.n, 1 << self._window.log2_m)
-        first = i.base * self.config.max_m
+        group, bank = np.divmod(np.arange(rows.shape[1]), self.config.cols)
+        first = (i.base + group * i.stride) * self.config.max_m
         # Indices come by fours.
         indices = np.pad(indices, ((0, -len(indices) % INDICES_TOGETHER), (0, 0)))
-        for channel, (kept, places) in enumerate(zip(values.T, indices.T, strict=True)):
-            to = self._banks[Buffer.B][channel].reshape(-1)
-            to[first : first + len(kept)] = kept.view(np.uint16)
-            fours = places.reshape(-1, INDICES_TOGETHER).astype(np.uint16)
-            packed = self._banks[Buffer.INDEX][channel].reshape(-1)[first // INDICES_TOGETHER :]
-            shifts = np.arange(INDICES_TOGETHER, dtype=np.uint16) * INDEX_BITS
-            packed[: len(fours)] = (fours << shifts).sum(axis=1)
+        fours = indices.reshape(-1, INDICES_TOGETHER, rows.shape[1]).astype(np.uint16)
+        shifts = np.arange(INDICES_TOGETHER, dtype=np.uint16) * INDEX_BITS
+        packed = (fours << shifts[:, None]).sum(axis=1)
+        # The channels' k-th are written together: should groups overlap, the last written stay.
+        for buffer, written, at in (
+            (Buffer.B, values.view(np.uint16), first),
+            (Buffer.INDEX, packed, first // INDICES_TOGETHER),
+        ):
+            banks = self._banks[buffer].reshape(self.config.cols, -1)
+            for k, of_channels in enumerate(written):
+                banks[bank, at + k] = of_channels
 
     def _segment(
         self, i: Instruction, tensor: Instruction, image: int, y: int, x: int

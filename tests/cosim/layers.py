@@ -57,7 +57,10 @@ def random_layer(rng: random.Random, config: SatConfig, largest: int = 24) -> La
             p = max(-(-(need - size) // 2), rng.randint(0, 2))
             for name, value in (("kernel", k), ("dilation", d), ("padding", p)):
                 shape[name] = shape[name][:axis] + (value,) + shape[name][axis + 1 :]
-    masks = kind != "grouped" or config.max_m % config.cols == 0
+    # Words of channels and words of masks must fill each other.
+    whole = config.max_m % config.cols == 0
+    bytes_of_masks = config.max_m % 8 == 0 and config.cols % config.max_m == 0
+    masks = whole or (kind != "grouped" and (kind != "depthwise" or bytes_of_masks))
     wu = (1, 1)
     if config.prune_gathers and kind != "depthwise":
         m = rng.choice([m for m in (2, 4, 8, 16) if m <= config.max_m])

@@ -30,6 +30,16 @@ CONFIGS = {
         prune_gathers=True, fp=FpTiming(adder_stages=1, prune_stages=3),
         axi=AxiConfig(data_bits=512, outstanding=64),
     ),
+    # Two groups of channels in a write of A and of B; four of B.
+    "8x8 of 2, 32 bytes": SatConfig(
+        rows=8, cols=8, max_m=2, max_n=2, a_words=128, b_words=128, sum_words=128,
+        prune_gathers=True, axi=AxiConfig(data_bits=256),
+    ),
+    "1x16 of 4, 128 bytes": SatConfig(
+        rows=1, cols=16, max_m=4, max_n=1, interleave=8, a_words=512, b_words=1024, sum_words=64,
+        prune_gathers=True, fp=FpTiming(prune_stages=3),
+        axi=AxiConfig(data_bits=512, ports=2, outstanding=64),
+    ),
 }  # fmt: skip
 SLOTS = 2
 FREE, FULL, DONE = 1, 2, 4
@@ -60,6 +70,8 @@ class Tile:
         Positions that lie in the buffers at once, whole groups of m.
     one_window : bool
         The GATHERs of x are under the WINDOW with the pattern, too.
+    wide : bool
+        Strides let groups of channels be written together, where the device can.
     """
 
     config: SatConfig
@@ -75,6 +87,7 @@ class Tile:
     channels: tuple[int, int]
     chunk: int
     one_window: bool
+    wide: bool = False
 
     @property
     def positions(self) -> int:
@@ -104,19 +117,26 @@ class Tile:
     def result_bytes(self) -> int:
         return 4 * self.rows * (self.config.cols << self.split)
 
+    def _stride(self, words: int, banks: int) -> int:
+        """Return the words from a group of channels, which has so many, to the next."""
+        config = self.config
+        if not self.wide or config.wide_groups(banks) == 1:
+            return words
+        return words + (config.wide_stride(banks) - words) % config.beat_words
+
     @property
-    def a_words(self) -> int:
-        return self.chunk // self.config.max_m + 1
+    def a_stride(self) -> int:
+        return self._stride(self.chunk // self.config.max_m + 1, self.config.rows)
 
     @property
     def a_slot(self) -> int:
         """Words of a bank that a chunk of x takes, whole granules of channels."""
-        return self.a_words * -(-up(self.rows, self.config.granule_halves) // self.config.rows)
+        return self.a_stride * -(-up(self.rows, self.config.granule_halves) // self.config.rows)
 
     @property
     def b_stride(self) -> int:
         """Words from a group of columns to the next: whole words of indices."""
-        return up(self.a_words, 4)
+        return self._stride(up(self.chunk // self.config.max_m + 1, 4), self.config.cols)
 
     def gradient(self, memory: np.ndarray, product) -> np.ndarray:
         """Return dw, (channels of x, channels of dy) float32, by ``product(a, b, n, m, start)``."""
@@ -169,19 +189,22 @@ class Tile:
                 "x": self.x,
                 "segment_bytes": 2 * self.channels[0],
                 "base": slot * self.a_slot,
-                "stride": self.a_words,
+                "stride": self.a_stride,
                 "groups": -(-self.channels[0] // config.rows),
             }
             return [Instruction(Opcode.GATHER, fields)]
         made = []
-        whole = config.cols // config.granule_halves * config.granule_halves
-        for group, channel in enumerate(range(0, self.channels[1], whole)):
+        together = config.b_groups if self.wide else 1
+        whole = config.cols // config.granule_halves * config.granule_halves * together
+        for number, channel in enumerate(range(0, self.channels[1], whole)):
+            channels = min(whole, self.channels[1] - channel)
             own = {
                 "destination": Buffer.B,
                 "offset": 2 * channel,
-                "segment_bytes": 2 * min(whole, self.channels[1] - channel),
-                "base": ((slot << self.split) + group) * self.b_stride,
-                "groups": 1,
+                "segment_bytes": 2 * channels,
+                "base": ((slot << self.split) + number * together) * self.b_stride,
+                "stride": self.b_stride,
+                "groups": -(-channels // config.cols),
             }
             made.append(Instruction(Opcode.GATHER, fields | own))
         return made
@@ -214,7 +237,7 @@ class Tile:
                 "values": per_word,
                 "last": count // self.m * self.n - (words - 1) * per_word,
                 "a_base": slot * self.a_slot,
-                "a_stride": self.a_words,
+                "a_stride": self.a_stride,
                 "b_base": b_base,
                 "b_stride": self.b_stride,
                 "i_base": b_base // 4,
@@ -245,10 +268,12 @@ def random_tile(rng: random.Random, config: SatConfig) -> Tile:
     granule = config.granule_halves
     whole = config.cols // granule * granule
     rows = config.rows * (config.interleave >> split)
+    wide = max(config.a_groups, config.b_groups) > 1 and rng.random() < 0.8
     room = min(
         config.a_words // SLOTS // -(-up(rows, granule) // config.rows) - 1,
         (config.b_words // SLOTS >> split) // 4 * 4 - 1,
     )
+    room -= config.beat_words * wide
     chunk = up(rng.randint(1, min(room, 6) * config.max_m), m)
     if chunk > room * config.max_m:
         chunk -= m
@@ -268,4 +293,5 @@ def random_tile(rng: random.Random, config: SatConfig) -> Tile:
         channels=(up(rng.randint(1, rows), granule), (whole * ((1 << split) - 1)) + cols),
         chunk=chunk,
         one_window=rng.random() < 0.5,
+        wide=wide,
     )

@@ -16,6 +16,7 @@ from sat.dataflow.compile.memory import memory_map
 from sat.dataflow.compile.product import planner_of
 from sat.dataflow.compile.schedule import ORDERS, schedule, schedules
 from sat.dataflow.compile.step import compile_step
+from sat.dataflow.cost import stage_cost
 from sat.dataflow.cycles import predict
 from sat.dataflow.mapping import legal_mappings
 from sat.dataflow.products import Product, StartShape
@@ -153,6 +154,42 @@ CASES = [
 @pytest.mark.parametrize("config, stage, least, layer", CASES)
 def test_what_products_must_reach(config, stage, least, layer):
     assert share(layer, config, stage) >= least
+
+
+PRUNING = SatConfig(
+    rows=32, cols=32, a_words=1024, b_words=1024, sum_words=2048, prune_gathers=True,
+    axi=AxiConfig(data_bits=512, ports=4, outstanding=64),
+)  # fmt: skip
+"""32x32 on 256 bytes a cycle."""
+
+GRADIENTS = [
+    # Lines and pixels, channels, kernel, batch, stride; the most cycles of dense WU.
+    (56, (64, 64), 3, 2, 1, 226_657),
+    (28, (128, 128), 3, 2, 1, 226_669),
+    (28, (128, 128), 3, 8, 2, 226_670),
+    (14, (256, 256), 3, 4, 1, 452_865),
+    (7, (512, 512), 3, 8, 1, 904_225),
+    (56, (256, 64), 1, 4, 1, 201_953),
+    (56, (64, 256), 1, 4, 1, 201_953),
+    (1, (768, 3072), 1, 1024, 1, 2_362_977),
+    (1, (3072, 768), 1, 1024, 1, 2_362_977),
+]
+"""The layers of `benchmarks/bench_sparse_wu.py`."""
+
+
+@pytest.mark.parametrize("size, channels, kernel, batch, stride, most", GRADIENTS)
+def test_sparse_gradients_are_worth_it(size, channels, kernel, batch, stride, most):
+    """WU at 2:8, of which the array needs a quarter of the cycles, takes at most 1 / 3.4."""
+    dense = Layer(
+        batch=batch, lines=size, pixels=size, in_channels=channels[0], out_channels=channels[1],
+        kernel=(kernel, kernel), stride=(stride, stride), padding=(kernel // 2, kernel // 2),
+    )  # fmt: skip
+    memory = MemoryTiming(read_latency=40, write_latency=40)
+    cycles = [
+        stage_cost("wu", layer, PRUNING, memory).cycles
+        for layer in (dense, replace(dense, wu=(2, 8)))
+    ]
+    assert cycles[0] <= most and cycles[0] >= 3.4 * cycles[1], cycles
 
 
 def test_a_convolution_loads_its_pixels_once_where_they_fit():

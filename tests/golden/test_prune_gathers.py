@@ -19,7 +19,13 @@ CONFIGS = [
     SatConfig(rows=8, cols=8, **SMALL),
     SatConfig(rows=4, cols=13, max_m=4, max_n=4, **SMALL, axi=AxiConfig(data_bits=256)),
     SatConfig(rows=4, cols=16, max_m=16, **SMALL, axi=AxiConfig(data_bits=256)),
-]
+    # Two, and four, groups of channels together.
+    SatConfig(rows=4, cols=8, max_m=2, max_n=2, **SMALL, axi=AxiConfig(data_bits=256)),
+    SatConfig(
+        rows=4, cols=16, max_m=4, max_n=4, a_words=64, b_words=128, copy_words=32,
+        prune_gathers=True, axi=AxiConfig(data_bits=512, ports=2),
+    ),
+]  # fmt: skip
 MEMORY = 1 << 14
 BANKS = (Buffer.A, Buffer.B, Buffer.INDEX)
 
@@ -41,7 +47,7 @@ def gather(config: SatConfig, segment: int, rows: int, **more: int) -> Instructi
         "taps_x": 1,
         "destination": Buffer.B,
         "transpose": 1,
-        "groups": 1,
+        "groups": -(-segment // 2 // config.cols),
     }
     return Instruction(Opcode.GATHER, {**fields, **more})
 
@@ -64,7 +70,7 @@ def cases(draw):
     log2_m = draw(st.integers(1, config.max_m.bit_length() - 1))
     n = draw(st.integers(1, 1 << log2_m))
     granule = config.granule_bytes
-    segment = granule * draw(st.integers(1, 2 * config.cols // granule))
+    segment = granule * draw(st.integers(1, 2 * config.b_groups * config.cols // granule))
     groups = draw(st.integers(1, 6))
     base = draw(st.integers(0, 3))
     positions = draw(st.integers(1, groups << log2_m))
@@ -85,12 +91,14 @@ def test_kept_values_and_indices_lie_where_they_should(case):
     before = {buffer: device._banks[buffer].copy() for buffer in BANKS}
     pitch = segment + config.granule_bytes * int(rng.integers(0, 2))
     wanted = settings_of(config, pitch, positions, n, log2_m)
-    wanted.append(gather(config, segment, rows, base=base))
+    stride = config.wide_stride(config.cols) + config.beat_words * int(rng.integers(0, 2))
+    wanted.append(gather(config, segment, rows, base=base, stride=stride))
     state = GatherState()
     for i in wanted:
         fault = check(i.encode(), config, (0, MEMORY), state)
         if fault is not None:
-            assert config.max_m == 2 and base % 2, fault
+            room = "ends at word" in fault.message and config.b_groups > 1
+            assert room or (config.max_m == 2 and base % 2), fault
             return
         state.follow(i)
         device.step(i)
@@ -101,11 +109,11 @@ def test_kept_values_and_indices_lie_where_they_should(case):
     for bank in range(config.cols):
         values = before[Buffer.B][bank].reshape(-1)
         packed = before[Buffer.INDEX][bank].reshape(-1)
-        if bank < segment // 2:
-            kept = best(raw[:, bank].view(np.float16), n, 1 << log2_m)
+        for channel in range(bank, segment // 2, config.cols):
+            kept = best(raw[:, channel].view(np.float16), n, 1 << log2_m)
             for k, position in enumerate(kept):
-                place = base * config.max_m + k
-                values[place] = raw[position, bank]
+                place = (base + channel // config.cols * stride) * config.max_m + k
+                values[place] = raw[position, channel]
                 if k % 4 == 0:
                     packed[place // 4] = 0
                 packed[place // 4] |= position % (1 << log2_m) << 4 * (k % 4)
@@ -114,7 +122,7 @@ def test_kept_values_and_indices_lie_where_they_should(case):
 
 
 PRUNING, PLAIN = CONFIGS[2], SatConfig(rows=8, cols=8)
-PAIR = CONFIGS[1]
+PAIR, GROUPS = CONFIGS[1], CONFIGS[5]
 
 
 @pytest.mark.parametrize(
@@ -130,10 +138,15 @@ PAIR = CONFIGS[1]
         (PRUNING, 2, 2, {"segment_bytes": 32, "groups": 2}, "its 16 channels must fit 8 columns"),
         (PRUNING, 2, 2, {"rows": 1024, "base": 1}, "GATHER ends at word 65 of B, which has 64"),
         (PAIR, 1, 1, {"segment_bytes": 4, "base": 1}, "GATHER.base=1: pruned, must be a multiple"),
+        (GROUPS, 1, 1, {"segment_bytes": 36, "groups": 3}, "its 18 channels must fit 16 lanes"),
+        (GROUPS, 1, 1, {"segment_bytes": 32, "groups": 2, "stride": 8},
+         "GATHER.stride=8: must be 4 more than a multiple of 8, to prune more channels than 8"),
+        (GROUPS, 1, 1, {"segment_bytes": 32, "groups": 2, "stride": 60, "rows": 20},
+         "GATHER ends at word 65 of B, which has 64"),
     ],
-)
+)  # fmt: skip
 def test_what_is_refused(config, n, log2_m, fields, message):
-    pitch = 4 * config.granule_bytes
+    pitch = 16 * config.granule_bytes
     wanted = settings_of(config, pitch, 8, n, log2_m)
     if fields is not None:
         wanted.append(gather(config, **{"segment": 16, "rows": 8, **fields}))

@@ -41,6 +41,10 @@ CONFIGS = {
     "3x7 of 2 that prunes": SatConfig(
         rows=3, cols=7, max_m=2, max_n=2, a_words=32, b_words=32, prune_gathers=True,
     ),
+    "2x8 of 2 that prunes two groups": SatConfig(
+        rows=2, cols=8, max_m=2, max_n=2, a_words=32, b_words=64, prune_gathers=True,
+        axi=AxiConfig(data_bits=256),
+    ),
     "5x2, no interleave": SatConfig(
         rows=5, cols=2, interleave=1, a_words=32768, b_words=32768, sum_words=32768,
         fp=FpTiming(adder_stages=1), axi=AxiConfig(address_bits=48),
@@ -78,7 +82,7 @@ def legal_instructions(config: SatConfig, rng: random.Random) -> tuple[list[Inst
 
 def tensor_and_window(config: SatConfig) -> list[Instruction]:
     """Return what the GATHERs of `other_instructions` depend on."""
-    pixel = 3 * config.word_bytes
+    pixel = max(3 * config.word_bytes, (config.b_groups > 1) * config.axi.beat_bytes)
     shape = {"images": 3, "lines": 5, "pixels": 4, "pixel_pitch": pixel}
     pitches = {"line_pitch": 4 * pixel, "image_pitch": 20 * pixel}
     window = {"lines": 4, "pixels": 3, "step_y": 1, "step_x": 2, "tap_y": -1, "tap_x": 1}
@@ -115,6 +119,12 @@ def other_instructions(config: SatConfig, end: int) -> list[Instruction]:
         if config.prune_gathers and buffer is Buffer.B:
             one["rows"] = 3 * config.max_m
         made.append(Instruction(Opcode.GATHER, {**gather, **size, **one, "stride": 1}))
+        if config.prune_gathers and buffer is Buffer.B and config.b_groups > 1:
+            whole = {"segment_bytes": 2 * c.cols * c.b_groups, "groups": c.b_groups, "offset": 0}
+            stride = config.wide_stride(c.cols)
+            made.append(
+                Instruction(Opcode.GATHER, {**gather, **size, **one, **whole, "stride": stride})
+            )
     by_word = {"by_word": 1, "words_per_pass": 1, "copies": c.rows, "groups": 4, "stride": 5}
     taps = {"taps_y": 2, "taps_x": 2, "segment_bytes": word}
     made.append(Instruction(Opcode.GATHER, {**gather, **taps, **by_word}))

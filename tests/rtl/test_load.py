@@ -14,6 +14,7 @@ from sat.dataflow.cycles import EngineTiming
 from sat.rtl.config import AxiConfig, FpTiming, SatConfig
 from sat.rtl.fp.operand import operand_of
 from sat.rtl.isa import Buffer, Instruction, Opcode
+from sat.rtl.layouts import Groups, index_groups, operand_groups
 from sat.rtl.load import LoadEngine
 from sat.sim.golden.check import UPDATED, GatherState, check
 from sat.sim.golden.device import GoldenDevice
@@ -56,6 +57,26 @@ PRUNING = [
     SatConfig(
         rows=2, cols=20, max_m=16, **WIDE, prune_gathers=True, fp=FpTiming(prune_stages=3),
         axi=AxiConfig(data_bits=256, ports=2, outstanding=64),
+    ),
+]  # fmt: skip
+
+
+# Beats that hold several groups of channels: 2 of A, 2 of B, 4 of B, 2 of each that leave eight
+# sub-banks to each.
+DEEP = {"a_words": 128, "b_words": 256, "sum_words": 128, "update_words": 64, "copy_words": 32}
+GROUPS = [
+    SatConfig(rows=8, cols=5, max_m=2, max_n=2, **DEEP, axi=AxiConfig(data_bits=256)),
+    SatConfig(
+        rows=3, cols=8, max_m=2, max_n=2, **DEEP, prune_gathers=True,
+        axi=AxiConfig(data_bits=256, outstanding=4),
+    ),
+    SatConfig(
+        rows=2, cols=16, max_m=4, max_n=4, **DEEP, prune_gathers=True,
+        fp=FpTiming(prune_stages=3), axi=AxiConfig(data_bits=256, ports=4),
+    ),
+    SatConfig(
+        rows=16, cols=16, max_m=2, max_n=2, **DEEP, prune_gathers=True,
+        axi=AxiConfig(data_bits=512, outstanding=64),
     ),
 ]  # fmt: skip
 
@@ -118,7 +139,8 @@ def draw_banks(draw, config: SatConfig, buffer: Buffer, rows: int, words: int) -
 def draw_gathers(draw, config: SatConfig) -> list[Instruction]:
     """Draw a tensor, a window over it and a gather or two, mostly legal."""
     word, beat = config.word_bytes, config.granule_bytes
-    channels = draw(st.integers(1, 3))
+    groups = max(config.a_groups, config.b_groups)
+    channels = draw(st.integers(1, 3 if groups == 1 else 2 * config.beat_words))
     lines, pixels = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     pixel_pitch = word * channels + beat * draw(st.integers(0, 1))
     line_pitch = pixel_pitch * pixels + beat * draw(st.integers(0, 2))
@@ -172,11 +194,14 @@ def draw_gathers(draw, config: SatConfig) -> list[Instruction]:
             beats = draw(st.integers(1, pixel_pitch // beat))
             if buffer is Buffer.B and log2_m:
                 body["rows"] = rows << log2_m
-                beats = min(beats, 2 * config.cols // beat)
+                beats = min(beats, 2 * config.b_groups * config.cols // beat)
             body["segment_bytes"] = beat * beats
             body["offset"] = beat * draw(st.integers(0, pixel_pitch // beat - beats))
             body["groups"] = ceil_div(beat * beats // 2, banks_of(config, buffer))
             body["stride"] = ceil_div(rows, config.max_m)
+            if groups > 1 and draw(st.booleans()):  # groups of channels can be written together
+                apart = config.wide_stride(banks_of(config, buffer))
+                body["stride"] += (apart - body["stride"]) % config.beat_words
         else:
             buffer = Buffer.A
             words = draw(st.integers(1, channels))
@@ -208,7 +233,7 @@ def loads(draw, configs: list[SatConfig]):
     return config, draw(st.sampled_from(TIMINGS)), made, gaps, draw(st.integers(0, 1 << 32))
 
 
-def writes(ctx, config: SatConfig, write):
+def writes(ctx, config: SatConfig, write, groups: Groups):
     """Yield what a write of this cycle puts where: bank, word, lane (update banks: byte), value.
 
     The banks of weights, momenta and gradients count as one, one behind the other.
@@ -224,21 +249,27 @@ def writes(ctx, config: SatConfig, write):
     behind = 0
     if "buffers" in fields:
         behind = config.update_words * (ctx.get(write.buffers).bit_length() - 1)
-    for bank in range(mask.bit_length()):
+    banks = Shape.cast(fields["banks"]).width // groups.count
+    elements = config.axi.beat_bytes // 2 // groups.count  # of a group
+    for bank in range(banks):
         for part in range(together):
-            if not mask >> bank & 1:
+            number = (part - bank) % together
+            place = groups.place(number)
+            if not mask >> (place * banks + bank) & 1:
                 continue
-            word = ctx.get(write.address if together == 1 else write.address[part])
-            if together > 1:
-                turn = bank if ctx.get(write.diagonal) else 0
-                if not ctx.get(write.enable) >> (part - turn) % together & 1:
+            if together == 1:
+                word = ctx.get(write.address)
+            else:
+                diagonal = ctx.get(write.diagonal)
+                if not ctx.get(write.enable) >> (number if diagonal else part) & 1:
                     continue
-                word = together * word + (part - bank) % together
+                own = number if diagonal and groups.count > 1 else part
+                word = together * ctx.get(write.address[own]) + number
             own = data[part * size : (part + 1) * size]
             if "buffers" in fields:
                 own = list(own[0].to_bytes(config.granule_bytes, "little"))
             if transpose:
-                own = [own[bank % (config.axi.beat_bytes // 2) // together]] * size
+                own = [own[(place * elements + bank % elements) // together]] * size
             for lane, value in enumerate(own):
                 if "buffers" in fields or lanes >> lane & 1:
                     yield bank, behind + word, lane, value
@@ -256,6 +287,12 @@ def test_loads_of_devices_that_prune(case):
     check_loads(case)
 
 
+@settings(max_examples=40)
+@given(loads(GROUPS))
+def test_loads_of_groups_of_channels(case):
+    check_loads(case)
+
+
 def check_loads(case) -> None:
     config, memory_timing, instructions, gaps, seed = case
     if not instructions:
@@ -270,6 +307,12 @@ def check_loads(case) -> None:
         "b": np.zeros((c.cols, c.b_words, c.max_m), np.uint32),
         "i": np.zeros((c.cols, c.i_words, c.max_m), np.uint32),
         "u": np.zeros((c.update_lanes, 3 * c.update_words, c.granule_bytes), np.uint32),
+    }
+    groups = {
+        "a": operand_groups(c, c.rows),
+        "b": operand_groups(c, c.cols),
+        "i": index_groups(c),
+        "u": Groups(),
     }
     starts = np.zeros((c.cols, c.sum_words), np.uint32)
     masks = np.zeros((c.sum_words, c.cols), bool)
@@ -291,7 +334,8 @@ def check_loads(case) -> None:
             at = ctx.get(bus.araddr) * config.axi.ports
             port.pending.append([at, ctx.get(bus.arlen) + 1, due])
         for name, banks in got.items():
-            for bank, word, lane, value in writes(ctx, config, getattr(engine, f"{name}_write")):
+            write = getattr(engine, f"{name}_write")
+            for bank, word, lane, value in writes(ctx, config, write, groups[name]):
                 banks[bank, word, lane] = value
         mask = ctx.get(engine.s_write.banks)
         for bank in range(c.cols):

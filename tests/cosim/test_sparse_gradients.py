@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -78,6 +79,24 @@ def test_steps_under_any_mapping(monkeypatch, name):
         run_on_both(*devices(name, TIMINGS[0]), layer, number, 0.0, random_sgd(rng))
     groups = ["wide tap", "wide taps"] if CONFIGS[name].a_groups > 1 else []
     assert min(seen[sort] for sort in ["tap", "taps", *groups]) >= 1, seen
+
+
+@pytest.mark.xdist_group("wu 8x8 of 2")
+def test_dense_gradients_in_groups_of_channels(monkeypatch):
+    """What no GATHER prunes is written in groups of channels, too, into A and into B."""
+    rng, seen = random.Random("dense groups"), Counter()
+
+    def wide(shapes, estimate, cost, floor, least):
+        chosen = rng.choice([shape for shape in shapes if getattr(shape, "wide", False)] or shapes)
+        seen[chosen.sort] += 1
+        return chosen
+
+    monkeypatch.setattr(parts, "fewest_cycles", wide)
+    for number in range(16):
+        layer = replace(random_layer(rng, CONFIGS["8x8 of 2"], largest=40), wu=(1, 1))
+        both = devices("8x8 of 2", TIMINGS[number % 3])
+        run_on_both(*both, layer, number, 0.05 * (number % 2), random_sgd(rng))
+    assert seen["wide tap"] >= 6 and seen["wide taps"] >= 1, seen
 
 
 @pytest.mark.parametrize("name", arrays)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 
 from sat.fpga.board import build_of
-from sat.fpga.link.client import Link, LinkError
+from sat.fpga.link.client import LinkError
+from sat.fpga.link.protocol import Greeting
 from sat.rtl import csr
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status
@@ -16,6 +18,25 @@ from sat.sim.device_rtl import Outcome
 
 _GAP_WORDS = 4
 """Words between two changes that are sent along: a request of their own would cost more."""
+
+
+class BoardLink(Protocol):
+    """What a host needs of a link to a board; every method raises `LinkError` when it fails."""
+
+    def hello(self) -> Greeting:
+        """Return what the board says of itself."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return ``size`` bytes of memory; address and size are multiples of 4."""
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write bytes to memory; address and size are multiples of 4."""
+
+    def read_register(self, offset: int) -> int:
+        """Return a register."""
+
+    def write_register(self, offset: int, value: int) -> None:
+        """Write a register."""
 
 
 class BoardMachine:
@@ -26,7 +47,7 @@ class BoardMachine:
 
     Parameters
     ----------
-    link : Link
+    link : BoardLink
     config : SatConfig
         Of the board's gateware.
     clock : callable
@@ -47,7 +68,7 @@ class BoardMachine:
     """
 
     def __init__(
-        self, link: Link, config: SatConfig, *, clock: Callable[[], float] = time.monotonic
+        self, link: BoardLink, config: SatConfig, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.link, self.config, self.clock = link, config, clock
         self.bytes_sent = self.bytes_fetched = 0

@@ -174,6 +174,11 @@ def _cannot_write(path: str, error: Exception) -> str:
     return f"waveform {path!r}: cannot be written ({reason}); give a file that can"
 
 
+def _named(offset: int) -> str:
+    names = {register.offset: name for name, register in csr.REGISTERS.items()}
+    return names.get(offset, f"offset {offset:#x}")
+
+
 class DeviceRtl:
     """A simulated device with a memory of its own.
 
@@ -365,24 +370,51 @@ class DeviceRtl:
         """Write a register over AXI4-Lite; a 64-bit one in two halves."""
         with self._turn():
             for register in csr.parts(name):
-                part = value >> (32 * register.word) & 0xFFFFFFFF
-                response = self._lib.device_write(self._require(), register.offset, part)
-                if response != 0:
-                    raise OSError(f"write of {value:#x} to {name} was answered with {response}")
+                self.write_word(register.offset, value >> (32 * register.word) & 0xFFFFFFFF)
 
     def read(self, name: str) -> int:
         """Read a register over AXI4-Lite; a 64-bit one in two halves."""
-        value = 0
         with self._turn():
-            for register in csr.parts(name):
-                part = ctypes.c_uint32()
-                response = self._lib.device_read(
-                    self._require(), register.offset, ctypes.byref(part)
-                )
-                if response != 0:
-                    raise OSError(f"read of {name} was answered with {response}")
-                value |= part.value << (32 * register.word)
-        return value
+            return sum(self.read_word(r.offset) << (32 * r.word) for r in csr.parts(name))
+
+    def write_word(self, offset: int, value: int) -> None:
+        """Write 32 bits at a byte offset of the registers' bus.
+
+        Raises
+        ------
+        OSError
+            The bus answers with an error.
+        """
+        with self._turn():
+            response = self._lib.device_write(self._require(), offset, value)
+        if response != 0:
+            raise OSError(f"write of {value:#x} to {_named(offset)} was answered with {response}")
+
+    def read_word(self, offset: int) -> int:
+        """Return the 32 bits at a byte offset of the registers' bus.
+
+        Raises
+        ------
+        OSError
+            The bus answers with an error.
+        """
+        value = ctypes.c_uint32()
+        with self._turn():
+            response = self._lib.device_read(self._require(), offset, ctypes.byref(value))
+        if response != 0:
+            raise OSError(f"read of {_named(offset)} was answered with {response}")
+        return value.value
+
+    def advance(self, cycles: int) -> bool:
+        """Let the clock run until no program runs, ``cycles`` at most and `SLICE_SECONDS`.
+
+        Returns
+        -------
+        bool
+            Whether no program runs any more.
+        """
+        with self._turn():
+            return bool(self._lib.device_run(self._require(), cycles, SLICE_SECONDS))
 
     def boundary(self) -> np.ndarray:
         """Return what crossed the array's edge since the last call, as words of 32 bits.

@@ -26,7 +26,7 @@ CONTENTS = {
         "tutorials/add-a-method",
     ),
     "Use": (
-        "layers", "offload", "methods", "gallery", "schedules", "simulation", "fpga",
+        "layers", "offload", "methods", "gallery", "schedules", "simulation", "fpga", "vcu1525",
         "troubleshooting",
     ),
     "Hardware": (

@@ -27,6 +27,28 @@ class LinkError(Exception):
     """The link failed: nothing there, no answer, or a refusal."""
 
 
+NO_BOARD = "what answers is no SAT board: name another port"
+
+
+def greeting_of(raw: bytes) -> Greeting:
+    """Return what a board says of itself.
+
+    Raises
+    ------
+    LinkError
+        It is no board of this project, or speaks another version of the link.
+    """
+    greeting = Greeting.decode(raw)
+    if greeting is None:
+        raise LinkError(NO_BOARD)
+    if greeting.version != VERSION:
+        raise LinkError(
+            f"the board speaks version {greeting.version} of the link, this host {VERSION}: "
+            "program the board anew, or use the release that it was made with"
+        )
+    return greeting
+
+
 class Port(Protocol):
     """What the link needs of a serial port: pyserial's `serial.Serial` has it."""
 
@@ -104,19 +126,13 @@ class Link:
             answer = self._request(Operation.HELLO, nonce, 0, b"", min(self.tries, HELLO_TRIES))
         except LinkError as error:
             raise LinkError(f"no SAT board answers: {error}") from error
-        greeting = Greeting.decode(answer[:-4])
-        if greeting is None or answer[-4:] != nonce.to_bytes(4, "little"):
-            raise LinkError("what answers is no SAT board: name another port")
-        if greeting.version != VERSION:
-            raise LinkError(
-                f"the board speaks version {greeting.version} of the link, this host {VERSION}: "
-                "program the board anew, or use the release that it was made with"
-            )
-        return greeting
+        if answer[-4:] != nonce.to_bytes(4, "little"):
+            raise LinkError(NO_BOARD)
+        return greeting_of(answer[:-4])
 
     def read(self, address: int, size: int) -> bytes:
         """Return ``size`` bytes of memory; address and size are multiples of 4."""
-        _require_words(address, size)
+        require_words(address, size)
         parts = []
         for at in range(address, address + size, MOST_BYTES):
             count = min(MOST_BYTES, address + size - at)
@@ -127,7 +143,7 @@ class Link:
 
     def write(self, address: int, data: bytes) -> None:
         """Write bytes to memory; address and size are multiples of 4."""
-        _require_words(address, len(data))
+        require_words(address, len(data))
         view = memoryview(data)
         for at in range(0, len(data), MOST_BYTES):
             part = bytes(view[at : at + MOST_BYTES])
@@ -174,7 +190,8 @@ class Link:
         )
 
 
-def _require_words(address: int, size: int) -> None:
+def require_words(address: int, size: int) -> None:
+    """Raise ValueError unless both are multiples of 4."""
     if address % 4 or size % 4 or address < 0 or size < 0:
         raise ValueError(
             f"address={address}, size={size}: must be multiples of 4, not negative; the link moves "

@@ -75,6 +75,7 @@ class MemoryKind(enum.IntEnum):
     """16 bits wide."""
     SDRAM_32 = 2
     """32 bits wide."""
+    DDR4 = 3
 
 
 @dataclass(frozen=True)

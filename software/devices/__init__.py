@@ -20,7 +20,6 @@ from sat.devices.context import (
 )
 from sat.devices.golden import GoldenDevice
 from sat.devices.pool import FirstDevice, PoolDevice, parse_pool
-from sat.errors import DeviceError
 from sat.sim.build import BuildError, compiler_identity
 
 __all__ = [
@@ -87,12 +86,19 @@ def _missing_serial() -> str | None:
     return None
 
 
+def _missing_card() -> str | None:
+    from sat.fpga.link.xdma import cards
+
+    return None if cards() else "no card, or not the driver xdma: no file /dev/xdma*_user"
+
+
 def available() -> list[DeviceInfo]:
     """Return the devices of this version, and what each lacks on this machine."""
     return [
         DeviceInfo("golden", "functional model on the host; defines the bits", _missing_compiler()),
         DeviceInfo("rtl", "the simulated hardware; counts cycles", _missing_simulator()),
         DeviceInfo("uart:PORT", "a board behind a serial port", _missing_serial()),
+        DeviceInfo("xdma:N", "a card behind PCIe", _missing_card()),
     ]
 
 
@@ -115,7 +121,7 @@ def device(spec: str, **options: Any) -> Device:
     spec : str
         ``"golden"`` or ``"rtl"``; ``"rtl*2"`` or ``"golden,rtl"`` for a pool that shares the
         rows of each product; ``"uart:PORT"`` for a board, ``"uart:PORT@BAUD"`` if its link has
-        another rate than `sat.fpga.board.LINK_BAUD`.
+        another rate than `sat.fpga.board.LINK_BAUD`; ``"xdma:N"`` for a card.
     **options
         ``array="RxC"``, fields of `sat.rtl.config.SatConfig`, and what the device's class takes.
         A pool's devices write a waveform each: ``waves="w.fst"`` makes w.0.fst, w.1.fst, …
@@ -132,7 +138,7 @@ def device(spec: str, **options: Any) -> Device:
     ValueError
         If there is no such device, or an option breaks its rule.
     DeviceError
-        If the device is not part of this version.
+        If the device is not there, or not as it is asked for.
 
     Examples
     --------
@@ -174,9 +180,9 @@ def device(spec: str, **options: Any) -> Device:
             options["baud"] = int(baud)
         board: Device = UartDevice(port, **options)
         return board
-    if kind == "xdma":
-        raise DeviceError(
-            f"device {spec!r}: hardware is not part of this version, which has {names}; "
-            "choose 'rtl' for the same bits and cycles in simulation"
-        )
+    if kind == "xdma" and port:
+        from sat.devices.xdma import XdmaDevice
+
+        card: Device = XdmaDevice(port, **options)
+        return card
     raise ValueError(f"device {spec!r}: there is no such device; choose {names}")

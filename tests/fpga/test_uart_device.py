@@ -142,11 +142,12 @@ def test_another_array_is_told(served):
 
 def test_a_pulled_cable_is_told_and_put_back_works(served, device):
     a, b = operands(4, 16, 3)
-    device._link.tries = 2
+    tries, device._link.tries = device._link.tries, 2
     served.connected.clear()
     with pytest.raises(DeviceError, match=r"no answer to 2 tries"):
         device.matmul(a, b)
     served.connected.set()
+    device._link.tries = tries
     assert np.array_equal(device.matmul(a, b), stce.matmul(a, b))
 
 

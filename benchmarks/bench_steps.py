@@ -17,6 +17,8 @@ import sat
 from sat.methods import METHODS
 from sat.methods.kronecker_sbl import irs_mimo_problem, kronecker_problem, posterior, svd_update
 from sat.methods.kronecker_sbl.problems import KroneckerProblem
+from sat.methods.next_lf import correlation_irf, irf_spectrum, loewner_pencil
+from sat.methods.next_lf.identify import ORDERS
 from sat.methods.qmcpy import DigitalNet, Lattice, SIKernel, fftbr, fwht, kernel_interpolate
 
 
@@ -49,6 +51,20 @@ def predictions() -> None:
     made(torch.rand(2**12, 2, generator=generator, dtype=torch.float64))
 
 
+def records() -> torch.Tensor:
+    """Ten channels, 600 s at 512 Hz; their values are no matter."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(10, 307_200, generator=generator, dtype=torch.float64)
+
+
+def models() -> None:
+    """Spectra, pencil and 26 models of responses of ten channels to one."""
+    generator = torch.Generator().manual_seed(0)
+    irf = torch.randn(10, 1, 1025, generator=generator, dtype=torch.float64)
+    spectrum = irf_spectrum(irf, 1 / 512).band(0.4, 220.0)
+    loewner_pencil(spectrum.points, spectrum.values, generator).realise_all(ORDERS)
+
+
 CASES: dict[str, list[tuple[str, Callable[[], None]]]] = {
     "kronecker_sbl": [
         ("EM step, 10³ from 4 x 5 x 6", lambda: em_step(kronecker_problem(0, 20.0))),
@@ -61,6 +77,11 @@ CASES: dict[str, list[tuple[str, Callable[[], None]]]] = {
             "EM step, 64² from 32 x 32",
             lambda: em_step(kronecker_problem(0, 20.0, (32, 32), 64)),
         ),
+    ],
+    "next_lf": [
+        ("responses to one channel, 1,024 lags", lambda: correlation_irf(records(), [9])),
+        ("… of all to all, 120 lags", lambda: correlation_irf(records(), range(10), 120)),
+        ("spectra, pencil, 26 models", models),
     ],
     "qmcpy": [
         ("2^12 points of a net in 8 dimensions", net_points),

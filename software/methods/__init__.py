@@ -352,6 +352,13 @@ _METHODS = (
         "volumes from an eighth as many measurements, beside Tikhonov's and sparse solutions; N:M",
         "fp16",
     ),
+    Method(
+        "next_lf",
+        "NExT-LF: modal analysis from vibration alone, by Loewner matrices",
+        "arXiv 2603.01359, Aerospace 13(4) 378, 2026",
+        "exact responses, a beam's modes under noise beside NExT-ERA and SSI-cov",
+        "fp32",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

@@ -40,6 +40,7 @@ from sat.methods.nearfield_mimo import (
     slice_convolutions,
 )
 from sat.methods.neuraldem import HopperModel
+from sat.methods.next_lf import correlation_irf, irf_spectrum, loewner_pencil, poles_to_modes
 from sat.methods.nn_to_no import to_operator
 from sat.methods.noprop import DenoiseBlock, DiffusionLevels, NoPropDT, label_embedding
 from sat.methods.nuft_ddsl import SpectralLeNet
@@ -314,6 +315,13 @@ def step_of(slug):
         # Long enough factors that products are most of it, beside eigenvalues on the host.
         problem = kronecker_problem(0, 20.0, (4, 6), 64)
         kron_sbl(problem.y, problem.factors, problem.noise_var, "am", max_iter=1)
+    elif slug == "next_lf":
+        # A record so long beside its lags that products are most of it, beside the SVD.
+        irf = correlation_irf(torch.randn(2, 4000, dtype=torch.float64), [0], 24)
+        spectrum = irf_spectrum(irf, 1.0)
+        generator = torch.Generator().manual_seed(0)
+        pencil = loewner_pencil(spectrum.points, spectrum.values, generator)
+        poles_to_modes(pencil.realise(4), 1.0)
     elif slug == "qmcpy":
         points = DigitalNet(2).sample(64, digits=True)[0]
         gram = FastGram(DSIKernel(2, bits=63), points, "products")

@@ -39,6 +39,7 @@ from sat.methods.nearfield_mimo import (
     slice_convolutions,
     tikhonov,
 )
+from sat.methods.nearfield_mimo.models import TwoStage
 from sat.methods.nearfield_mimo.unet import EPS
 
 FREQS = torch.linspace(4e9, 16e9, 3, dtype=torch.float64)
@@ -340,7 +341,8 @@ def test_the_unet_has_the_released_codes_layers():
 
 
 def test_the_first_voxel_of_an_odd_axis_is_cropped():
-    net = UNet3d(1, 2).eval()
+    torch.manual_seed(0)
+    net = UNet3d(1, 8).eval()
     u = torch.rand(1, 1, 9, 8, 9)
     other = u.clone()
     other[:, :, 0] += 1
@@ -574,6 +576,11 @@ def test_training_stops_early_with_its_best_weights():
     assert len(curve) == len(errors) == best + 3 < 60
     kept = model.state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in seen[best][1].items())
+
+
+def test_a_model_without_a_first_stage_cannot_be_made():
+    with pytest.raises(TypeError, match="abstract method '?first'?"):
+        type("Unfinished", (TwoStage,), {})()
 
 
 def test_bad_training_is_named():

@@ -21,7 +21,14 @@ from sat.methods.nearfield_mimo import reference
 from sat.methods.nearfield_mimo.figure import Shown, picture
 from sat.methods.nearfield_mimo.geometry import MimoArray, VoxelGrid, born_matrix
 from sat.methods.nearfield_mimo.imaging import adjoint, l1, normalize, tikhonov
-from sat.methods.nearfield_mimo.models import Deep2S, fit
+from sat.methods.nearfield_mimo.models import (
+    CVDeep2S,
+    Deep2S,
+    Deep2SPlus,
+    DeepDI,
+    TwoStage,
+    fit,
+)
 from sat.methods.nearfield_mimo.targets import add_noise, random_extended_targets
 from sat.methods.nearfield_mimo.unet import EPS, UNet3d, slice_convolutions
 from sat.methods.problems.rounding import product_bound
@@ -31,6 +38,8 @@ SHAPE, ANTENNAS, APERTURE, FREQS, BAND = (16, 16, 16), 8, 0.3, 8, (4e9, 16e9)
 SIDES, DEPTHS = (-0.15, 0.15), (0.35, 0.65)
 TRAIN, TEST, SNR = 600, 40, 30.0
 EPOCHS, BATCH, LR, BASE = 15, 16, 5e-3, 8
+VARIANTS, SHORT = ("Deep2S", "CV-Deep2S", "Deep2S-2D", "Deep2S+", "DeepDI", "2:8 DeepDI"), 4
+"""Trained beside each other, for fewer epochs; the last with its map pruned 2:8."""
 QUICK_TRAIN, QUICK_EPOCHS = 192, 3
 MUS, WEIGHTS = (0.01, 0.03, 0.1), (0.02, 0.05)
 """Of Tikhonov's, times the mean energy of A's rows; of the l1 norm. The best counts."""
@@ -112,11 +121,12 @@ def run(*, seed: int = 0, quick: bool = False) -> Result:
         result.left_out += [
             f"{TRAIN - QUICK_TRAIN} of {TRAIN} scenes, {EPOCHS - QUICK_EPOCHS} of {EPOCHS} epochs",
             "bounds beside Tikhonov's solution and the empty volume",
-            "what is lost by leaving parts out, N:M",
+            "what is lost by leaving parts out, N:M, other inputs and first stages",
         ]
     else:
         _ablations(result, data, model, seed)
         _sparse(result, data, model, seed)
+        _variants(result, data, seed)
     result.figures["images"] = picture(_shown(data, images, model, curve, seed))
     return result
 
@@ -273,15 +283,27 @@ def similarity(images: reference.Real, truth: reference.Real) -> float:
 # -------------------------------------------------------------------------------------- training
 
 
-def untrained(data: Data, seed: int) -> Deep2S:
-    """Return a Deep2S with the weights of a seed."""
+def untrained(data: Data, seed: int, kind: str = "Deep2S") -> TwoStage:
+    """Return one of `VARIANTS` with the weights of a seed."""
+    pattern, _, name = kind.rpartition(" ")
+    count, shape = len(data.A), data.grid.shape
+    model: TwoStage
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Deep2S(data.A, data.grid.shape, UNet3d(1, BASE))
+        network = UNet3d(2 if name == "CV-Deep2S" else 1, BASE, flat=name == "Deep2S-2D")
+        if name == "DeepDI":
+            model = DeepDI(count, shape, network)
+        elif name == "Deep2S+":
+            model = Deep2SPlus(count, shape, network, data.A)
+        else:
+            model = (CVDeep2S if name == "CV-Deep2S" else Deep2S)(data.A, shape, network)
+    if pattern:
+        sat.sparsify_(model, "bdwp", pattern)
+    return model
 
 
 def train(
-    data: Data, seed: int, model: Deep2S, epochs: int = EPOCHS, lr: float = LR
+    data: Data, seed: int, model: TwoStage, epochs: int = EPOCHS, lr: float = LR
 ) -> list[float]:
     """Train a model in place; return its error by epoch."""
     return fit(
@@ -290,18 +312,18 @@ def train(
     )  # fmt: skip
 
 
-def sparsify(model: Deep2S, pattern: str) -> None:
+def sparsify(model: TwoStage, pattern: str) -> None:
     """Prune convolutions of many channels in FF and BP."""
     layers = slice_convolutions(model, LEAST)
     sat.sparsify_(model, "bdwp", pattern, filter_fn=lambda name, _: name in layers)
 
 
-def quality(model: Deep2S, y: Tensor, truth: reference.Real) -> float:
+def quality(model: TwoStage, y: Tensor, truth: reference.Real) -> float:
     """Return a model's PSNR."""
     return reference.psnr(model.predict(y, BATCH).double().numpy(), truth)
 
 
-def latency(model: Deep2S, y: Tensor) -> float:
+def latency(model: TwoStage, y: Tensor) -> float:
     """Return the least CPU milliseconds of five that one volume takes from its measurements."""
     taken = []
     for _ in range(5):
@@ -312,7 +334,7 @@ def latency(model: Deep2S, y: Tensor) -> float:
 
 
 def _judge(
-    result: Result, data: Data, images: dict[str, reference.Real], model: Deep2S, quick: bool
+    result: Result, data: Data, images: dict[str, reference.Real], model: TwoStage, quick: bool
 ) -> None:
     y, truth = data.y[data.test], data.truth
     made = model.predict(y, BATCH).double().numpy()
@@ -334,7 +356,7 @@ def _judge(
     result.check("Deep2S: CPU ms a volume", latency(model, y[:1]), 50)
 
 
-def _ablations(result: Result, data: Data, model: Deep2S, seed: int) -> None:
+def _ablations(result: Result, data: Data, model: TwoStage, seed: int) -> None:
     """What the trained model loses without what is easily left out."""
     y, truth = data.y[data.test], data.truth
     batch = Deep2S(data.A, data.grid.shape, model.network, whole_batch=True)
@@ -366,7 +388,7 @@ def prune_matrix(A: Tensor, pattern: str) -> Tensor:
     return torch.complex(real, imag)
 
 
-def _sparse(result: Result, data: Data, model: Deep2S, seed: int) -> None:
+def _sparse(result: Result, data: Data, model: TwoStage, seed: int) -> None:
     """The trained network pruned N:M, and trained on so; dense trained on as far, to compare."""
     for pattern in ("dense", *PATTERNS):
         made = deepcopy(model)
@@ -379,13 +401,26 @@ def _sparse(result: Result, data: Data, model: Deep2S, seed: int) -> None:
         result.metrics[name] = quality(made, data.y[data.test], data.truth)
 
 
+def short_training(data: Data, seed: int, kind: str) -> float:
+    """Return the PSNR of one of `VARIANTS`, trained for a few epochs."""
+    model = untrained(data, seed, kind)
+    train(data, seed, model, SHORT)
+    return quality(model, data.y[data.test], data.truth)
+
+
+def _variants(result: Result, data: Data, seed: int) -> None:
+    for kind in VARIANTS:
+        name = f"{kind}, {SHORT} epochs: PSNR, dB"
+        result.metrics[name] = short_training(data, seed, kind)
+
+
 # --------------------------------------------------------------------------------------- picture
 
 
 def _shown(
     data: Data,
     images: dict[str, reference.Real],
-    model: Deep2S,
+    model: TwoStage,
     curve: list[float],
     seed: int,
 ) -> Shown:

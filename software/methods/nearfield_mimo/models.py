@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from sat.methods.problems.arguments import require_counts
 Shape = tuple[int, int, int]
 
 
-class TwoStage(nn.Module):
+class TwoStage(nn.Module, ABC):
     """Measurements (batch, Nf, Nt, Nr) complex to magnitudes (batch, nx, ny, nz).
 
     `first` makes what the network sees; `learned` is whether it has weights to train. In evaluation
@@ -26,9 +27,9 @@ class TwoStage(nn.Module):
     learned = False
     network: nn.Module
 
+    @abstractmethod
     def first(self, y: Tensor) -> Tensor:
         """Return the network's input, (batch, channels, nx, ny, nz)."""
-        raise TypeError(f"{type(self).__name__}: has no first stage; derive one and define first()")
 
     def forward(self, y: Tensor) -> Tensor:
         """Return magnitudes.

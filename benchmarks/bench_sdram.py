@@ -1,7 +1,8 @@
 """Cycles of products on a board with SDRAM, beside the least that is predicted.
 
 The board is simulated at its pins with all of the chip; its clock decides how many cycles a refresh
-and a change of rows take. Run as ``python benchmarks/bench_sdram.py [--array 2x2] [--clock 25]``.
+and a change of rows take. Run as ``python benchmarks/bench_sdram.py [--array 2x2] [--clock 25]
+[--board ulx3s-85f]``.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import numpy as np
 import sat
 from sat.devices import ComparingDevice
 from sat.fpga.board import BOARD_CONFIG, Board
+from sat.fpga.boards import BOARDS
 from sat.fpga.pty import PtyBoard
-from sat.fpga.sdram.geometry import Geometry
 from sat.fpga.sdram.simulated import BoardWithSdram
 from sat.fpga.simulation import SimulatedBoard
 
@@ -27,13 +28,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--array", default="2x2")
     parser.add_argument("--clock", type=float, default=25.0, help="MHz")
+    parser.add_argument("--board", choices=BOARDS, default="ulx3s-85f", help="whose chip")
     args = parser.parse_args()
     config, clock_hz = BOARD_CONFIG.with_array(args.array), args.clock * 1e6
-    board = Board(config, clock_hz=clock_hz, baud=clock_hz / 4, sdram=Geometry())
+    board = Board(config, clock_hz=clock_hz, baud=clock_hz / 4, sdram=BOARDS[args.board].sdram)
     simulated = SimulatedBoard(BoardWithSdram(board), 4.0)
     rng = np.random.default_rng(0)
     ratios = []
-    print(f"array {config.array}, {args.clock:g} MHz")
+    print(f"{args.board}, array {config.array}, {args.clock:g} MHz")
     print("rows x depth x cols  pattern  dataflow     counted       least  ratio")
     with contextlib.ExitStack() as stack:
         stack.callback(simulated.close)

@@ -72,6 +72,8 @@ def picture(shown: Shown) -> Figure:
     response.axvspan(-6.25, 6.25, color="k", alpha=0.1, label="c / 2B")
     response.set(xlabel="z off the point, mm", ylabel="its image, dB", ylim=(-40, 14))
     response.legend(fontsize=8, loc="upper right")
-    training.semilogy(range(1, len(shown.curve) + 1), shown.curve, "o-")
+    text = f"Deep2S, {len(shown.curve)} epochs"
+    training.semilogy(range(1, len(shown.curve) + 1), shown.curve, label=text)
     training.set(xlabel="epoch", ylabel="squared error a voxel, training")
+    training.legend(fontsize=7)
     return figure

@@ -1,9 +1,9 @@
 """What sparsity costs in accuracy: models, schemes, patterns and seeds, on golden's bits.
 
-Each run is what `sat train` does; it adds a line to FILE, and a run that is there already is not
-repeated, so the sweep may be stopped and goes on where it was. Then a table: mean and deviation of
-the test accuracy over seeds, and the speed-up of a training step on 8x8, dense over sparse, by the
-cycle model.
+Each run is what `sat train` does, under one scheme or under several in turn (`phases`); it adds a
+line to FILE, and a run that is there already is not repeated, so the sweep may be stopped and goes
+on where it was. Then a table: mean and deviation of the test accuracy over seeds, and the speed-up
+of a training step on 8x8, dense over sparse, by the cycle model: of all steps together.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -24,7 +25,7 @@ from sat.data import load_data
 from sat.dataflow.cost import product_cost, stage_cost
 from sat.dataflow.products import Product
 from sat.devices.staged import StagedDevice
-from sat.layers.convert import get_scheme
+from sat.layers.schemes import Scheme, get_scheme
 from sat.networks.capture import capture
 from sat.rtl.config import SatConfig
 from sat.schedules.scheduler import sparse_layer
@@ -35,6 +36,10 @@ from sat.training.models import build_model
 from sat.training.trainer import Trainer
 
 SCHEMES = ("bdwp", "bdwp_wu", "bdwp_mvue", "srste", "sdgp", "sdwp")
+RECIPES = ("bdwp_decay", "bdwp_late", "bdwp_end", "bdwp_wu_end")
+"""What may win back what a pattern costs; see `phases`."""
+DECAY = 2e-4
+"""SR-STE's, of pruned weights."""
 TIMING = MemoryTiming()
 
 
@@ -56,6 +61,36 @@ TASKS = {
 }
 
 
+class Phase(NamedTuple):
+    """A share of all steps, and what prunes them."""
+
+    share: float
+    scheme: Scheme
+    pattern: Pattern
+
+
+def phases(name: str, pattern: Pattern) -> list[Phase]:
+    """Return what a scheme or recipe trains with, one after another.
+
+    ``bdwp_decay`` is BDWP with SR-STE's decay of what FF prunes; ``bdwp_late`` has groups half as
+    large in the first half of all steps; ``…_end`` has its last fifth dense.
+    """
+    if name == "bdwp_decay":
+        return [Phase(1, replace(get_scheme("bdwp"), name=name, srste_lambda=DECAY), pattern)]
+    bdwp, dense = get_scheme("bdwp"), get_scheme("dense")
+    if name == "bdwp_late":
+        return [
+            Phase(0.5, bdwp, Pattern(pattern.n, pattern.m // 2)),
+            Phase(0.5, bdwp, pattern),
+        ]
+    if name in RECIPES:
+        return [
+            Phase(0.8, get_scheme(name.removesuffix("_end")), pattern),
+            Phase(0.2, dense, DENSE),
+        ]
+    return [Phase(1, get_scheme(name), pattern)]
+
+
 @dataclass(frozen=True)
 class Run:
     """A training: what is trained, how, and from which seed."""
@@ -67,18 +102,22 @@ class Run:
 
     def accuracy(self) -> float:
         """Train; return the share of the test set that is right at the end, 0 to 1."""
-        task = TASKS[self.task]
-        with sat.device("golden", config=device(Pattern.parse(self.pattern))) as golden:
+        task, pattern = TASKS[self.task], Pattern.parse(self.pattern)
+        first, *others = phases(self.scheme, pattern)
+        with sat.device("golden", config=device(pattern)) as golden:
             trainer = Trainer(
                 task.model,
                 load_data(task.data),
-                scheme=self.scheme,
-                pattern=self.pattern,
+                scheme=first.scheme,
+                pattern=first.pattern,
                 device=StagedDevice(golden),
                 epochs=task.epochs,
                 batch=task.batch,
                 seed=self.seed,
             )
+            for phase in others:
+                trainer.fit(round((1 - phase.share) * trainer.total_steps))
+                trainer.switch(phase.scheme, phase.pattern)
             found = trainer.fit().accuracy
         assert found is not None
         return found
@@ -98,21 +137,22 @@ def runs(args: argparse.Namespace) -> Iterator[Run]:
                 yield from (Run(task, scheme, pattern, seed) for scheme in args.schemes)
 
 
-def cycles(task: Task, scheme: str, pattern: Pattern) -> int:
-    """Return what a training step takes: each layer's stages, pruned as the scheme prunes them."""
+def cycles(task: Task, name: str, pattern: Pattern) -> float:
+    """Return what a training step takes, of all phases: each layer's stages, pruned as there."""
     model, data = build_model(task.model, 10, 0), load_data(task.data)
     network = capture(model, data.train_x[: task.batch])
     return sum(
-        of_layer(operation.layer, tuple(operation.products), scheme, pattern)
+        share * of_layer(operation.layer, tuple(operation.products), scheme, of_phase)
+        for share, scheme, of_phase in phases(name, pattern)
         for operation in network.operations
         if operation.layer is not None
     )
 
 
-def of_layer(layer: Layer, stages: tuple[str, ...], scheme: str, pattern: Pattern) -> int:
+def of_layer(layer: Layer, stages: tuple[str, ...], scheme: Scheme, pattern: Pattern) -> int:
     """Return the cycles of a layer's stages and its update."""
     pair, config = (pattern.n, pattern.m), device(pattern)
-    prunes = get_scheme(scheme).prunes
+    prunes = scheme.prunes
     if sparse_layer(layer, pattern)[0].ff == (1, 1):
         prunes = {}  # every scheme prunes along channels somewhere: where they do not fit, nothing
     dense = (1, 1)
@@ -156,7 +196,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path, metavar="FILE.jsonl")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--schemes", nargs="*", default=list(SCHEMES), choices=SCHEMES)
+    parser.add_argument("--schemes", nargs="*", default=list(SCHEMES), choices=(*SCHEMES, *RECIPES))
     parser.add_argument("--patterns", nargs="*", default=["2:4", "2:8", "2:16"])
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()

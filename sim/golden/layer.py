@@ -8,6 +8,7 @@ the image multiplies +0; taps that the stride skips in BP do not exist.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ import numpy as np
 from sat.sim.golden import sore, stce
 from sat.sim.golden.update import Rates, narrow, non_finite, sgd
 from sat.sim.layer import Layer
+
+Met = tuple[int, ...]
 
 
 def _compact(b: np.ndarray, n: int, m: int) -> np.ndarray | stce.NMOperand:
@@ -32,16 +35,20 @@ def _taps(layer: Layer) -> Iterator[tuple[int, int]]:
             yield y, x
 
 
-def _at_tap(layer: Layer, x: np.ndarray, tap: tuple[int, int]) -> np.ndarray:
-    """Return x at a tap of every output position, (positions, channels), +0 outside the image."""
-    padded = np.pad(x, ((0, 0), *((2 * (layer.padding[axis],)) for axis in range(2)), (0, 0)))
-    first = [tap[axis] * layer.dilation[axis] for axis in range(2)]
-    spans = [
-        slice(first[axis], first[axis] + layer.stride[axis] * (layer.out_size[axis] - 1) + 1,
-              layer.stride[axis])
-        for axis in range(2)
-    ]  # fmt: skip
-    return np.ascontiguousarray(padded[:, spans[0], spans[1]].reshape(-1, x.shape[-1]))
+def _at_taps(layer: Layer, x: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield x at each tap of all output positions, (positions, channels), +0 outside the image."""
+    (lines, pixels), (above, left) = x.shape[1:3], layer.padding
+    padded = np.zeros((len(x), lines + 2 * above, pixels + 2 * left, x.shape[3]), x.dtype)
+    padded[:, above : above + lines, left : left + pixels] = x
+    size = layer.out_size
+    for tap in _taps(layer):
+        first = [tap[axis] * layer.dilation[axis] for axis in range(2)]
+        spans = [
+            slice(first[axis], first[axis] + layer.stride[axis] * (size[axis] - 1) + 1,
+                  layer.stride[axis])
+            for axis in range(2)
+        ]  # fmt: skip
+        yield np.ascontiguousarray(padded[:, spans[0], spans[1]].reshape(-1, x.shape[-1]))
 
 
 def forward(layer: Layer, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
@@ -57,7 +64,7 @@ def forward(layer: Layer, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None)
     -------
     (batch, out lines, out pixels, out_channels) float32
     """
-    at_taps = [_at_tap(layer, x, tap) for tap in _taps(layer)]
+    at_taps = list(_at_taps(layer, x))
     sums = np.empty((layer.out_positions, layer.out_channels), np.float32)
     for group in range(layer.groups):
         ins, outs = _channels(layer, group)
@@ -86,11 +93,7 @@ def backward(layer: Layer, dy: np.ndarray, w: np.ndarray) -> np.ndarray:
     (batch, lines, pixels, in_channels) float32
     """
     sums = np.zeros((layer.batch, layer.lines, layer.pixels, layer.in_channels), np.float32)
-    kinds: dict[tuple, list[tuple[int, int]]] = {}
-    for y in range(layer.lines):
-        for x in range(layer.pixels):
-            kinds.setdefault((_met(layer, 0, y), _met(layer, 1, x)), []).append((y, x))
-    for (taps_y, taps_x), pixels in kinds.items():
+    for (taps_y, taps_x), pixels in _met(layer).items():
         if not taps_y or not taps_x:
             continue
         ys, xs = np.array(pixels).T
@@ -108,13 +111,25 @@ def backward(layer: Layer, dy: np.ndarray, w: np.ndarray) -> np.ndarray:
     return sums
 
 
-def _met(layer: Layer, axis: int, position: int) -> tuple[int, ...]:
-    """Return the taps that an input position meets along an axis."""
-    return tuple(
-        k
-        for k in range(layer.kernel[axis])
-        if (position + layer.padding[axis] - k * layer.dilation[axis]) % layer.stride[axis] == 0
+@functools.lru_cache(maxsize=64)
+def _met(layer: Layer) -> dict[tuple[Met, Met], list[tuple[int, int]]]:
+    """Return the input positions, (line, pixel), by the kernel lines and pixels that meet them."""
+    lines, pixels = (
+        [
+            tuple(
+                k
+                for k in range(layer.kernel[axis])
+                if (at + layer.padding[axis] - k * layer.dilation[axis]) % layer.stride[axis] == 0
+            )
+            for at in range(size)
+        ]
+        for axis, size in enumerate((layer.lines, layer.pixels))
     )
+    found: dict[tuple[Met, Met], list[tuple[int, int]]] = {}
+    for y, met_y in enumerate(lines):
+        for x, met_x in enumerate(pixels):
+            found.setdefault((met_y, met_x), []).append((y, x))
+    return found
 
 
 def _source(
@@ -142,7 +157,7 @@ def gradient(layer: Layer, x: np.ndarray, dy: np.ndarray) -> np.ndarray:
     """
     positions = dy.reshape(-1, layer.out_channels)
     sums = np.empty((layer.out_channels, *layer.kernel, layer.in_per_group), np.float32)
-    at_taps = {tap: _at_tap(layer, x, tap) for tap in _taps(layer)}
+    at_taps = dict(zip(_taps(layer), _at_taps(layer, x), strict=True))
     for group in range(layer.groups):
         ins, outs = _channels(layer, group)
         compact = _compact(positions[:, outs], *layer.wu)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -44,7 +45,7 @@ def staged_layer(
     even = all(low == high for low, high in g.padding)
     if not whole or not even or type(plan.scheme).select is not Scheme.select:
         return None
-    layer = Layer(
+    layer = _layer(
         batch=x[0],
         lines=x[1],
         pixels=x[2],
@@ -61,6 +62,12 @@ def staged_layer(
         bias=bias,
     )
     return layer if device.runs_layer(layer) else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _layer(**fields: Any) -> Layer:
+    """Return the layer of such fields; each step asks for the same ones."""
+    return Layer(**fields)
 
 
 def staged_gradients(

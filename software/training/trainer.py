@@ -137,12 +137,8 @@ class Trainer:
             if not 0 <= number < math.inf:
                 raise ValueError(f"{name}={number}: must be finite and not negative")
         self.data = data
-        if get_scheme(scheme).draws and (shards > 1 or distributed):
-            raise ValueError(
-                f"scheme {get_scheme(scheme).name!r} draws what it keeps: parts of a batch would "
-                "draw otherwise as shards than as ranks; train it whole, or prune by magnitude "
-                "('bdwp_wu')"
-            )
+        self._whole = shards == 1 and not distributed
+        self._check_draws(scheme)
         if isinstance(model, str):
             self.model = build_model(model, data.classes, seed)
             require_inputs(model, data.train_x.shape[1:], data.name)
@@ -169,6 +165,25 @@ class Trainer:
         check_cut(batch, self._parts.count, "ranks" if distributed else "shards")
         self._rate = rate
         self._batches = self._plan()
+
+    def _check_draws(self, scheme: str | Scheme) -> None:
+        if get_scheme(scheme).draws and not self._whole:
+            raise ValueError(
+                f"scheme {get_scheme(scheme).name!r} draws what it keeps: parts of a batch would "
+                "draw otherwise as shards than as ranks; train it whole, or prune by magnitude "
+                "('bdwp_wu')"
+            )
+
+    def switch(self, scheme: str | Scheme, pattern: str | Pattern | Patterns | None) -> None:
+        """Train on under another scheme or pattern, from the next step; nothing else changes.
+
+        Raises
+        ------
+        ValueError
+            As the constructor; the trainer is then as before.
+        """
+        self._check_draws(scheme)
+        self.result.report = sparsify_(self.model, scheme, pattern)
 
     def _plan(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
         """Yield (inputs, classes, whether an epoch or all ends with it) for each step."""

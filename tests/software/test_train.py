@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sat.data import DataSet, data_sets, load_data
+from sat.devices.context import record_products
 from sat.layers.schemes import schemes
 from sat.sparsity.pattern import Pattern
 from sat.training.models import build_model, models
@@ -205,6 +206,37 @@ def test_the_device_may_change_between_steps_and_tests_run_on_golden(blobs, fake
         assert device.products == 2 * 8
     same = Trainer("mlp", blobs, epochs=1, batch=16).fit()
     assert same.losses == trainer.result.losses and len(same.accuracies) == 1
+
+
+def test_a_switch_prunes_the_next_steps_otherwise_and_changes_nothing_else(blobs):
+    def trained(*patterns):
+        model = build_model("cnn", 2, seed=4)
+        run = Trainer(model, blobs, scheme="dense", epochs=2, batch=16, seed=1)
+        found = []
+        for pattern in patterns:
+            if pattern is not None:
+                run.switch("bdwp", pattern)
+            with record_products() as log:
+                run.fit(4)
+            found.append({str(record.pattern) for record in log.records if record.stage == "FF"})
+        return found, model.state_dict()
+
+    dense, weights = trained(None, None)
+    assert dense == [{"dense"}] * 2
+    same, also = trained(None, "dense")
+    assert same == dense and all(torch.equal(weights[name], also[name]) for name in weights)
+    assert trained("2:4", "2:8")[0] == [{"dense", "2:4"}, {"dense", "2:8"}]
+
+
+def test_a_switch_to_what_is_none_leaves_the_trainer_as_it_was(blobs):
+    run = Trainer("cnn", blobs, epochs=1, batch=16)
+    before = run.result.report
+    with pytest.raises(ValueError, match="scheme 'bdpw': there is no such scheme"):
+        run.switch("bdpw", "2:8")
+    parts = Trainer("mlp", blobs, epochs=1, batch=16, shards=2)
+    with pytest.raises(ValueError, match="draws what it keeps"):
+        parts.switch("bdwp_mvue", "2:8")
+    assert run.result.report is before
 
 
 def test_steps_limits_the_run(blobs):

@@ -27,6 +27,7 @@ from sat.methods.dnmm import DNMM, GumbelMixture, dnmm_loss
 from sat.methods.dnmm import demo as dnmm
 from sat.methods.drift_net import DriftNet, frequency_weighted_loss
 from sat.methods.drift_net import demo as drift_net
+from sat.methods.dt_ddnn import JammingDNN, features, simulate_ssb
 from sat.methods.lagrangian_pinn import EulerianPINN, LagrangianPINN
 from sat.methods.lagrangian_pinn import demo as lagrangian_pinn
 from sat.methods.lsm import LSM, darcy_samples, relative_l2
@@ -224,6 +225,20 @@ def imager_step(base: int, *, direct: bool = False) -> Case:
     return model, lambda: (model(y) - magnitude).square().sum() / len(y), 8
 
 
+def jamming_step(raw: bool) -> Case:
+    """A step of a detector's network on 128 records, by features or by their samples."""
+    records = simulate_ssb(128, 0)
+    x = torch.view_as_real(records.iq).flatten(1) if raw else features(records.iq)
+    model, target = JammingDNN(x.shape[1]), records.jammed.float()
+    return model, lambda: nn.functional.binary_cross_entropy_with_logits(model(x), target), 64
+
+
+def receiver(count: int) -> Case:
+    """What records' features take, as products; there are no weights."""
+    iq = simulate_ssb(count, 0).iq
+    return nn.Identity(), lambda: features(iq, "products").sum(), 0
+
+
 def graph_step(net: GraphNet) -> Case:
     """A step of the network on the demo's square, 289 nodes."""
     space = pi_gnn_galerkin.square().space
@@ -388,6 +403,11 @@ CASES: dict[str, list[tuple[str, Callable[[], Case]]]] = {
         ("Deep2S of the demo, 16 x 16³ voxels", lambda: imager_step(nearfield_mimo.BASE)),
         ("… DeepDI, 1,024 x 4,096 first", lambda: imager_step(nearfield_mimo.BASE, direct=True)),
         ("Deep2S, base 32 as the authors'", lambda: imager_step(32)),
+    ],
+    "dt_ddnn": [
+        ("DT-DDNN's networks, 128 records", lambda: jamming_step(False)),
+        ("network on raw IQ, 128 records", lambda: jamming_step(True)),
+        ("features of 100 records", lambda: receiver(100)),
     ],
     "nn_to_no": [
         ("CNN 1-32-32-1 as an operator, 20 x 16 x 16", lambda: operator_step(16)),

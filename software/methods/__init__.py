@@ -359,6 +359,13 @@ _METHODS = (
         "exact responses, a beam's modes under noise beside NExT-ERA and SSI-cov",
         "fp32",
     ),
+    Method(
+        "dt_ddnn",
+        "DT-DDNN: jamming of 5G found from one signal block",
+        "Asemian, Amini, Kantarci, Erol-Kantarci 2024, arXiv 2403.02645",
+        "sequences by scipy and py3gpp; jammers 15 to 30 dB below the signal, by two thresholds",
+        "fp16",
+    ),
 )
 
 METHODS = {method.slug: method for method in _METHODS}

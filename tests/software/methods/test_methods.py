@@ -24,6 +24,7 @@ from sat.methods.dmcmc import DLG, NoiseClassifier, dmcmc_sample, kar1, noise_le
 from sat.methods.dnmm import DNMM
 from sat.methods.drift_net import DriftNet
 from sat.methods.dsnot import bake, prune_model
+from sat.methods.dt_ddnn import JammingDNN, features, simulate_ssb, train
 from sat.methods.hesso import HESSO, extract, prunable_groups
 from sat.methods.kronecker_sbl import kron_sbl, kronecker_problem
 from sat.methods.lagrangian_pinn import LagrangianPINN
@@ -333,6 +334,12 @@ def step_of(slug):
         density = DNMM(2, 2, (8, 8))
         sat.sparsify_(density, "bdwp", "2:8")
         density.fit(torch.randn(40, 2), steps=1, pretrain=1)
+    elif slug == "dt_ddnn":
+        seen = simulate_ssb(2, 0)
+        network = JammingDNN(134, (8,))
+        sat.sparsify_(network, "bdwp", "2:8")
+        x = features(seen.iq, "products")[:, :134]
+        train(network, x, seen.jammed, epochs=1, generator=torch.Generator().manual_seed(0))
     elif slug == "spon":
         meshes = MeshHierarchy.from_skfem(MeshTri(), 2)
         space = FeSpace.from_skfem(Basis(meshes.meshes[-1], ElementTriP1()), dirichlet=True)

@@ -53,6 +53,32 @@ class Target:
         return files
 
 
+@dataclass(frozen=True, kw_only=True)
+class VivadoTarget:
+    """A card whose bitstream Vivado makes, of a project that is written for it.
+
+    Parameters
+    ----------
+    name : str
+        What commands call it.
+    project : str
+        The module of its project, whose ``project_files(card, clock_hz)`` makes the files of one.
+        It is imported when that is wanted.
+    clock_hz : int
+        Of the device unless told otherwise.
+    """
+
+    name: str
+    project: str
+    clock_hz: int
+
+    def project_files(self, card: Any, clock_hz: int) -> dict[str, str]:
+        """Return the files of a card's project (`sat.fpga.vivado.project_files`)."""
+        module = importlib.import_module(self.project)
+        files: dict[str, str] = module.project_files(card, clock_hz)
+        return files
+
+
 M12L64322A = Geometry(rows=11, columns=8, data_bits=32, refreshes=4096, masked=False)
 """8 MB in columns of 32 bits, with a REFRESH each 15.6 us (ESMT, revision 2.3); as a Colorlight i9
 has it, without masks."""
@@ -85,3 +111,9 @@ BOARDS = {
     )
 }
 """By name."""
+
+CARDS = {
+    target.name: target
+    for target in (VivadoTarget(name="vcu1525", project="sat.fpga.vivado", clock_hz=100_000_000),)
+}
+"""Those that are Vivado's to finish, by name."""

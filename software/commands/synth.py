@@ -14,9 +14,10 @@ from pathlib import Path
 
 from sat.commands.common import DONE, FAILED, count, natural, output_folder, to_json, usage
 from sat.commands.gateware import add_board, make_board, memory_text, uses_sdram
-from sat.fpga.boards import BOARDS
+from sat.fpga.boards import BOARDS, CARDS
 
-SUMMARY = "make a board's bitstream"
+SUMMARY = "make a board's bitstream, or a card's Vivado project"
+_CRYSTAL_HZ = 25_000_000
 
 
 def megahertz(text: str) -> int:
@@ -31,11 +32,11 @@ def megahertz(text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("board", choices=BOARDS)
+    parser.add_argument("board", choices=[*BOARDS, *CARDS])
     add_board(parser)
     parser.add_argument(
-        "--clock", type=megahertz, default=25_000_000, metavar="MHZ",
-        help="of the gateware (default 25, the board's crystal; others by a PLL)",
+        "--clock", type=megahertz, metavar="MHZ",
+        help="of the gateware (default 25, the board's crystal, others by a PLL; of a card 100)",
     )  # fmt: skip
     parser.add_argument(
         "--baud", type=count, help="of the link (default: as fast as the board's serial port)"
@@ -54,8 +55,12 @@ def run(args: argparse.Namespace) -> int:
     """Synthesise, place and route a board's gateware; write its bitstream and a report.
 
     The bitstream is written if the routed design is as fast as --clock asks. The same arguments
-    give the same bytes. What was made before comes from the build cache.
+    give the same bytes. What was made before comes from the build cache. Of a card, whose tools are
+    Vivado, a project is written.
     """
+    if args.board in CARDS:
+        return _project(args)
+    args.clock = args.clock or _CRYSTAL_HZ
     from sat.fpga.flow import implement
     from sat.fpga.report import Report
 
@@ -92,6 +97,32 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return FAILED
+
+
+def _project(args: argparse.Namespace) -> int:
+    """Write a card's Vivado project."""
+    from sat.fpga.card import CARD_CONFIG, Card
+
+    target = CARDS[args.board]
+    given = {"baud": args.baud, "memory-bytes": args.memory_bytes, "fresh": args.fresh}
+    given |= {"memory": args.memory, "seed": args.seed != 1}
+    with usage():
+        for name in sorted(name for name, value in given.items() if value):
+            raise ValueError(f"--{name}: is of boards that are placed here, not of {args.board}")
+        config = CARD_CONFIG if args.array is None else CARD_CONFIG.with_array(args.array)
+        clock = args.clock or target.clock_hz
+        files = target.project_files(Card(config), clock)
+    folder = Path(args.folder, f"{args.board}-{config.array}-{clock / 1e6:g}MHz")
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    if args.json:
+        print(to_json({"folder": str(folder), "files": sorted(files), "digest": config.digest}))
+        return DONE
+    print(f"{folder}: {', '.join(sorted(files))}")
+    print("The bitstream is Vivado's to make, which is none of this project's tools. There:")
+    print("    vivado -mode batch -source build.tcl")
+    return DONE
 
 
 @contextlib.contextmanager

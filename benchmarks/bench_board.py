@@ -14,6 +14,7 @@ from sat.data import load_data
 from sat.devices.staged import StagedDevice
 from sat.devices.uart import UartDevice
 from sat.fpga.board import BOARD_CONFIG, LINK_BAUD, build_of
+from sat.fpga.link.client import Link
 from sat.fpga.link.protocol import (
     MOST_BYTES,
     Greeting,
@@ -42,6 +43,8 @@ class CountingLink:
         Bytes on the wire: frames, whole.
     requests : int
     """
+
+    gap_words = Link.gap_words
 
     def __init__(self, config: SatConfig) -> None:
         self.config = config

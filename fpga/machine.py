@@ -16,12 +16,17 @@ from sat.rtl.config import SatConfig
 from sat.rtl.isa import Status
 from sat.sim.device_rtl import Outcome
 
-_GAP_WORDS = 4
-"""Words between two changes that are sent along: a request of their own would cost more."""
-
 
 class BoardLink(Protocol):
-    """What a host needs of a link to a board; every method raises `LinkError` when it fails."""
+    """What a host needs of a link to a board; every method raises `LinkError` when it fails.
+
+    Attributes
+    ----------
+    gap_words : int
+        Words between two changes that are sent along: a request of their own would cost more.
+    """
+
+    gap_words: int
 
     def hello(self) -> Greeting:
         """Return what the board says of itself."""
@@ -163,7 +168,7 @@ class BoardMachine:
             changed = np.flatnonzero((words[part] != there[part]) | ~self._known[part])
             if not len(changed):
                 continue
-            cuts = np.flatnonzero(np.diff(changed) > _GAP_WORDS)
+            cuts = np.flatnonzero(np.diff(changed) > self.link.gap_words)
             firsts = span.start + changed[np.concatenate([[0], cuts + 1])]
             lasts = span.start + changed[np.concatenate([cuts, [len(changed) - 1]])]
             for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):

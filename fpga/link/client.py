@@ -80,6 +80,8 @@ class Link:
 
     Attributes
     ----------
+    gap_words : int
+        Words that cost as much as a request.
     sent_again, damaged : int
         Requests that were repeated; frames that came damaged.
 
@@ -88,6 +90,8 @@ class Link:
     ValueError
         A number breaks its rule.
     """
+
+    gap_words = 4
 
     def __init__(
         self,

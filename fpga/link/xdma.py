@@ -123,11 +123,18 @@ class XdmaLink:
     files : Files
         Open, and closed by whoever opened them.
 
+    Attributes
+    ----------
+    gap_words : int
+        Words that cost as much as a transfer: some ten microseconds at some GB/s.
+
     Raises
     ------
     LinkError
         From any method: the card does not answer, or a transfer stopped.
     """
+
+    gap_words = 1 << 15
 
     def __init__(self, files: Files) -> None:
         self.files = files

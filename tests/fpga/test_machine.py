@@ -22,6 +22,8 @@ SIZE = 1 << 9
 class Board:
     """A board without a device: a memory of its own, and registers that say a program has ended."""
 
+    gap_words = 4
+
     def __init__(self, size=SIZE, kind=MemoryKind.BLOCK_RAM):
         self.memory = np.random.default_rng(0).integers(0, 256, size, np.uint8)
         self.kind, self.fails = kind, False

@@ -15,7 +15,7 @@ from sat.rtl.config import SatConfig, require
 from sat.rtl.verilog import emit
 
 CARD_MODULE, TOP = "sat_card", "vcu1525"
-ELEMENT_LUTS, ENGINE_LUTS = 760, 130_000
+ELEMENT_LUTS, ENGINE_LUTS = 726, 160_000
 """What an element takes, and a 32x32 device besides them: for the choice of rows in regions."""
 
 

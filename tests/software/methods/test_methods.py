@@ -338,7 +338,7 @@ def step_of(slug):
         seen = simulate_ssb(2, 0)
         network = JammingDNN(134, (8,))
         sat.sparsify_(network, "bdwp", "2:8")
-        x = features(seen.iq, "products")[:, :134]
+        x = features(seen.iq, "products")
         train(network, x, seen.jammed, epochs=1, generator=torch.Generator().manual_seed(0))
     elif slug == "spon":
         meshes = MeshHierarchy.from_skfem(MeshTri(), 2)

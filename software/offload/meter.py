@@ -142,10 +142,12 @@ class Meter(Device):
             work.lost.add(self.lost)
             self.lost.clear()
         self.report.device_seconds += seconds
-        for part in run.parts or (run,):
+        # Parts by several devices are shares of a stack; those of one device make one product.
+        shared = any(part.device for part in run.parts)
+        for part in run.parts if shared else (run,):
             name = part.device or self.name
             share = product
-            if run.parts:
+            if shared:
                 share = replace(product, count=part.macs * product.count // product.macs)
             done = work.devices.get(name)
             if done is None:

@@ -14,6 +14,9 @@ from torch.nn import functional
 
 import sat
 from sat.devices import GoldenDevice
+from sat.devices.account import in_turn
+from sat.devices.base import Device
+from sat.devices.splitting import in_halves
 from sat.offload.rounding import Lost, halves
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16]
@@ -275,3 +278,38 @@ def test_layers_operands_are_counted_where_they_are_rounded(kind):
     with sat.offload("golden") as later:
         model(torch.ones_like(x))
     assert not later.lost  # the copy of the weight is still good
+
+
+class InHalves(Device):
+    """Computes products in two parts, one after the other, as boards do what they cannot hold."""
+
+    name = "halves"
+
+    def __init__(self, inner, axis):
+        super().__init__(inner.config)
+        self.inner, self.axis = inner, axis
+
+    def predict(self, product, dataflow="auto"):
+        return self.inner.predict(product, dataflow)
+
+    def _matmul(self, a, b, start, dataflow):
+        runs = []
+
+        def compute(*operands):
+            made, run = self.inner.compute(*operands, dataflow)
+            runs.append(run)
+            return made
+
+        return in_halves(a, b, start, self.axis, 8, compute), in_turn(runs)
+
+
+@pytest.mark.parametrize("axis", ["rows", "cols", "depth"])
+def test_a_product_in_parts_is_one_product(axis):
+    a, b = randn(16, 16), randn(16, 16, seed=1)
+    with sat.device("golden") as golden:
+        whole = golden.matmul(a.half(), b.half())
+        with sat.offload(InHalves(golden, axis)) as report:
+            assert torch.equal(a @ b, whole)
+    (work,) = report
+    done = work.devices["halves"]
+    assert (done.products, done.macs, report.coverage) == (1, 16**3, 1.0)

@@ -26,6 +26,9 @@ ITERATIONS, TOLERANCE = 30, 5e-4
 and products of float16 operands, which go on changing M atoms by 3.5e-4 sqrt(M), stop, too."""
 COMPLETION = 4e-3
 """How much of D, over the direction's mean singular value, completes what the direction has not."""
+LACKING = 1e-3
+"""Singular values of a direction that count as none, over its largest: those that sums of float16
+products leave are about 1e-4."""
 
 
 def default_rho(t: int) -> float:
@@ -203,13 +206,21 @@ class OnlineODL(nn.Module):
     def _furthest(self, direction: Tensor) -> Tensor:
         """Return the matrix of the ball that goes along ``-direction`` furthest.
 
-        Newton-Schulz leaves 0 what the direction has not: D would lose it, gradients have no part
-        in what D has lost, and it would never come back (a first batch of fewer than M samples is
-        enough). So a little of D goes with it, which where the two agree, at a solution, changes
-        nothing. The SVD completes by itself.
+        What the direction has not (of patches without a mean, the mean's part; of a first batch of
+        fewer than M samples, most) any completion is as far. Newton-Schulz leaves 0 there: D would
+        lose it, gradients have no part in what D has lost, and it would never come back. The SVD
+        takes what rounding left, anew in each step. So D completes both: by the SVD its polar
+        factor there, by products a little of it everywhere, which where the two agree, at a
+        solution, changes nothing.
         """
         if self.oracle == "svd":
-            return -polar(direction)
+            u, values, vh = torch.linalg.svd(direction)
+            has = int((values > LACKING * values[0]).sum())
+            u_rest, vh_rest = u[:, has:], vh[has:]
+            target = -u[:, :has] @ vh[:has]
+            if has < self.n_atoms:
+                target += u_rest @ polar(u_rest.mT @ self._relaxed @ vh_rest.mT) @ vh_rest
+            return target
         root = math.sqrt(self.n_atoms)
         completed = self._relaxed * (COMPLETION * float(direction.norm()) / root) - direction
         return polar(completed, self.oracle, ITERATIONS, TOLERANCE * root)

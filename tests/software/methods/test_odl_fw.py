@@ -175,12 +175,32 @@ def test_first_batches_smaller_than_the_basis_lose_nothing():
     assert dictionary_error(learner.dictionary, d) < 0.05
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_d_completes_what_a_direction_lacks(noise):
+    """As far along the direction as any, and along D where it lacks; rounding decides nothing."""
+    m, rank = 6, 4
+    learner = OnlineODL(m, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    d = learner.relaxed
+    left, right = orthogonal(m, seed=1), orthogonal(m)
+    values = torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.float64)
+    direction = left[:, :rank] * values @ right[:, :rank].mT
+    direction += noise * normal(m, m, seed=5) * (left[:, rank:] @ left[:, rank:].mT).norm()
+    target = learner._furthest(direction)
+    assert float((target * direction).sum()) == pytest.approx(-6.5, rel=10 * noise + 1e-12)
+    assert float(torch.linalg.matrix_norm(target, 2)) <= 1 + 1e-9
+    lacks = left[:, rank:].mT @ d @ right[:, rank:]
+    expected = -left[:, :rank] @ right[:, :rank].mT
+    expected += (
+        left[:, rank:] @ torch.from_numpy(scipy_polar(lacks.numpy())[0]) @ right[:, rank:].mT
+    )
+    torch.testing.assert_close(target, expected, atol=20 * noise + 1e-12, rtol=0)
+
+
 @pytest.mark.filterwarnings("ignore:step")  # samples without a code
-def test_average_is_needed_with_one_sample_a_step():
-    case = Case(8, 0.3, 1500, 0.0, batch=1)
-    assert learn(case, 0, oracle="svd").errors[-1] < 0.05
-    # Its polar factor has a rank of one, and is completed by chance.
-    assert learn(case, 0, oracle="svd", rho=lambda t: 1.0).errors[-1] > 0.3
+@pytest.mark.parametrize("rho", [None, lambda t: 1.0])
+def test_one_sample_a_step_is_enough(rho):
+    """A sample's gradient has a rank of one; without D's completion chance would fill the rest."""
+    assert learn(Case(8, 0.3, 1500, 0.0, batch=1), 0, oracle="svd", rho=rho).errors[-1] < 0.05
 
 
 def test_stream_is_neither_kept_nor_changed():

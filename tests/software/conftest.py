@@ -84,7 +84,7 @@ def rtl_is_fake(monkeypatch):
     import sat.devices
 
     extra: dict[str, object] = {}
-    genuine = sat.devices.device
+    genuine = sat.device  # resolved now: what monkeypatch restores must not be the fake
 
     def device(spec, **options):
         return FakeRtl(**options, **extra) if spec == "rtl" else genuine(spec, **options)

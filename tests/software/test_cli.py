@@ -317,9 +317,12 @@ def test_a_training_without_a_good_step_fails(capsys, monkeypatch):
 def test_devices(capsys):
     code, out, _ = call(capsys, "devices", "--json")
     assert code == 0
-    assert [d["spec"] for d in load(out)["devices"]] == ["golden", "rtl", "uart:PORT"]
+    specs = ["golden", "rtl", "uart:PORT", "xdma:N"]
+    assert [d["spec"] for d in load(out)["devices"]] == specs
     code, out, _ = call(capsys, "devices")
-    assert code == 0 and [line.split()[-1] for line in out.splitlines()[2:]] == ["ready"] * 3
+    assert code == 0 and [line.split()[-1] for line in out.splitlines()[2:5]] == ["ready"] * 3
+    card = " ".join(" ".join(out.splitlines()[5:]).split())
+    assert card.startswith("xdma:N") and card.endswith(("ready", "no file /dev/xdma*_user"))
 
 
 def test_version_and_help(capsys):

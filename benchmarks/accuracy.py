@@ -9,6 +9,7 @@ of a training step on 8x8, dense over sparse, by the cycle model: of all steps t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -103,21 +104,21 @@ class Run:
     def accuracy(self) -> float:
         """Train; return the share of the test set that is right at the end, 0 to 1."""
         task, pattern = TASKS[self.task], Pattern.parse(self.pattern)
-        first, *others = phases(self.scheme, pattern)
+        every = phases(self.scheme, pattern)
         with sat.device("golden", config=device(pattern)) as golden:
             trainer = Trainer(
                 task.model,
                 load_data(task.data),
-                scheme=first.scheme,
-                pattern=first.pattern,
+                scheme=every[0].scheme,
+                pattern=every[0].pattern,
                 device=StagedDevice(golden),
                 epochs=task.epochs,
                 batch=task.batch,
                 seed=self.seed,
             )
-            for phase in others:
-                trainer.fit(round((1 - phase.share) * trainer.total_steps))
-                trainer.switch(phase.scheme, phase.pattern)
+            for done, following in itertools.pairwise(every):
+                trainer.fit(round(done.share * trainer.total_steps))
+                trainer.switch(following.scheme, following.pattern)
             found = trainer.fit().accuracy
         assert found is not None
         return found

@@ -10,7 +10,7 @@ from typing import Any
 
 from sat.fpga.estimate import Paths, paths_of
 from sat.fpga.modules import Modules
-from sat.fpga.ultrascale import UltraArea, area_of
+from sat.fpga.ultrascale import SYNTHESIS, UltraArea, area_of
 from sat.fpga.wheels import run_yosys
 from sat.rtl.config import SatConfig
 from sat.rtl.device import Device
@@ -78,7 +78,7 @@ class Blocks:
         script = (
             "read_verilog top.v",
             *(f"blackbox {box}" for box in boxes),
-            f"synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top {name}",
+            f"{SYNTHESIS} -top {name}",
             "clean -purge",
             "delete t:$scopeinfo",
             "write_json netlist.json",

@@ -304,10 +304,7 @@ class _Graph:
         made.inside = list(self._ended(arrived))
         inputs = self._bits("input")
         outputs = self._bits("output")
-        for port, bits in outputs.items():
-            steps = [arrived[bit] for bit in bits if bit in arrived]
-            if steps:
-                made.given[port] = max(steps, key=lambda step: step.ns)
+        made.given = _latest(arrived, outputs)
         place = {bit: number for number, bit in enumerate(order)}
         leads: dict[int, list[int]] = {}
         for bit in order:
@@ -325,11 +322,8 @@ class _Graph:
             ended = next(self._ended(arrived), None)
             if ended is not None:
                 made.taken[port] = ended
-            for output, ends in outputs.items():
-                steps = [arrived[bit] for bit in ends if bit in arrived]
-                if steps:
-                    longest = max(steps, key=lambda step: step.ns)
-                    made.through.setdefault(output, {})[port] = longest
+            for output, step in _latest(arrived, outputs).items():
+                made.through.setdefault(output, {})[port] = step
         return made
 
     def _ended(self, arrived: Mapping[int, Step]) -> Iterator[Path]:
@@ -352,6 +346,16 @@ class _Graph:
             for name, port in self.ports.items()
             if port["direction"] == way and name not in ("clk",)
         }
+
+
+def _latest(arrived: Mapping[int, Step], outputs: Mapping[str, list[int]]) -> dict[str, Step]:
+    """Return the longest path to each output that there is one to."""
+    found = {}
+    for port, bits in outputs.items():
+        steps = [arrived[bit] for bit in bits if bit in arrived]
+        if steps:
+            found[port] = max(steps, key=lambda step: step.ns)
+    return found
 
 
 def _names(module: Mapping[str, Any]) -> dict[int, str]:

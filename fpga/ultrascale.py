@@ -12,6 +12,9 @@ from sat.fpga.area import cells_of
 XCVU9P = {"LUT": 1_182_240, "FF": 2_364_480, "DSP": 6_840, "RAMB36": 2_160}
 """What the FPGA of a VCU1525 has, in three super logic regions (AMD DS923, table 1)."""
 
+SYNTHESIS = "synth_xilinx -family xcup -flatten -noiopad -noclkbuf"
+"""Yosys' command, but for the module."""
+
 _RAM_LUTS = {"RAM32X1D": 2, "RAM64X1D": 2, "RAM32M": 4, "RAM64M": 4, "RAM32M16": 8, "RAM64M8": 8}
 """LUTs of a cell of distributed RAM (AMD UG974)."""
 
@@ -76,5 +79,4 @@ def ultrascale_area(component: wiring.Component) -> UltraArea:
     sat.sim.build.BuildError
         If Yosys is missing or fails.
     """
-    flow = "synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top top"
-    return area_of(cells_of(component, flow))
+    return area_of(cells_of(component, f"{SYNTHESIS} -top top"))

@@ -16,7 +16,7 @@ from sat.dataflow.compile.gradient_shapes import (
     axes,
     chunk_words,
     gradient_shapes,
-    group_stride,
+    group_strides,
     kept_of,
     last_channels,
     least_cycles,
@@ -77,16 +77,10 @@ class GradientPlanner(Planner):
         self.cut = Chunks(layer, shape.positions, shape.lines)
         self.taps = TapLoads.of(layer, config.max_m, shape.lines)
         words = chunk_words(layer, config, self.cut, self.taps)
-        sides = (self.row_axis, self.col_axis)
-        self.row_stride, self.col_stride = (
-            group_stride(own, side.groups, side.banks, config) if shape.wide else own
-            for own, side in zip(words, sides, strict=True)
-        )
-        strides = self.row_stride, self.col_stride
-        self.a_slot, self.b_slot = (
-            slot_words(own, side.groups, stride)
-            for own, side, stride in zip(words, sides, strides, strict=True)
-        )
+        groups = self.row_axis.groups, self.col_axis.groups
+        strides = group_strides(words, groups, config) if shape.wide else words
+        self.row_stride, self.col_stride = strides
+        self.a_slot, self.b_slot = map(slot_words, words, groups, strides)
         self.i_slot = ceil_div(self.b_slot, INDICES_TOGETHER)
         self.sum_slot = config.rows * s
         self.chunks = self.cut.count

@@ -242,13 +242,6 @@ class _Cut(NamedTuple):
         taken = int(kept.sum() + short * config.rows)
         return cls(chunks, taps, *chunk_words(layer, config, chunks, taps), taken)
 
-    def strides(self, row_groups: int, col_groups: int, config: SatConfig) -> Pair:
-        """Return the words from a group of channels to the next, of A and of B."""
-        return (
-            group_stride(self.a_words, row_groups, config.rows, config),
-            group_stride(self.b_words, col_groups, config.cols, config),
-        )
-
     @property
     def x_positions(self) -> int:
         """Positions of x that a load brings, of all chunks."""
@@ -296,6 +289,14 @@ def group_stride(words: int, groups: int, banks: int, config: SatConfig) -> int:
     if min(groups, config.wide_groups(banks)) == 1:
         return words
     return words + (config.wide_stride(banks) - words) % config.beat_words
+
+
+def group_strides(words: Pair, groups: Pair, config: SatConfig) -> Pair:
+    """Return `group_stride` of A and of B."""
+    return (
+        group_stride(words[0], groups[0], config.rows, config),
+        group_stride(words[1], groups[1], config.cols, config),
+    )
 
 
 def slot_words(words: int, groups: int, stride: int) -> int:
@@ -347,8 +348,8 @@ def gradient_shapes(layer: Layer, config: SatConfig) -> Iterator[tuple[float, Gr
             pays = beats[True] != beats[False]
             for cut, wide in itertools.product(cuts, (True, False)):
                 positions, chunks = cut.chunks.positions, cut.chunks.count
-                strides = cut.strides(rows.groups, cols.groups, config)
                 own = cut.a_words, cut.b_words
+                strides = group_strides(own, (row_groups, col_groups), config)
                 # Wide where a pixel comes in fewer cycles; narrow, unless that is wide by itself.
                 if not (pays if wide else not pays or strides != own):
                     continue

@@ -17,7 +17,6 @@ import sat
 from sat.cli import main
 from sat.dataflow.cycles import predict
 from sat.dataflow.products import Product
-from sat.devices.staged import StagedDevice
 from sat.devices.xdma import XdmaDevice
 from sat.errors import DeviceError
 from sat.fpga.board import build_of
@@ -30,7 +29,7 @@ from sat.rtl import csr
 from sat.rtl.config import AxiConfig, SatConfig
 from sat.sim.golden import stce
 from sat.sim.memory import MemoryTiming
-from sat.training.trainer import DeviceSgd
+from tests.fpga.products import operands, trained
 
 CONFIG = SatConfig(
     rows=2, cols=2, max_n=4, a_words=64, b_words=64, sum_words=256, update_lanes=1, update_words=64,
@@ -52,12 +51,6 @@ def device(card):
     card.closed = False
     with sat.device("xdma:0", config=CONFIG, files=card) as made:
         yield made
-
-
-def operands(rows, depth, cols, seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = (rows, depth), (depth, cols)
-    return tuple(rng.standard_normal(shape).astype(np.float16) for shape in shapes)
 
 
 # A card that is files and nothing else: a bus of registers that nobody serves, a memory.
@@ -305,23 +298,8 @@ def test_a_product_larger_than_the_memory_is_computed_in_parts(device):
 
 def test_a_training_step_leaves_the_bits_of_golden(device):
     """FF, BP, WU and the update of a layer, whole stages on the card, twice."""
-
-    def train(on):
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(16, 8))
-        sat.sparsify_(model, scheme="bdwp", pattern="2:8", filter_fn=lambda *_: True)
-        staged = StagedDevice(on)
-        optimizer = DeviceSgd([{"params": list(model.parameters())}], 0.1, 0.9, model)
-        optimizer.device = staged
-        with sat.use_device(staged):
-            for _ in range(2):
-                optimizer.zero_grad()
-                model(torch.randn(4, 16)).square().sum().backward()
-                optimizer.step()
-        return model[0].weight.detach()
-
     with sat.device("golden", config=CONFIG) as golden:
-        assert torch.equal(train(device), train(golden))
+        assert torch.equal(trained(device), trained(golden))
 
 
 def test_after_a_transfer_that_failed_everything_is_sent_anew(device, card, monkeypatch):

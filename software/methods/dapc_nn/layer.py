@@ -156,7 +156,8 @@ class DaPCLayer(nn.Module):
                 "follow from others, or take basis='product'"
             )
         eye = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-        self.whiten = torch.linalg.solve_triangular(lower, eye, upper=False)
+        # Row-major, as `state_dict` gives it back: a product in another order rounds differently.
+        self.whiten = torch.linalg.solve_triangular(lower, eye, upper=False).contiguous()
 
     def features(self, x: Tensor, *, clamp: bool = False) -> Tensor:
         """Return Ψ (N, T) of x (N, n), in its dtype.

@@ -152,7 +152,7 @@ def test_state_dict_keeps_statistics():
     twin = DaPCNN(3, (3,), basis="joint")
     with pytest.raises(RuntimeError, match="no statistics"):
         twin.predict(x)
-    # Loaded statistics are row-major: were these in another order, products could round differently.
+    # Loaded ones are row-major: were these in another order, products might round differently.
     assert all(buffer.is_contiguous() for buffer in model.buffers())
     twin.load_state_dict(model.state_dict())
     assert torch.equal(twin.predict(x), model.predict(x))

@@ -5,6 +5,8 @@ Every bank has one write port and its read ports answer a cycle after the addres
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from amaranth import *
@@ -46,6 +48,10 @@ class OperandBuffer(wiring.Component):
         Elements of a beat, for transposed writes.
     groups : Groups
         Of channels that such a write brings.
+    shown : int, optional
+        Lanes that a read gives, all of a word if nothing is said: neighbours, and no write has
+        lanes of more than one such part of a word. Then `words` is counted in words, but
+        ``address`` in these parts, and the memory is as narrow.
 
     A layout with ``transpose`` has banks that can each take an element of their own; see
     `sat.rtl.layouts.operand_write_layout`.
@@ -64,27 +70,31 @@ class OperandBuffer(wiring.Component):
         together: int = 1,
         elements: int = 1,
         groups: Groups = ALONE,
+        shown: int | None = None,
     ):
         self.words, self.together, self.elements, self.groups = words, together, elements, groups
         self.banks = write["banks"].width // groups.count
         lanes = write["lanes"].width
         self.parts = write["data"].shape.length // lanes
         self.lanes = data.ArrayLayout(write["data"].shape.elem_shape, lanes)
+        self.shown = lanes if shown is None else shown
         # What several sub-banks are offered.
         self._beats: dict[int, list[Value]] = {}
         self._rows: dict[tuple[int, int], Value] = {}
         super().__init__(
             {
                 "write": In(write),
-                "address": In((words - 1).bit_length()).array(self.banks),
-                "data": Out(self.lanes).array(self.banks),
+                "address": In((words * lanes // self.shown - 1).bit_length()).array(self.banks),
+                "data": Out(data.ArrayLayout(self.lanes.elem_shape, self.shown)).array(self.banks),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
         for number in range(self.banks):
-            if self.parts == 1:
+            if self.shown < self.lanes.length:
+                self._narrow_bank(m, number)
+            elif self.parts == 1:
                 self._bank(m, number)
             else:
                 self._sub_banks(m, number)
@@ -138,6 +148,31 @@ class OperandBuffer(wiring.Component):
     def _bank(self, m: Module, number: int) -> None:
         read = self._memory(m, f"bank_{number}", number, 0, self.write.banks[number])
         m.d.comb += [read.addr.eq(self.address[number]), self.data[number].eq(read.data)]
+
+    def _narrow_bank(self, m: Module, number: int) -> None:
+        """Make a bank whose words are parts of words: a write is for one of them."""
+        shown, starts = self.shown, range(0, self.lanes.length, self.shown)
+        masks = [self.write.lanes[at : at + shown] for at in starts]
+        bits = (len(masks) - 1).bit_length()
+        part = Signal(bits, name=f"part_{number}")
+        lanes = Signal(shown, name=f"lanes_{number}")
+        # No more than one mask has bits.
+        m.d.comb += [
+            part.eq(reduce(or_, (Mux(mask.any(), at, 0) for at, mask in enumerate(masks)))),
+            lanes.eq(reduce(or_, masks)),
+        ]
+        m.submodules[f"bank_{number}"] = made = bank_memory(
+            self.data[number].shape(), self.words * len(masks)
+        )
+        write, read = made.write_port(granularity=self.together), made.read_port()
+        m.d.comb += [
+            write.addr.eq(Cat(part, self.write.address)),
+            write.en.eq(Mux(self.write.banks[number], lanes[:: self.together], 0)),
+            read.addr.eq(self.address[number]),
+            self.data[number].eq(read.data),
+        ]
+        own = self._offered(m, number, 0)[:shown]
+        m.d.comb += [write.data[lane].eq(value) for lane, value in enumerate(own)]
 
     def _sub_banks(self, m: Module, number: int) -> None:
         """Make a bank of sub-banks that are written side by side and read one at a time."""

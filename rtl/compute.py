@@ -40,16 +40,16 @@ from sat.rtl import isa
 from sat.rtl.config import SEMAPHORES, SatConfig
 from sat.rtl.feed import (
     ColumnFeeder,
-    LaunchQueue,
     RowFeeder,
     SumWalker,
     column_command_layout,
     column_read_layout,
+    granule_bits,
     pick_b,
     row_command_layout,
     sum_command_layout,
-    time_bits,
 )
+from sat.rtl.launch import LaunchQueue, time_bits
 from sat.rtl.layouts import OPERAND_BITS, command_layout
 from sat.rtl.stce import Stce
 from sat.rtl.uspe import Uspe
@@ -86,6 +86,7 @@ class ComputeEngine(wiring.Component):
         High from the cycle after an accept to the cycle of its ``signal``.
     a_address, a_data, b_address, b_data, i_address, i_data, s_address, s_data :
         Read ports of the operand, index and start banks; data follow a cycle after the address.
+        Those of B and of indices are granules of a word, numbered throughout.
     o_read_address, o_read_data, o_write, o_write_address, o_write_data :
         Ports of the output banks.
     """
@@ -94,6 +95,7 @@ class ComputeEngine(wiring.Component):
         self.config = config
         rows, cols = config.rows, config.cols
         word = data.ArrayLayout(OPERAND_BITS, config.max_m)
+        lanes, parts = config.granule_halves, config.beats_per_word
         sums = (config.sum_words - 1).bit_length()
         super().__init__(
             {
@@ -104,10 +106,10 @@ class ComputeEngine(wiring.Component):
                 "busy": Out(1),
                 "a_address": Out((config.a_words - 1).bit_length()).array(rows),
                 "a_data": In(word).array(rows),
-                "b_address": Out((config.b_words - 1).bit_length()).array(cols),
-                "b_data": In(word).array(cols),
-                "i_address": Out((config.i_words - 1).bit_length()).array(cols),
-                "i_data": In(data.ArrayLayout(16, config.max_m)).array(cols),
+                "b_address": Out((config.b_words * parts - 1).bit_length()).array(cols),
+                "b_data": In(data.ArrayLayout(OPERAND_BITS, lanes)).array(cols),
+                "i_address": Out((config.i_words * parts - 1).bit_length()).array(cols),
+                "i_data": In(data.ArrayLayout(16, lanes)).array(cols),
                 "s_address": Out(sums).array(cols),
                 "s_data": In(32).array(cols),
                 "o_read_address": Out(sums).array(cols),
@@ -305,14 +307,15 @@ class ComputeEngine(wiring.Component):
             columns.command_valid.eq(column_launch.valid),
         ]
         read = columns.read
+        lane_bits, nibble_bits = granule_bits(config)
         for c in range(cols):
             m.d.comb += [
-                self.b_address[c].eq(read.b_address),
-                self.i_address[c].eq(read.i_address),
+                self.b_address[c].eq(Cat(read.lane[lane_bits:], read.b_address)),
+                self.i_address[c].eq(Cat(read.nibble[nibble_bits:], read.i_address)),
             ]
             due = Signal(column_read_layout(config), name=f"read_{c}")
             m.d.sync += due.eq(read)
-            pick_b(m, due, self.b_data[c].as_value(), self.i_data[c].as_value(), stce.b[c])
+            pick_b(m, config, due, self.b_data[c].as_value(), self.i_data[c].as_value(), stce.b[c])
             read = due
 
         # Sums into the north edge …

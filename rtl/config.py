@@ -360,7 +360,7 @@ class SatConfig:
 
     @property
     def granule_halves(self) -> int:
-        """FP16 values in one granule: a word of the pruned copies' banks."""
+        """FP16 values in one granule: a word of the pruned copies' banks and of a column's."""
         return self.granule_bytes // 2
 
     @property

@@ -113,13 +113,22 @@ class Device(wiring.Component):
                 words,
                 elements=elements,
                 groups=operand_groups(config, banks),
+                shown=lanes,
             )
-            for banks, words in ((config.rows, config.a_words), (config.cols, config.b_words))
+            for banks, words, lanes in (
+                (config.rows, config.a_words, None),
+                (config.cols, config.b_words, config.granule_halves),
+            )
         )
         # GATHERs that prune bring a lane of indices at a time, LOADs a granule of them.
-        lanes = 1 if config.prune_gathers else config.granule_bytes // 2
+        lanes = 1 if config.prune_gathers else config.granule_halves
         index = OperandBuffer(
-            index_write_layout(config), config.i_words, lanes, elements, index_groups(config)
+            index_write_layout(config),
+            config.i_words,
+            lanes,
+            elements,
+            index_groups(config),
+            config.granule_halves,
         )
         start = StartBuffer(start_write_layout(config), config.sum_words)
         output = OutputBuffer(config.cols, config.sum_words)

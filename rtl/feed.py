@@ -8,10 +8,10 @@ arrive in the cycle of the last address.
 from __future__ import annotations
 
 from amaranth import *
-from amaranth.lib import data, memory, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from sat.rtl.config import INDEX_BITS, SatConfig
+from sat.rtl.config import INDEX_BITS, INDICES_TOGETHER, SatConfig
 from sat.rtl.layouts import OPERAND_BITS
 
 
@@ -24,15 +24,6 @@ def _low_mask(m: Module, split: Value) -> Value:
     mask = Signal(3)
     m.d.comb += mask.eq((1 << split) - 1)
     return mask
-
-
-def time_bits(config: SatConfig) -> int:
-    """Return the width of the counter that times launches: twice the longest tile fits."""
-    longest = (
-        config.a_words * config.max_m * config.interleave
-        + 64 * (config.rows + config.cols + 16) * config.interleave
-    )
-    return longest.bit_length() + 1
 
 
 def row_command_layout(config: SatConfig) -> data.StructLayout:
@@ -344,8 +335,21 @@ def _pick(word: Value, bits: int) -> Array:
     return Array(word[at : at + bits] for at in range(0, len(word), bits))
 
 
-def pick_b(m: Module, read: data.View, values: Value, indices: Value, link: data.View) -> None:
-    """Drive ``link`` with the B value that ``read`` names in the two words read for it.
+def granule_bits(config: SatConfig) -> tuple[int, int]:
+    """Return how many low bits of a lane's and of an index's number count within a granule."""
+    halves = config.granule_halves
+    return (halves - 1).bit_length(), (halves * INDICES_TOGETHER - 1).bit_length()
+
+
+def pick_b(
+    m: Module,
+    config: SatConfig,
+    read: data.View,
+    values: Value,
+    indices: Value,
+    link: data.View,
+) -> None:
+    """Drive ``link`` with the B value that ``read`` names in the two granules read for it.
 
     Parameters
     ----------
@@ -354,10 +358,12 @@ def pick_b(m: Module, read: data.View, values: Value, indices: Value, link: data
     link : view of `sat.rtl.uspe.b_link_layout`
         Driven combinationally.
     """
+    lane_bits, nibble_bits = granule_bits(config)
     stored = Signal(INDEX_BITS)
+    nibble, lane = read.nibble[:nibble_bits], read.lane[:lane_bits]
     m.d.comb += [
-        stored.eq(Mux(read.sparse, _pick(indices, INDEX_BITS)[read.nibble], 0)),
-        link.value.eq(_pick(values, OPERAND_BITS)[read.lane]),
+        stored.eq(Mux(read.sparse, _pick(indices, INDEX_BITS)[nibble], 0)),
+        link.value.eq(_pick(values, OPERAND_BITS)[lane]),
         link.index.eq(read.group + stored),
         link.real.eq(read.real),
         link.hold.eq(read.hold),
@@ -468,63 +474,4 @@ class SumWalker(wiring.Component):
                     row_base.eq(self.command.base + ((rows - 1) << self.command.split)),
                     left.eq(rows - 1),
                 ]
-        return m
-
-
-class LaunchQueue(wiring.Component):
-    """Hold commands until their cycle has come.
-
-    A command pushed in cycle x with time t > x comes out, for exactly that cycle, in cycle t.
-    Times must not decrease from one command to the next, nor lie further ahead than half the
-    range of the time counter; the queue must not be pushed when full.
-
-    Members
-    -------
-    now : ``In``
-        The time counter.
-    push, time, item : ``In``
-        A command.
-    valid, out : ``Out``
-        The command whose cycle it is.
-    """
-
-    def __init__(self, shape: data.Layout | int, depth: int, bits: int):
-        self.shape, self.depth, self.bits = shape, depth, bits
-        super().__init__(
-            {
-                "now": In(bits),
-                "push": In(1),
-                "time": In(bits),
-                "item": In(shape),
-                "valid": Out(1),
-                "out": Out(shape),
-            }
-        )
-
-    def elaborate(self, platform):
-        m = Module()
-        depth = self.depth
-        command = data.StructLayout({"time": self.bits, "item": self.shape})
-        m.submodules.commands = commands = memory.Memory(shape=command, depth=depth, init=[])
-        write, read = commands.write_port(), commands.read_port(domain="comb")
-        taken, put = Signal(range(depth)), Signal(range(depth))
-        level = Signal(range(depth + 1))
-        m.d.comb += [
-            write.addr.eq(put),
-            write.data.time.eq(self.time),
-            write.data.item.eq(self.item),
-            write.en.eq(self.push),
-            read.addr.eq(taken),
-            self.valid.eq((level != 0) & (read.data.time == self.now)),
-            self.out.eq(read.data.item),
-        ]
-
-        def after(pointer: Signal) -> Value:
-            return Mux(pointer == depth - 1, 0, pointer + 1)
-
-        with m.If(self.push):
-            m.d.sync += put.eq(after(put))
-        with m.If(self.valid):
-            m.d.sync += taken.eq(after(taken))
-        m.d.sync += level.eq(level + self.push - self.valid)
         return m

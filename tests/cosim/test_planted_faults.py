@@ -48,10 +48,10 @@ def _wrong_rounding(monkeypatch):
 def _wrong_index(monkeypatch):
     right = feed.pick_b
 
-    def wrong(m, read, values, indices, link):
+    def wrong(m, config, read, values, indices, link):
         # The lowest bit of every stored index is inverted.
         flipped = indices ^ Const(int("1" * (len(indices) // 4), 16), len(indices))
-        right(m, read, values, flipped, link)
+        right(m, config, read, values, flipped, link)
 
     monkeypatch.setattr(compute, "pick_b", wrong)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sat.dataflow.cycles import EngineTiming
 from sat.rtl.compute import ComputeEngine
-from sat.rtl.config import AxiConfig, FpTiming, SatConfig
+from sat.rtl.config import INDICES_TOGETHER, AxiConfig, FpTiming, SatConfig
 from sat.rtl.fp.operand import operand_of
 from sat.rtl.isa import Dataflow, Instruction, Opcode, Start
 
@@ -148,8 +148,8 @@ def run(config, a, b, index, start, instructions, gaps):
     bench = Bench(
         config,
         [operand(bank) for bank in a],
-        [operand(bank) for bank in b],
-        [pack(bank.reshape(-1, config.indices_per_word), 4) for bank in index],
+        [operand(bank.reshape(-1, config.granule_halves)) for bank in b],
+        [pack(bank.reshape(-1, config.granule_halves * INDICES_TOGETHER), 4) for bank in index],
         [[int(v) for v in bank.view(np.uint32)] for bank in start],
     )
     engine = bench.engine

@@ -213,50 +213,64 @@ class ComputeEngine(wiring.Component):
                 signal_time.eq(v + (chain + cols - 1)),
             ]
 
-        def launch(name: str, shape: data.Layout | int, time: Value, when: Value = C(1)):  # noqa: B008
+        def launch(
+            name: str,
+            shape: data.Layout | int,
+            time: Value,
+            when: Value = C(1),  # noqa: B008
+            late: bool = False,
+        ):
+            """Return a queue and the command that an issue pushes; ``late``, a cycle later.
+
+            Then the time, a long sum, ends in a register. It must be 3 cycles ahead or more.
+            """
             queue = LaunchQueue(shape, TILES_IN_FLIGHT, bits)
             m.submodules[f"launch_{name}"] = queue
-            m.d.comb += [queue.now.eq(now), queue.time.eq(time), queue.push.eq(issue & when)]
-            return queue
+            item = Signal(shape, name=f"{name}_item")
+            domain = m.d.sync if late else m.d.comb
+            domain += [queue.time.eq(time), queue.push.eq(issue & when), queue.item.eq(item)]
+            m.d.comb += queue.now.eq(now)
+            return queue, item
 
-        row_launch = launch("rows", row_command_layout(config), x)
+        row_launch, row = launch("rows", row_command_layout(config), x)
         m.d.comb += [
-            row_launch.item.base.eq(tile.a_base),
-            row_launch.item.outer_step.eq(Mux(ws, s, 1)),
-            row_launch.item.inner_step.eq(Mux(ws, 1, tile.a_stride)),
-            row_launch.item.split.eq(tile.split),
-            row_launch.item.last_word.eq(tile.words - 1),
-            row_launch.item.last_value.eq(tile.values - 1),
-            row_launch.item.final_value.eq(tile.last - 1),
-            row_launch.item.start.eq(~keep),
-            row_launch.item.zero.eq(tile.start == isa.Start.ZERO),
-            row_launch.item.emit.eq(tile.emit),
-            row_launch.item.ws.eq(ws),
-            row_launch.item.bank.eq(bank),
+            row.base.eq(tile.a_base),
+            row.outer_step.eq(Mux(ws, s, 1)),
+            row.inner_step.eq(Mux(ws, 1, tile.a_stride)),
+            row.split.eq(tile.split),
+            row.last_word.eq(tile.words - 1),
+            row.last_value.eq(tile.values - 1),
+            row.final_value.eq(tile.last - 1),
+            row.start.eq(~keep),
+            row.zero.eq(tile.start == isa.Start.ZERO),
+            row.emit.eq(tile.emit),
+            row.ws.eq(ws),
+            row.bank.eq(bank),
         ]
-        column_launch = launch("columns", column_command_layout(config), Mux(ws, now + 1, x))
+        column_launch, column = launch(
+            "columns", column_command_layout(config), Mux(ws, now + 1, x)
+        )
         m.d.comb += [
-            column_launch.item[name].eq(tile[name])
+            column[name].eq(tile[name])
             for name in ("b_base", "b_stride", "b_skip", "i_base", "i_stride", "i_skip")
         ]
         m.d.comb += [
-            column_launch.item.ws.eq(ws),
-            column_launch.item.split.eq(tile.split),
-            column_launch.item.n.eq(tile.n),
-            column_launch.item.log2_m.eq(tile.log2_m),
-            column_launch.item.last_step.eq(steps - 1),
-            column_launch.item.count.eq(tile.count),
-            column_launch.item.values.eq(tile.values),
-            column_launch.item.bank.eq(bank),
+            column.ws.eq(ws),
+            column.split.eq(tile.split),
+            column.n.eq(tile.n),
+            column.log2_m.eq(tile.log2_m),
+            column.last_step.eq(steps - 1),
+            column.count.eq(tile.count),
+            column.values.eq(tile.values),
+            column.bank.eq(bank),
         ]
         start_command = data.StructLayout({"output": 1, "walk": sum_command_layout(config)})
-        start_launch = launch("start", start_command, z, from_sums)
-        output_launch = launch("output", sum_command_layout(config), v, tile.emit)
-        m.d.comb += start_launch.item.output.eq(tile.start == isa.Start.OUTPUT)
-        for walk, base in (
-            (start_launch.item.walk, tile.s_base),
-            (output_launch.item, tile.o_base),
-        ):
+        start_launch, start_item = launch("start", start_command, z, from_sums)
+        output_launch, output = launch(
+            "output", sum_command_layout(config), v, tile.emit, late=True
+        )
+        m.d.comb += start_item.output.eq(tile.start == isa.Start.OUTPUT)
+        for walk, base in ((start_item.walk, tile.s_base), (output, tile.o_base)):
             m.d.comb += [
                 walk.ws.eq(ws),
                 walk.base.eq(base),
@@ -270,12 +284,9 @@ class ComputeEngine(wiring.Component):
             now + Mux(long, length, chain) + (abs(lead) + max(rows, cols)),
         )
         # They come a cycle early, into registers: semaphores have no time for a queue's.
-        release_launch = launch("release", SEMAPHORES, release_time - 1)
-        signal_launch = launch("signal", SEMAPHORES, signal_time - 1)
-        m.d.comb += [
-            release_launch.item.eq(command.release),
-            signal_launch.item.eq(command.signal),
-        ]
+        release_launch, release = launch("release", SEMAPHORES, release_time - 1, late=True)
+        signal_launch, signal = launch("signal", SEMAPHORES, signal_time - 1, late=True)
+        m.d.comb += [release.eq(command.release), signal.eq(command.signal)]
         m.d.sync += [
             self.release.eq(Mux(release_launch.valid, release_launch.out, 0)),
             self.signal.eq(Mux(signal_launch.valid, signal_launch.out, 0)),

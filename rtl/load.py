@@ -182,7 +182,7 @@ class LoadEngine(wiring.Component):
         # Of each segment: is it zeros, and with which granule of a beat does it begin?
         bits = (config.beat_words - 1).bit_length()
         ahead = data.StructLayout({"zero": 1, **({"first": bits} if bits else {})})
-        m.submodules.zeros = zeros = Queue(ahead, segments_ahead(config))
+        m.submodules.zeros = zeros = Queue(ahead, segments_ahead(config), head=True)
         take = self.i.valid & self.i.ready
         m.d.comb += [
             self.i.ready.eq(walker.i.ready & commands.i.ready),

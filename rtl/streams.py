@@ -20,6 +20,8 @@ class Queue(wiring.Component):
     shape : shape-castable
     depth : int
         Items it holds, at least 1.
+    head : bool
+        Whether the first item stands in registers, for what has a long way to go behind them.
 
     Members
     -------
@@ -28,10 +30,10 @@ class Queue(wiring.Component):
         Items in it.
     """
 
-    def __init__(self, shape: Any, depth: int):
+    def __init__(self, shape: Any, depth: int, head: bool = False):
         if depth < 1:
             raise ValueError(f"depth={depth}: a queue holds at least 1 item")
-        self.depth = depth
+        self.depth, self.head = depth, head
         super().__init__(
             {
                 "i": In(stream.Signature(shape)),
@@ -58,12 +60,23 @@ class Queue(wiring.Component):
             write.addr.eq(free),
             write.data.eq(self.i.p),
             write.en.eq(put),
-            read.addr.eq(first),
-            self.o.p.eq(read.data),
         ]
+
+        def after(place: Signal) -> Value:
+            return Mux(place == depth - 1, 0, place + 1)
+
+        if self.head:
+            item = Signal(self.i.p.shape(), name="head", reset_less=True)
+            m.d.comb += [read.addr.eq(after(first)), self.o.p.eq(item)]
+            with m.If(put & (self.level == take)):  # it is the first of those that are left
+                m.d.sync += item.eq(self.i.p)
+            with m.Elif(take):
+                m.d.sync += item.eq(read.data)
+        else:
+            m.d.comb += [read.addr.eq(first), self.o.p.eq(read.data)]
         with m.If(put):
-            m.d.sync += free.eq(Mux(free == depth - 1, 0, free + 1))
+            m.d.sync += free.eq(after(free))
         with m.If(take):
-            m.d.sync += first.eq(Mux(first == depth - 1, 0, first + 1))
+            m.d.sync += first.eq(after(first))
         m.d.sync += self.level.eq(self.level + put - take)
         return m

@@ -78,11 +78,11 @@ class Harness:
         return made
 
 
-def queue(depth: int) -> Harness:
+def queue(depth: int, head: bool = False) -> Harness:
     """Any item put into a `Queue` comes out once, unchanged, in its turn."""
     h = Harness()
     m = h.m
-    q = Queue(4, depth)
+    q = Queue(4, depth, head)
     h.add("queue", q)
     items, first, free = q.state
     m.d.comb += [
@@ -107,6 +107,9 @@ def queue(depth: int) -> Harness:
     kept = items.read_port(domain="comb")
     m.d.comb += kept.addr.eq(place)
     h.check(kept.data == value, followed)
+    shown = items.read_port(domain="comb")
+    m.d.comb += shown.addr.eq(first)
+    h.check(q.o.p == shown.data, q.level != 0)
     # The registers stay together; the queue is never over- or underrun.
     wrapped = Signal(range(2 * depth))
     m.d.comb += wrapped.eq(first + q.level)
@@ -421,6 +424,12 @@ PROOFS = {
     "queue of 2": Proof(lambda: queue(2), "prove", 3, ("cell $ne", "cell $eq", 0)),
     "queue of 3": Proof(lambda: queue(3), "prove", 3, ("cell $ne", "cell $eq", 0)),
     "queue of 4": Proof(lambda: queue(4), "prove", 3, ("cell $ne", "cell $eq", 0)),
+    **{
+        f"queue of {depth} with a head": Proof(
+            lambda depth=depth: queue(depth, head=True), "prove", 3, ("cell $ne", "cell $eq", 0)
+        )
+        for depth in (1, 2, 3, 4)
+    },
     "semaphores": Proof(semaphores, "prove", 2, ("cell $sub", "cell $add", 0)),
     "burst cutter": Proof(lambda: cutter(1), "prove", 2, ("cell $sub", "cell $add", 0)),
     "burst cutter, 4 ports": Proof(lambda: cutter(4), "prove", 2, ("cell $sub", "cell $add", 0)),

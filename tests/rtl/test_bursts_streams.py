@@ -88,10 +88,11 @@ def test_walker_gives_the_same_bursts(cases, seed):
     assert found == wanted
 
 
+@pytest.mark.parametrize("head", [False, True])
 @pytest.mark.parametrize("depth", [1, 2, 3, 8])
-def test_queue_keeps_order_and_loses_nothing(depth):
+def test_queue_keeps_order_and_loses_nothing(depth, head):
     rng = random.Random(depth)
-    queue = Queue(8, depth)
+    queue = Queue(8, depth, head)
 
     async def testbench(ctx):
         inside, sent = [], 0

@@ -180,7 +180,15 @@ def table(found: dict[Run, float]) -> None:
     print("| model | scheme | pattern | test accuracy, % | seeds | faster on 8x8 |")
     print("| --- | --- | --- | --- | --- | --- |")
     groups: dict[tuple[str, str, str], list[float]] = {}
-    for run, accuracy in sorted(found.items(), key=lambda item: list(TASKS).index(item[0].task)):
+    order = ("dense", *SCHEMES, *RECIPES)
+    for run, accuracy in sorted(
+        found.items(),
+        key=lambda item: (
+            list(TASKS).index(item[0].task),
+            order.index(item[0].scheme),
+            Pattern.parse(item[0].pattern).m,
+        ),
+    ):
         groups.setdefault((run.task, run.scheme, run.pattern), []).append(100 * accuracy)
     for (task, scheme, pattern), each in groups.items():
         spread = f" ± {statistics.stdev(each):.2f}" if len(each) > 1 else ""

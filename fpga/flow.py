@@ -121,8 +121,8 @@ def implement(
     module = json.loads(text)["modules"]["top"]
     area_of(Counter(cell["type"] for cell in module["cells"].values())).require(capacity)
     options = [*_PLACER, "--freq", f"{clock_hz / 1e6:g}", "--seed", str(seed)]
-    given = (text, files["top.lpf"], *nextpnr_options, *options, json.dumps(_ROUTING))
-    key = digest([ready(NEXTPNR), *given, *_KEPT])
+    given = [files["top.lpf"], *nextpnr_options, *options, json.dumps(_ROUTING), *_KEPT]
+    key = digest([ready(NEXTPNR), text, *given])
 
     def place(folder: Path) -> Path:
         def nextpnr(name: str, *arguments: str) -> None:

@@ -75,7 +75,7 @@ figures: $(STAMP) ## draw the figures of docs/
 
 accuracy: $(STAMP) ## schemes and patterns on digits and MNIST-1D, five seeds (hours; goes on where it was stopped)
 	$(BIN)/python benchmarks/accuracy.py build/accuracy.jsonl --tasks digits line32
-	$(BIN)/python benchmarks/accuracy.py build/accuracy.jsonl --tasks line16 line96 --schemes bdwp bdwp_wu --patterns 2:8
+	$(BIN)/python benchmarks/accuracy.py build/accuracy.jsonl --tasks line96 --schemes bdwp bdwp_wu --patterns 2:8
 	$(BIN)/python benchmarks/accuracy.py build/accuracy.jsonl --tasks line32 --schemes bdwp_decay bdwp_late bdwp_end bdwp_wu_end --patterns 2:8
 
 gallery: $(STAMP) ## each method's picture by its demo (METHODS="s4d lsm": these; minutes each)

@@ -420,14 +420,14 @@ class Proof:
 
 
 PROOFS = {
-    "queue of 1": Proof(lambda: queue(1), "prove", 3, ("cell $ne", "cell $eq", 0)),
-    "queue of 2": Proof(lambda: queue(2), "prove", 3, ("cell $ne", "cell $eq", 0)),
-    "queue of 3": Proof(lambda: queue(3), "prove", 3, ("cell $ne", "cell $eq", 0)),
-    "queue of 4": Proof(lambda: queue(4), "prove", 3, ("cell $ne", "cell $eq", 0)),
     **{
-        f"queue of {depth} with a head": Proof(
-            lambda depth=depth: queue(depth, head=True), "prove", 3, ("cell $ne", "cell $eq", 0)
+        f"queue of {depth}{' with a head' if head else ''}": Proof(
+            lambda depth=depth, head=head: queue(depth, head),
+            "prove",
+            3,
+            ("cell $ne", "cell $eq", 0),
         )
+        for head in (False, True)
         for depth in (1, 2, 3, 4)
     },
     "semaphores": Proof(semaphores, "prove", 2, ("cell $sub", "cell $add", 0)),

@@ -41,8 +41,8 @@ class Checker(wiring.Component):
         It is dispatched in this cycle.
     window_base, window_end : ``In(49)``
         Legal byte addresses, the end exclusive.
-    decided, status : ``Out(1)``, ``Out(Status)``
-        The verdict: `Status.IDLE` if nothing is wrong.
+    decided, status, right : ``Out(1)``, ``Out(Status)``, ``Out(1)``
+        The verdict: `Status.IDLE` if nothing is wrong, which ``right`` says in one bit.
     """
 
     def __init__(self, config: SatConfig):
@@ -58,6 +58,7 @@ class Checker(wiring.Component):
                 "window_end": In(isa.ADDRESS_BITS + 1),
                 "decided": Out(1),
                 "status": Out(Status),
+                "right": Out(1),
             }
         )
 
@@ -111,7 +112,7 @@ class Checker(wiring.Component):
                         m.d.comb += status.eq(Status.NO_END)
             with m.Default():
                 m.d.comb += status.eq(Status.BAD_OPCODE)
-        m.d.sync += self.status.eq(status)
+        m.d.sync += [self.status.eq(status), self.right.eq(status == Status.IDLE)]
         return m
 
     def _early(self, m: Module, value: Value) -> Signal:
@@ -122,9 +123,11 @@ class Checker(wiring.Component):
 
     def _outside(self, m: Module, address: Value, span: Value, size: Value) -> Value:
         """Return whether memory from an address on leaves the window; ``span`` is of products."""
-        below = self._early(m, address < self.window_base)
-        room = self._early(m, self.window_end - address - size)
-        return below | (span > room)
+        room = self.window_end - address - size
+        below = self._early(m, (address < self.window_base) | (room < 0))
+        # No window ends beyond the address space: what is above is not compared bit by bit.
+        bits = self.config.axi.address_bits + 1
+        return below | (span[bits:] != 0) | (span[:bits] > self._early(m, room[:bits]))
 
     def _banks(
         self,

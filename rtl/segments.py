@@ -10,10 +10,10 @@ from sat.rtl import isa
 from sat.rtl.config import SatConfig
 from sat.rtl.isa import Opcode
 
-SETTINGS_CYCLES = 2
+SETTINGS_CYCLES = 3
 """Cycles after TENSOR or WINDOW in which the bytes of its steps are worked out."""
 
-SETUP_CYCLES = 5
+SETUP_CYCLES = 6
 """Cycles that a GATHER's start takes to be worked out, more than a LOAD's."""
 
 
@@ -28,22 +28,25 @@ def segment_layout(config: SatConfig) -> data.StructLayout:
 
 
 class _Multiplier:
-    """A multiplier that products share, one a cycle."""
+    """A multiplier that products share, one a cycle; its factors stand in registers."""
 
     def __init__(self, m: Module, name: str, factor_bits: int, bits: int) -> None:
         self._m = m
         # Sources of pixels may lie before the first.
-        self._a, self._b = (
-            Signal(signed(17), name=f"{name}_a"),
-            Signal(factor_bits, name=f"{name}_b"),
-        )
+        self._a = Signal(signed(17), name=f"{name}_a", reset_less=True)
+        self._b = Signal(factor_bits, name=f"{name}_b", reset_less=True)
         self._product = Signal(bits, name=f"{name}_product")
         m.d.comb += self._product.eq(self._a * self._b)
 
-    def give(self, result: Signal, a: Value, b: Value) -> None:
-        """Have a register take the product of two numbers, in the state that this is said in."""
-        self._m.d.comb += [self._a.eq(a), self._b.eq(b)]
-        self._m.d.sync += result.eq(self._product)
+    def form(self, left: Signal, cycle: int, result: Signal, a: Value, b: Value) -> None:
+        """Have a register take the product of two numbers, ``cycle`` cycles before the end.
+
+        ``left``: the cycles to the end. The factors must be there a cycle earlier.
+        """
+        with self._m.If(left == cycle + 1):
+            self._m.d.sync += [self._a.eq(a), self._b.eq(b)]
+        with self._m.If(left == cycle):
+            self._m.d.sync += result.eq(self._product)
 
 
 class SegmentWalker(wiring.Component):
@@ -214,25 +217,19 @@ class SegmentWalker(wiring.Component):
         pixel_unit = _Multiplier(m, "pixel_unit", min(bits, 28), bits)
         with m.If(settings != 0):
             m.d.sync += settings.eq(settings - 1)
-        with m.If(settings == 2):
-            line_unit.give(step_line, window.step_y, tensor.line_pitch)
-            pixel_unit.give(step_pixel, window.step_x, tensor.pixel_pitch)
-        with m.Elif(settings == 1):
-            line_unit.give(tap_line, window.tap_y, tensor.line_pitch)
-            pixel_unit.give(tap_pixel, window.tap_x, tensor.pixel_pitch)
+        line_unit.form(settings, 2, step_line, window.step_y, tensor.line_pitch)
+        pixel_unit.form(settings, 2, step_pixel, window.step_x, tensor.pixel_pitch)
+        line_unit.form(settings, 1, tap_line, window.tap_y, tensor.line_pitch)
+        pixel_unit.form(settings, 1, tap_pixel, window.tap_x, tensor.pixel_pitch)
         with m.If(setup != 0):
             m.d.sync += setup.eq(setup - 1)
-        with m.If(setup == 5):
-            line_unit.give(image_at, gather.image, tensor.image_pitch)
-            pixel_unit.give(first_pixel, gather.x, tensor.pixel_pitch)
-        with m.Elif(setup == 4):
-            line_unit.give(first_line, gather.y, tensor.line_pitch)
-            pixel_unit.give(pixels, gather.pixel, step_pixel)
-        with m.Elif(setup == 3):
-            line_unit.give(lines, gather.line, step_line)
-            pixel_unit.give(beside, gather.pixel, window.step_x)
-        with m.Elif(setup == 2):
-            line_unit.give(below, gather.line, window.step_y)
+        line_unit.form(setup, 5, image_at, gather.image, tensor.image_pitch)
+        line_unit.form(setup, 4, first_line, gather.y, tensor.line_pitch)
+        line_unit.form(setup, 3, lines, gather.line, step_line)
+        line_unit.form(setup, 2, below, gather.line, window.step_y)
+        pixel_unit.form(setup, 5, first_pixel, gather.x, tensor.pixel_pitch)
+        pixel_unit.form(setup, 4, pixels, gather.pixel, step_pixel)
+        pixel_unit.form(setup, 3, beside, gather.pixel, window.step_x)
         with m.If(setup == 1):
             start_line = tensor.address + gather.offset + image_at + first_line
             y_first, x_first = gather.y + below, gather.x + beside

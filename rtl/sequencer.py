@@ -115,9 +115,9 @@ class Sequencer(wiring.Component):
             m.d.sync += [full.eq(self.fetched.valid & ~self.halt), current.eq(self.fetched.p)]
         with m.If(dispatched):
             m.d.sync += full.eq(0)
-        fault = Signal(Status)
-        m.d.comb += fault.eq(Mux(current.failed, Status.AXI_FETCH, checker.status))
-        legal = decide & (fault == Status.IDLE)
+        fault = Mux(current.failed, Status.AXI_FETCH, checker.status)
+        right = checker.right & ~current.failed
+        legal = decide & right
 
         # A queue and a gate before each engine.
         raisers = 2 * len(ENGINES)
@@ -164,7 +164,8 @@ class Sequencer(wiring.Component):
 
         # The watchdog.
         still = Signal(range(config.watchdog_cycles + 1))
-        moves = self.moving | dispatched | Cat(accepts).any()
+        moves = Signal()  # did, in the cycle before
+        m.d.sync += moves.eq(self.moving | dispatched | Cat(accepts).any())
         self.state = (still, moves)  # what proofs speak of (tests/formal)
         m.d.comb += self.stuck.eq(still == config.watchdog_cycles)
         with m.If(moves):
@@ -185,7 +186,7 @@ class Sequencer(wiring.Component):
                 m.d.sync += stop(Status.AXI_WRITE, self.store_error_pc)
             with m.Elif(semaphores.overflow):
                 m.d.sync += stop(Status.SEMAPHORE, current.pc)
-            with m.Elif(decide & (fault != Status.IDLE)):
+            with m.Elif(decide & ~right):
                 m.d.sync += [*stop(Status.IDLE, current.pc), self.status.eq(fault)]
             with m.Elif(self.stuck):
                 m.d.sync += stop(Status.WATCHDOG, current.pc)

@@ -269,10 +269,9 @@ class UpdateEngine(wiring.Component):
         m.d.comb += [
             self.i.ready.eq(Mux(is_update, ~row_busy | turn, ~row_busy & ~column_busy)),
             begin.eq(take & is_update),
-            self.skipped.eq(begin & self.skip),
         ]
         set_rates = Signal()
-        m.d.sync += set_rates.eq(take & ~is_update)
+        m.d.sync += [set_rates.eq(take & ~is_update), self.skipped.eq(begin & self.skip)]
         with m.If(take & ~is_update):
             m.d.sync += [rates.eq(self.i.p.body[: isa.RATES.size]), row_command.eq(self.i.p)]
         with m.If(begin):
@@ -309,24 +308,27 @@ class UpdateEngine(wiring.Component):
                 value = stage
             return value
 
-        m.d.comb += writes.start.eq(later(begin, row_latency(config), "begin"))
+        begun = later(begin, 1, "begin")
+        m.d.comb += writes.start.eq(later(begun, row_latency(config) - 1, "begun"))
         read_done = later(reads.last, 1, "read_done")
         place = later(reads.place, 1, "place")
         entering = later(reads.active, READ_CYCLES, "entering")
-        drain = Signal(range(row_drain(config) + 1))
-        draining = Signal()
+        drain = Signal(range(row_drain(config)))
+        drained = Signal()
         with m.If(reads.last):
-            m.d.sync += [draining.eq(1), drain.eq(row_drain(config) - 1)]
+            m.d.sync += drain.eq(row_drain(config) - 1)
         with m.Elif(drain != 0):
             m.d.sync += drain.eq(drain - 1)
         # No tile is read while another drains: `reads` has no say in it.
-        m.d.comb += turn.eq(draining & (drain == 0) & ~column_busy)
+        m.d.comb += turn.eq(drained & ~column_busy)
+        with m.If(drain == 1):
+            m.d.sync += drained.eq(1)
+        with m.Elif(turn):
+            m.d.sync += drained.eq(0)
         with m.If(begin):
             m.d.sync += row_busy.eq(1)
         with m.Elif(turn):
             m.d.sync += row_busy.eq(0)
-        with m.If(turn):
-            m.d.sync += draining.eq(0)
         rounded = later(writes.active, rounding, "rounded")
         element = Signal(_bits(depth))  # of the tile memory's half, for this FP16 copy
         with m.If(writes.start):
@@ -353,7 +355,7 @@ class UpdateEngine(wiring.Component):
             m.submodules[f"old_sore_{lane}"] = old_sore.element
             m.d.comb += [
                 old_half.i.eq(entry[:32]),
-                old_sore.clear.eq(begin),
+                old_sore.clear.eq(begun),
                 old_sore.valid.eq(later(entering, rounding, f"old_rounded_{lane}")),
                 old_sore.value.eq(old_half.o),
                 old_sore.n.eq(tile.ff_n),
@@ -397,7 +399,7 @@ class UpdateEngine(wiring.Component):
             m.submodules[f"ff_writer_{lane}"] = writer = _CopyWriter(config)
             m.d.comb += [
                 new_half.i.eq(wuve.w_out),
-                sore.clear.eq(begin),
+                sore.clear.eq(begun),
                 sore.valid.eq(rounded),
                 sore.value.eq(new_half.o),
                 sore.n.eq(tile.ff_n),

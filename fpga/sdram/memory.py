@@ -109,8 +109,8 @@ class SdramMemory(wiring.Component):
         stores = ports.stores
         # After a reset, words may still come that were asked for before.
         settling = Signal(range(SETTLED_CYCLES + 1), init=SETTLED_CYCLES)
-        settled = settling == 0
-        m.d.sync += settling.eq(settling - ~settled)
+        settled = Signal()
+        m.d.sync += [settling.eq(settling - (settling != 0)), settled.eq(settling == 0)]
         asked: dict[Side, data.View] = {side: Signal(core.request.p.shape()) for side in Side}
         valid: dict[Side, Value] = {}
         taken = Signal(len(Side))

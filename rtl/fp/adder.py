@@ -217,5 +217,7 @@ class Adder(wiring.Component):
         # A NaN is an infinity with the top bit of its mantissa set.
         special = Cat(C(0, FP32.mantissa_bits - 1), nan, C(FP32.max_exponent, FP32.exponent_bits))
         overflow = rounded[FP32.mantissa_bits :] == FP32.max_exponent
-        m.d.sync += self.total.eq(Cat(Mux(infinite | overflow, special, rounded), sign))
+        result = Signal(32, reset_less=True)
+        m.d.sync += result.eq(Cat(Mux(infinite | overflow, special, rounded), sign))
+        m.d.comb += self.total.eq(result)
         return m

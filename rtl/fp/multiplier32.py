@@ -135,10 +135,12 @@ class Multiplier32(wiring.Component):
             Cat(shifted[24:47], field) + rounds_up(shifted[24], shifted[23], shifted[:23] != 0)
         )
         overflow = rounded >= FP32.infinity
+        product = Signal(32, reset_less=True)
         with m.If(nan):
-            m.d.sync += self.product.eq(FP32.canonical_nan)
+            m.d.sync += product.eq(FP32.canonical_nan)
         with m.Elif(infinite | overflow):
-            m.d.sync += self.product.eq(Cat(C(FP32.infinity, 31), sign))
+            m.d.sync += product.eq(Cat(C(FP32.infinity, 31), sign))
         with m.Else():
-            m.d.sync += self.product.eq(Cat(rounded[:31], sign))
+            m.d.sync += product.eq(Cat(rounded[:31], sign))
+        m.d.comb += self.product.eq(product)
         return m

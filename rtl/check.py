@@ -122,7 +122,10 @@ class Checker(wiring.Component):
         return register
 
     def _outside(self, m: Module, address: Value, span: Value, size: Value) -> Value:
-        """Return whether memory from an address on leaves the window; ``span`` is of products."""
+        """Return whether memory from an address on leaves the window.
+
+        ``span``, of products, and then ``size``, which is there a cycle before.
+        """
         room = self.window_end - address - size
         below = self._early(m, (address < self.window_base) | (room < 0))
         # No window ends beyond the address space: what is above is not compared bit by bit.
@@ -132,7 +135,7 @@ class Checker(wiring.Component):
     def _banks(
         self,
         m: Module,
-        times: Callable[..., Signal],
+        times: Callable[..., Value],
         i: data.View,
         is_a: Value,
         is_b: Value,
@@ -170,15 +173,15 @@ class Checker(wiring.Component):
             groups, stride = Mux(pruned, i.rows, groups), Mux(pruned, n, stride)
             inner = Mux(pruned, 0, inner)
         start = times(groups, stride, late=True)
-        room = self._early(m, room)
         passes = times(i.copies, i.words_per_pass)
         bad_things = (covered < self._early(m, things)) | (covered >= self._early(m, things + each))
-        bad_inner = start + self._early(m, inner) > room
+        bad_inner = start > self._early(m, room - inner)
         if late is not None:
             when, words = late
             bad_words = (covered < words) | (covered >= words + self._early(m, each))
             bad_things = Mux(self._early(m, when & by_word), bad_words, bad_things)
-            bad_inner = Mux(self._early(m, when & ~by_word), start + words > room, bad_inner)
+            bad_rows = start + words > self._early(m, room)
+            bad_inner = Mux(self._early(m, when & ~by_word), bad_rows, bad_inner)
         return (
             (i.groups == 0)
             | bad_things
@@ -189,7 +192,7 @@ class Checker(wiring.Component):
             )
         )
 
-    def _load(self, m: Module, i: data.View, times: Callable[..., Signal]) -> tuple[Value, Value]:
+    def _load(self, m: Module, i: data.View, times: Callable[..., Value]) -> tuple[Value, Value]:
         config = self.config
         beat, word = config.granule_bytes, config.word_bytes
         is_a, is_b, is_index, is_start, is_mask = (
@@ -239,7 +242,7 @@ class Checker(wiring.Component):
         bad_place = Mux(is_start, misaligned(2), Mux(is_mask, bad_mask, misaligned(low)))
         return bad_field, self._early(m, bad_place) | outside
 
-    def _tensor(self, m: Module, i: data.View, times: Callable[..., Signal]) -> tuple[Value, Value]:
+    def _tensor(self, m: Module, i: data.View, times: Callable[..., Value]) -> tuple[Value, Value]:
         low = (self.config.granule_bytes - 1).bit_length()
         bad_field = (i.images == 0) | (i.lines == 0) | (i.pixels == 0) | (i.pixel_pitch == 0)
         misaligned = (
@@ -250,10 +253,8 @@ class Checker(wiring.Component):
         )
         images = times((i.images - 1)[:16], i.image_pitch, late=True)
         lines = times((i.lines - 1)[:12], i.line_pitch, late=True)
-        pixels = times(i.pixels, i.pixel_pitch)
-        return bad_field, misaligned | self._outside(
-            m, i.address, images + lines + pixels, Const(0)
-        )
+        pixels = times(i.pixels, i.pixel_pitch, first=True)
+        return bad_field, misaligned | self._outside(m, i.address, images + lines, pixels)
 
     def _window(self, m: Module, i: data.View) -> Value:
         no_pattern = (i.n | i.log2_m) != 0
@@ -262,7 +263,7 @@ class Checker(wiring.Component):
         return self._early(m, (i.lines == 0) | (i.pixels == 0) | no_pattern)
 
     def _gather(
-        self, m: Module, opcode: Value, body: Callable[..., data.View], times: Callable[..., Signal]
+        self, m: Module, opcode: Value, body: Callable[..., data.View], times: Callable[..., Value]
     ) -> Value:
         config = self.config
         beat_low = (config.granule_bytes - 1).bit_length()
@@ -320,7 +321,7 @@ class Checker(wiring.Component):
         )
         return self._early(m, bad_field) | bad_banks
 
-    def _store(self, m: Module, i: data.View, times: Callable[..., Signal]) -> tuple[Value, Value]:
+    def _store(self, m: Module, i: data.View, times: Callable[..., Value]) -> tuple[Value, Value]:
         config = self.config
         beat, cols = config.granule_bytes, config.cols
         summed = i.source == Source.OUTPUT
@@ -369,7 +370,7 @@ class Checker(wiring.Component):
         m.d.comb += group.eq(1 << Mux(log2_m > log2_max, 0, log2_m))
         return (log2_m > log2_max) | (n == 0) | (n > group)
 
-    def _update(self, m: Module, i: data.View, times: Callable[..., Signal]) -> Value:
+    def _update(self, m: Module, i: data.View, times: Callable[..., Value]) -> Value:
         config = self.config
         lanes, per_beat, halves = config.update_lanes, config.granule_weights, config.granule_halves
         lane_bits = (lanes - 1).bit_length()
@@ -418,7 +419,7 @@ class Checker(wiring.Component):
             | (bp_last + kept(i.rows, i.bp_n, i.bp_log2_m) > bp_room)
         )
 
-    def _multiply(self, m: Module, i: data.View, times: Callable[..., Signal]) -> Value:
+    def _multiply(self, m: Module, i: data.View, times: Callable[..., Value]) -> Value:
         config = self.config
         s, rows = config.interleave, config.rows
         log2_max = config.max_m.bit_length() - 1

@@ -30,7 +30,7 @@ class Products:
         # By unit and slot: two factors, and whether they come as they are, not from registers.
         self._wanted: dict[Opcode, dict[tuple[int, int], tuple[Value, Value, bool]]] = {}
 
-    def of(self, opcode: Opcode) -> Callable[..., Signal]:
+    def of(self, opcode: Opcode) -> Callable[..., Value]:
         """Return what the rules of an instruction get their products from.
 
         It takes two factors, the first of 17 bits, and gives the register that has their product
@@ -42,7 +42,7 @@ class Products:
 
         def times(
             a: Value, b: Value, late: bool = False, after: bool = False, first: bool = False
-        ) -> Signal:
+        ) -> Value:
             free = (
                 (unit, slot)
                 for unit, (a_bits, b_bits) in enumerate(UNITS)
@@ -51,7 +51,7 @@ class Products:
             )
             unit, slot = next(free)
             wanted[unit, slot] = a, b, slot == 0 or after
-            return self._results[unit][slot]
+            return self._results[unit][slot][: len(a) + len(b)]
 
         return times
 

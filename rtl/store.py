@@ -176,7 +176,7 @@ class StoreEngine(wiring.Component):
         # Address side.
         m.submodules.walker = walker = BurstWalker(axi)
         open_burst = data.StructLayout({"beats": 9, "last": 1})
-        m.submodules.bursts = bursts = Queue(open_burst, axi.outstanding)
+        m.submodules.bursts = bursts = Queue(open_burst, axi.outstanding, head=True)
         m.submodules.lasts = lasts = Queue(1, axi.outstanding)
         retire_layout = data.StructLayout({"pc": PC_BITS, "signal": SEMAPHORES})
         m.submodules.retires = retires = Queue(retire_layout, STORES_IN_FLIGHT)

@@ -27,7 +27,18 @@ from sat.rtl.layouts import (
 )
 from sat.rtl.prune import GatherPruner, kept
 from sat.rtl.segments import SegmentWalker, segment_layout
-from sat.rtl.spread import Place, Targets, beat_at_hand, chosen, dealt, put, reach, to_place, turned
+from sat.rtl.spread import (
+    Place,
+    Sides,
+    Targets,
+    beat_at_hand,
+    chosen,
+    dealt,
+    put,
+    reach,
+    to_place,
+    turned,
+)
 from sat.rtl.streams import Queue
 
 COMMANDS_AHEAD = 4
@@ -61,7 +72,12 @@ def data_command_layout() -> data.StructLayout:
             "prune": 1,
             "last_row": 16,
             "last_tap": 16,  # of a row
-            "last_granule": 20,  # of a segment
+            "granules": 20,  # of a segment
+            "banks": 7,  # of the buffer, that rows are dealt to
+            "parts": 4,  # granules of a word of it
+            "several": 1,  # by word: a write takes several words, none of them copied
+            "limit": 9,  # transposed: the bank at which writes end
+            "further": 16,  # … and how many words further the next ones go
             "base": 16,
             "stride": 16,
             "copies": 8,
@@ -245,7 +261,10 @@ class LoadEngine(wiring.Component):
             m.d.sync += [self.error.eq(1), self.error_pc.eq(command.pc)]
 
         row = Signal(16)
-        spread_ready = self._operands(m, command, zeros.o, row, finish)
+        rest = Signal(20)  # granules of the segment, with the beat at hand
+        spread_ready = self._operands(m, command, zeros.o, rest, row, finish)
+        with m.If(commands.o.ready):
+            m.d.sync += rest.eq(self._granules(commands.o.p))
         ends = command, zeros.o, row, finish
         start_ready = take_starts(m, config, port, self.s_write, *ends)
         mask_ready = take_masks(m, config, port, self.m_write, *ends)
@@ -256,9 +275,17 @@ class LoadEngine(wiring.Component):
         )
         return m
 
+    def _granules(self, given: data.View) -> Value:
+        """Return the granules of each of an instruction's segments."""
+        granule_bytes = self.config.granule_bytes
+        load = data.View(isa.LOAD, given.body[: isa.LOAD.size])
+        gather = data.View(isa.GATHER, given.body[: isa.GATHER.size])
+        is_gather = given.opcode == Opcode.GATHER.value
+        size = Mux(is_gather, gather.segment_bytes, load.row_bytes)
+        return (size + (granule_bytes - 1)) // granule_bytes
+
     def _prepare(self, command: data.View, given: data.View, valid: Value) -> list:
         """Return what makes ``command`` of an instruction, products and all: no step waits."""
-        granule_bytes = self.config.granule_bytes
         load = data.View(isa.LOAD, given.body[: isa.LOAD.size])
         gather = data.View(isa.GATHER, given.body[: isa.GATHER.size])
         is_load = given.opcode == Opcode.LOAD.value
@@ -268,7 +295,13 @@ class LoadEngine(wiring.Component):
         to_b = is_gather & (gather.destination == Buffer.B)  # transposed, then
         is_start = is_load & (load.destination == Buffer.START)
         is_mask = is_load & (load.destination == Buffer.MASK)
-        size = Mux(is_gather, gather.segment_bytes, load.row_bytes)
+        destination = Mux(is_gather, gather.destination, load.destination)
+        stride, copies = (Mux(is_gather, gather[n], load[n]) for n in ("stride", "copies"))
+        config = self.config
+        a, b, index = (destination == buffer for buffer in (Buffer.A, Buffer.B, Buffer.INDEX))
+        updated = ~a & ~b & ~index
+        banks = Mux(a, config.rows, Mux(updated, config.update_lanes, config.cols))
+        limit, further = reach(config, self._sides(a, b), banks, stride)
         return [
             command.pc.eq(given.pc),
             command.release.eq(given.release),
@@ -277,12 +310,17 @@ class LoadEngine(wiring.Component):
             command.spread.eq(valid & ((is_load & ~is_start & ~is_mask) | is_gather)),
             command.start.eq(valid & is_start),
             command.mask.eq(valid & is_mask),
-            command.destination.eq(Mux(is_gather, gather.destination, load.destination)),
+            command.destination.eq(destination),
+            command.banks.eq(banks),
+            command.parts.eq(Mux(updated, 1, config.beats_per_word)),
+            command.several.eq(copies == 1),
+            command.limit.eq(limit),
+            command.further.eq(further),
             command.transpose.eq(is_gather & gather.transpose),
-            command.prune.eq(to_b & (command.log2_m != 0) if self.config.prune_gathers else 0),
+            command.prune.eq(to_b & (command.log2_m != 0) if config.prune_gathers else 0),
             command.last_row.eq(Mux(is_gather, gather.rows, load.rows) - 1),
             command.last_tap.eq(Mux(is_gather, gather.taps_y * gather.taps_x - 1, 0)),
-            command.last_granule.eq((size + (granule_bytes - 1)) // granule_bytes - 1),
+            command.granules.eq(self._granules(given)),
             *(
                 command[name].eq(Mux(is_gather, gather[name], load[name]))
                 for name in ("by_word", "base", "stride", "copies", "words_per_pass")
@@ -290,12 +328,20 @@ class LoadEngine(wiring.Component):
             command.address.eq(load.address),
             command.pitch.eq(load.pitch),
             command.row_bytes.eq(load.row_bytes),
-            command.last_word.eq((load.row_bytes - 1) >> (self.config.mask_bytes - 1).bit_length()),
+            command.last_word.eq((load.row_bytes - 1) >> (config.mask_bytes - 1).bit_length()),
             *(
                 command[name].eq(Mux(is_window, window[name], command[name]))
                 for name in ("n", "log2_m")
             ),
         ]
+
+    def _sides(self, is_a: Value, is_b: Value) -> Sides:
+        """Return the groups of channels of A and of B, each with whether a write is for it."""
+        config = self.config
+        return (
+            (is_a, operand_groups(config, config.rows)),
+            (is_b, operand_groups(config, config.cols)),
+        )
 
     def _pruner(self, m: Module, command: data.View, finish: Signal) -> GatherPruner:
         """Return what prunes GATHERs; it tells when such an instruction is finished."""
@@ -314,6 +360,7 @@ class LoadEngine(wiring.Component):
         m: Module,
         command: data.View,
         zeros: stream.Interface,
+        rest: Signal,
         row: Signal,
         finish: Signal,
     ) -> Value:
@@ -328,11 +375,10 @@ class LoadEngine(wiring.Component):
         is_a, is_b = destination == Buffer.A, destination == Buffer.B
         is_index = destination == Buffer.INDEX
         updated = ~is_a & ~is_b & ~is_index
-        banks = Mux(is_a, config.rows, Mux(updated, config.update_lanes, config.cols))
-        parts = Mux(updated, 1, config.beats_per_word)
+        several, limit = command.several, command.limit
 
         part = Signal(range(max(config.beats_per_word, 2)))
-        granule = Signal(20)  # of the segment: the beat's first
+        fresh = Signal(init=1)  # none of the segment has come
         tap = Signal(16)
         word_offset = Signal(16)  # by row: the word; by word: the pass's stride
         place = Signal(8)  # by word: the word's number in its pass
@@ -344,20 +390,17 @@ class LoadEngine(wiring.Component):
         step = Signal()
         m.d.comb += step.eq(command.spread & zeros.valid & (zeros.p.zero | port.rvalid) & ~draining)
 
-        beat = beat_at_hand(m, config, zeros.p, command.last_granule, granule)
+        beat = beat_at_hand(m, config, zeros.p, rest, fresh)
         offset = beat.offset
-        of_a, of_b = (operand_groups(config, n) for n in (config.rows, config.cols))
-        sides = (is_a, of_a), (is_b, of_b)
-        limit, further = reach(config, sides, banks, stride)
+        sides = self._sides(is_a, is_b)
+        of_a, of_b = (groups for _, groups in sides)
         count = Signal(range(config.axi.beat_bytes // 2 + 1))  # transposed: elements of this write
         m.d.comb += count.eq(beat.elements)
         with m.If(beat.elements > limit - bank):
             m.d.comb += count.eq(limit - bank)
         words = Signal.like(beat.words)  # else: granules of this write
         m.d.comb += words.eq(beat.words)
-        several = Signal()  # by word: a write takes several words, none of them copied
         if together > 1:
-            m.d.comb += several.eq(copies == 1)
             with m.If(by_word & ~several):
                 m.d.comb += words.eq(1)
             with m.Elif(by_word & (beat.words > words_per_pass - place)):
@@ -377,9 +420,9 @@ class LoadEngine(wiring.Component):
         with m.If(step & transpose):
             m.d.sync += bank.eq(Mux(next_bank == limit, 0, next_bank))
             with m.If(next_bank == limit):
-                m.d.sync += group_offset.eq(group_offset + further)
+                m.d.sync += group_offset.eq(group_offset + command.further)
         with m.If(step if together > 1 else step & beat_done):
-            with m.If(part != parts - 1):
+            with m.If(part != command.parts - 1):
                 m.d.sync += part.eq(part + 1)
             with m.Else():
                 m.d.sync += part.eq(0)
@@ -397,10 +440,13 @@ class LoadEngine(wiring.Component):
                         first_bank.eq(first_bank + Mux(several, words, copies)),
                     ]
         with m.If(step & beat_done):
-            m.d.sync += granule.eq(granule + beat.granules)
+            m.d.sync += [
+                rest.eq(Mux(beat.last, command.granules, rest - beat.granules)),
+                fresh.eq(beat.last),
+            ]
             with m.If(beat.last):
                 m.d.comb += zeros.ready.eq(1)
-                m.d.sync += [granule.eq(0), part.eq(0), tap.eq(tap + 1)]
+                m.d.sync += [part.eq(0), tap.eq(tap + 1)]
             with m.If(beat.last & (tap == command.last_tap)):
                 m.d.sync += [
                     tap.eq(0),
@@ -413,7 +459,7 @@ class LoadEngine(wiring.Component):
                     m.d.sync += [bank.eq(0), group_offset.eq(0)]
                 with m.Elif(by_word):
                     m.d.sync += group_offset.eq(group_offset + 1)
-                with m.Elif(next_bank == banks):
+                with m.Elif(next_bank == command.banks):
                     m.d.sync += [bank.eq(0), group_offset.eq(group_offset + stride)]
                 with m.Else():
                     m.d.sync += bank.eq(next_bank)

@@ -49,25 +49,22 @@ class Beat:
 
 
 def beat_at_hand(
-    m: Module, config: SatConfig, segment: data.View, last_granule: Value, granule: Signal
+    m: Module, config: SatConfig, segment: data.View, rest: Value, fresh: Value
 ) -> Beat:
     """Return where in the beat at hand the data side is.
 
-    ``segment.first`` is the granule of a beat with which the segment begins; ``granule`` of its
-    granules came before this beat.
+    ``segment.first`` is the granule of a beat with which the segment begins: this beat, if
+    ``fresh``; ``rest`` of its granules are left with it.
     """
     together, per_beat = config.beat_words, config.axi.beat_bytes // 2
     done = Signal(range(max(per_beat, 2)), name="offset")
     if together == 1:
-        last = granule == last_granule
-        return Beat(done, done, per_beat - done, Const(1), Const(1), last)
+        return Beat(done, done, per_beat - done, Const(1), Const(1), rest == 1)
     per_granule = config.granule_bytes // 2
     first, has, words = (Signal(range(together + 1), name=n) for n in ("first", "has", "left"))
     offset, elements = Signal(range(per_beat), name="at"), Signal(range(per_beat + 1))
-    rest = Signal(21)
     m.d.comb += [
-        rest.eq(last_granule - granule + 1),
-        first.eq(Mux(granule == 0, segment.first, 0)),
+        first.eq(Mux(fresh, segment.first, 0)),
         has.eq(Mux(rest < together - first, rest, together - first)),
         offset.eq(first * per_granule + done),
         elements.eq(has * per_granule - done),
@@ -187,7 +184,7 @@ Sides = Sequence[tuple[Value, Groups]]
 
 
 def reach(
-    config: SatConfig, sides: Sides, banks: Value, stride: Value
+    config: SatConfig, sides: Sides, banks: ValueLike, stride: Value
 ) -> tuple[ValueLike, ValueLike]:
     """Return at which bank transposed writes end, counted on over the groups written together.
 

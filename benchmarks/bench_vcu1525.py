@@ -20,7 +20,7 @@ from sat.fpga.ultrascale import XCVU9P, UltraArea
 from sat.fpga.vivado import rows_of_regions
 from sat.sim.build import BuildError
 
-HEAD = ("block", "count", "LUT", "of them memory", "FF", "DSP", "RAMB36")
+HEAD = ("block", "count", "LUT", "of them memory", "in pairs", "FF", "DSP", "RAMB36")
 
 
 def row(*values: object) -> str:
@@ -31,14 +31,15 @@ def row(*values: object) -> str:
 
 def cells(area: UltraArea) -> tuple[int, ...]:
     """Return an area as a table has it, rounded up."""
-    found = (area.luts, area.memory_lut, area.ff, area.dsp, area.ramb36)
+    found = (area.luts, area.memory_lut, area.shared_luts, area.ff, area.dsp, area.ramb36)
     return tuple(int(-(-value // 1)) for value in found)
 
 
 def share(area: UltraArea, parts: int = 1) -> tuple[str, ...]:
     """Return what an area is of the FPGA, or of one of its regions."""
-    whole = {"LUT": area.luts, "FF": area.ff, "DSP": area.dsp, "RAMB36": area.ramb36}
-    found = [f"{value * parts / XCVU9P[what]:.1%}" for what, value in whole.items()]
+    whole = [("LUT", area.luts), ("LUT", area.shared_luts), ("FF", area.ff), ("DSP", area.dsp)]
+    whole.append(("RAMB36", area.ramb36))
+    found = [f"{value * parts / XCVU9P[what]:.1%}" for what, value in whole]
     return (found[0], "", *found[1:])
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sat.fpga.estimate import Paths, paths_of
 from sat.fpga.modules import Modules
-from sat.fpga.ultrascale import SYNTHESIS, UltraArea, area_of
+from sat.fpga.ultrascale import SYNTHESIS, UltraArea, area_of, pairs_of
 from sat.fpga.wheels import run_yosys
 from sat.rtl.config import SatConfig
 from sat.rtl.device import Device
@@ -73,12 +73,14 @@ class Blocks:
         sat.sim.build.BuildError
             If Yosys is missing or fails.
         """
+        period, command = SYNTHESIS
         names = self.modules.below(name, self._apart[name])
         boxes = sorted(n for n in names if n in self._apart[name] and n != name)
         script = (
             "read_verilog top.v",
             *(f"blackbox {box}" for box in boxes),
-            f"{SYNTHESIS} -top {name}",
+            period,
+            f"{command} -top {name}",
             "clean -purge",
             "delete t:$scopeinfo",
             "write_json netlist.json",
@@ -95,7 +97,8 @@ class Blocks:
             cells = Counter(cell["type"] for cell in netlist["cells"].values())
             inside = {kind: self.block(kind).paths for kind in cells if kind in self._apart}
             count = 1 if name == "top" else self.modules.count(name, "top")
-            self._made[name] = Block(name, count, area_of(cells), paths_of(netlist, inside))
+            area = replace(area_of(cells), pairs=pairs_of(netlist))
+            self._made[name] = Block(name, count, area, paths_of(netlist, inside))
         return self._made[name]
 
     def area(self) -> UltraArea:

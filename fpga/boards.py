@@ -62,8 +62,9 @@ class VivadoTarget:
     name : str
         What commands call it.
     project : str
-        The module of its project, whose ``project_files(card, clock_hz)`` makes the files of one.
-        It is imported when that is wanted.
+        The module of its project, whose ``project_files(card, clock_hz)`` makes the files of one,
+        and whose ``crossings(rows, cols)`` says where an array goes from die to die. It is imported
+        when that is wanted.
     clock_hz : int
         Of the device unless told otherwise.
     """
@@ -71,6 +72,11 @@ class VivadoTarget:
     name: str
     project: str
     clock_hz: int
+
+    def crossings(self, rows: int, cols: int) -> tuple[int, ...]:
+        """Return the rows behind which an array goes from die to die (`SatConfig.crossings`)."""
+        found: tuple[int, ...] = importlib.import_module(self.project).crossings(rows, cols)
+        return found
 
     def project_files(self, card: Any, clock_hz: int) -> dict[str, str]:
         """Return the files of a card's project (`sat.fpga.vivado.project_files`)."""

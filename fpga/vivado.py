@@ -357,6 +357,11 @@ def rows_of_regions(rows: int, cols: int) -> list[range]:
     return [range(below), range(below, below + middle), range(below + middle, rows)]
 
 
+def crossings(rows: int, cols: int) -> tuple[int, ...]:
+    """Return the rows that begin a region behind another: `SatConfig.crossings` of this card."""
+    return tuple(region.start for region in rows_of_regions(rows, cols) if region and region.start)
+
+
 def constraints(config: SatConfig) -> str:
     """Return the constraints of a card, XDC."""
     lines = [
@@ -389,7 +394,9 @@ def constraints(config: SatConfig) -> str:
     for number, rows in enumerate(rows_of_regions(config.rows, config.cols)):
         block = f"rows_slr{number}"
         if rows:
-            cells = f".*/uspe_({'|'.join(map(str, rows))})_[0-9]+"
+            which = f"({'|'.join(map(str, rows))})_[0-9]+"
+            # Registers at a crossing are beyond it: what is long is the wire to them.
+            cells = f".*/(uspe_{which}|(b_in|psum_in)_{which}_reg.*)"
             lines += _region(block, number, f"-hierarchical -regexp {{{cells}}}")
     lines += _region(
         "engines",

@@ -15,6 +15,10 @@ from amaranth.lib.wiring import In, Out
 
 from sat.rtl.layouts import ALONE, Groups
 
+BLOCK_WORDS = 64
+"""From so many words on a bank is never made of LUTs, which the array needs; a large array of cards
+has 800 banks of 64 words."""
+
 
 def bank_memory(shape: Any, words: int) -> memory.Memory:
     """Return the memory of a bank.
@@ -22,7 +26,7 @@ def bank_memory(shape: Any, words: int) -> memory.Memory:
     What a read gives in the cycle in which its address is written is of no account: semaphores and
     schedules keep reads that count apart from writes (`tests/cosim/test_collisions.py`). Yosys is
     told so, for block RAM that does not give the old value by itself would need comparators and
-    bypasses around it.
+    bypasses around it. `BLOCK_WORDS` words or more are block RAM.
 
     Parameters
     ----------
@@ -30,7 +34,10 @@ def bank_memory(shape: Any, words: int) -> memory.Memory:
         Of a word.
     words : int
     """
-    return memory.Memory(shape=shape, depth=words, init=[], attrs={"no_rw_check": 1})
+    attrs: dict[str, int | str] = {"no_rw_check": 1}
+    if words >= BLOCK_WORDS:
+        attrs["ram_style"] = "block"
+    return memory.Memory(shape=shape, depth=words, init=[], attrs=attrs)
 
 
 class OperandBuffer(wiring.Component):

@@ -7,19 +7,19 @@ so each gets its command through a `LaunchQueue`:
 A feeder of row 0   x: t + 1 + max(0, lead) (OS), t + 1 + values (WS, while the weights load)
 column feeder       x (OS), t + 1 (WS)
 start walker        z: t + 1 + max(0, -lead) (OS), x + F - 3 (WS)
-output walker       v: x + F + length + R + s - 1 (OS), x + F + R * delta - 1 (WS)
-release             t + max(length, R * s) + K (OS), t + length + R * delta + F + C (WS)
+output walker       v: x + F + length + R + X + s - 1 (OS), x + F + R * delta + X - 1 (WS)
+release             t + max(length, R * s) + K (OS), t + length + R * delta + X + F + C (WS)
 signal              v + addresses + C - 1
 ==================  ===========================================================================
 
 with s the interleave, F = 2 + `Uspe.adder_delay` the cycles from an A feeder's command to the
 adder of the first USPE, length = s * steps, delta = s * values + 1 the skew of the rows when
 weight stationary, lead = s * (R - 1) - (F - 3) how long before the operands the start values
-must set out, and K = |lead| + max(R, C).
+must set out, X the registers at crossings (`SatConfig.crossings`), and K = |lead| + max(R + X, C).
 
 When the next tile may be issued, e being the cycle t + length:
 
-* WS: max(length, R * delta + 3) after t, so that a pass may add to the sums of the last one;
+* WS: max(length, R * delta + X + 3) after t, so that a pass may add to the sums of the last one;
 * OS: not before e, nor so early that its finished sums would meet those of this tile in the
   chains: next t + next length >= e + R * s. If it starts from given sums (START, OUTPUT), these
   share the chains with this tile's finished sums: either it follows at once, in cycle e, and
@@ -126,6 +126,7 @@ class ComputeEngine(wiring.Component):
         rows, cols, s = config.rows, config.cols, config.interleave
         feed = feed_delay(config)
         lead = s * (rows - 1) - (feed - 3)
+        last_row = rows + len(config.crossings)  # cycles to it, from row to row
         bits = time_bits(config)
         now = Signal(bits)
         m.d.sync += now.eq(now + 1)
@@ -146,8 +147,8 @@ class ComputeEngine(wiring.Component):
         # When it may be issued.
         ws = tile.dataflow == isa.Dataflow.WS
         length = Signal(bits)
-        skew = Signal(bits)  # WS: R * delta
-        m.d.comb += [length.eq(steps * s), skew.eq(tile.values * (rows * s) + rows)]
+        skew = Signal(bits)  # WS: R * delta + X
+        m.d.comb += [length.eq(steps * s), skew.eq(tile.values * (rows * s) + last_row)]
         chain = rows * s  # how many sums a column's chain takes in or gives out
         left = Signal(bits)  # cycles until the last tile's `e` (OS) or next issue (WS)
         after = Signal(range(chain + 1), init=chain)  # cycles since then, at most `chain`
@@ -209,7 +210,7 @@ class ComputeEngine(wiring.Component):
             m.d.comb += [
                 x.eq(now + 1 + max(0, lead)),
                 z.eq(now + 1 + max(0, -lead)),
-                v.eq(x + (feed + rows + s - 1) + length),
+                v.eq(x + (feed + last_row + s - 1) + length),
                 signal_time.eq(v + (chain + cols - 1)),
             ]
 
@@ -281,7 +282,7 @@ class ComputeEngine(wiring.Component):
         release_time = Mux(
             ws,
             now + length + skew + (feed + cols),
-            now + Mux(long, length, chain) + (abs(lead) + max(rows, cols)),
+            now + Mux(long, length, chain) + (abs(lead) + max(last_row, cols)),
         )
         # They come a cycle early, into registers: semaphores have no time for a queue's.
         release_launch, release = launch("release", SEMAPHORES, release_time - 1, late=True)
@@ -299,6 +300,11 @@ class ComputeEngine(wiring.Component):
         m.d.comb += stce.ws.eq(last_ws)
         next_command, next_valid = row_launch.out, row_launch.valid
         for r in range(rows):
+            if r in config.crossings:
+                command_before, valid_before = next_command, next_valid
+                next_command = Signal(row_command_layout(config), name=f"command_{r}")
+                next_valid = Signal(name=f"valid_{r}")
+                m.d.sync += [next_command.eq(command_before), next_valid.eq(valid_before)]
             m.submodules[f"row_feeder_{r}"] = feeder = RowFeeder(config)
             m.d.comb += [
                 feeder.command.eq(next_command),

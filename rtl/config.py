@@ -45,13 +45,15 @@ def require_ints(owner: object, *names: str) -> None:
 def _require_types(config: Any) -> None:
     """Check the types of a configuration's fields, as their annotations say."""
     kinds: dict[str, type] = {"FpTiming": FpTiming, "AxiConfig": AxiConfig, "bool": bool}
+    kinds |= {"tuple[int, ...]": tuple}
     for entry in fields(config):
         kind = kinds.get(str(entry.type))
         if kind is None:
             require_ints(config, entry.name)
         elif not isinstance(getattr(config, entry.name), kind):
             value = getattr(config, entry.name)
-            give = "True or False" if kind is bool else f"sat.rtl.config.{kind.__name__}(...)"
+            own = f"sat.rtl.config.{kind.__name__}(...)"
+            give = {bool: "True or False", tuple: "(…,)"}.get(kind, own)
             raise ValueError(
                 f"{entry.name} is a {type(value).__name__}: must be a {kind.__name__}; give {give}"
             )
@@ -215,6 +217,10 @@ class SatConfig:
     """Depth of a lane's banks of pruned copies, in granules of FP16; a power of two."""
     tile_weights: int = 1024
     """Weights of the largest tile that one UPDATE takes; a power of two."""
+    crossings: tuple[int, ...] = ()
+    """Rows, of 1 to ``rows`` - 1, in front of which what comes from the north passes a register
+    more: where the array goes from one die of an FPGA to the next. All from there on is a cycle
+    later."""
     prune_gathers: bool = False
     """Prune what transposed GATHERs bring into B along the positions (sparse WU): `b_groups`
     SORE lanes for each column. A granule then holds at most ``cols`` FP16 values, a beat at least
@@ -231,6 +237,12 @@ class SatConfig:
         for name in ("rows", "cols"):
             v = getattr(self, name)
             require(1 <= v <= 64, f"{name}={v}: must be an integer 1 to 64")
+        for row in self.crossings:
+            require(
+                type(row) is int and 1 <= row < self.rows and self.crossings.count(row) == 1,
+                f"crossings={self.crossings}: must be rows 1 to {self.rows - 1}, each once; "
+                f"{row!r} is not",
+            )
         require(self.max_m in M_CHOICES, f"max_m={self.max_m}: must be 2, 4, 8 or 16")
         require(
             1 <= self.max_n <= self.max_m,
@@ -402,7 +414,7 @@ class SatConfig:
         return f"{self.rows}x{self.cols}"
 
     def with_array(self, text: str) -> SatConfig:
-        """Return this device with an array given as ``"RxC"``.
+        """Return this device with an array given as ``"RxC"``, without `crossings` of another.
 
         Raises
         ------
@@ -417,16 +429,19 @@ class SatConfig:
         sums = self.sum_words
         while sums < 2 * int(rows) * self.interleave:
             sums *= 2
-        return replace(self, rows=int(rows), cols=int(cols), sum_words=sums)
+        crossings = self.crossings if int(rows) == self.rows else ()
+        return replace(self, rows=int(rows), cols=int(cols), sum_words=sums, crossings=crossings)
 
     def to_json(self) -> str:
         """Return the configuration as JSON with sorted keys.
 
-        ``prune_gathers`` is there only if it is set: devices without are named as before it.
+        ``prune_gathers`` and ``crossings`` are there only if they are set: devices without are
+        named as before there were such.
         """
         made = asdict(self)
-        if not self.prune_gathers:
-            del made["prune_gathers"]
+        for name in ("prune_gathers", "crossings"):
+            if not made[name]:
+                del made[name]
         return json.dumps(made, sort_keys=True)
 
     @classmethod
@@ -450,7 +465,10 @@ class SatConfig:
                 f"fields {sorted(values.keys() - known)}: {kind.__name__} has {sorted(known)}",
             )
         (_, own), (_, fp), (_, axi) = parts
-        return cls(**{**own, "fp": FpTiming(**fp), "axi": AxiConfig(**axi)})
+        own = {**own, "fp": FpTiming(**fp), "axi": AxiConfig(**axi)}
+        if isinstance(own.get("crossings"), list):
+            own["crossings"] = tuple(own["crossings"])
+        return cls(**own)
 
     @property
     def digest(self) -> str:

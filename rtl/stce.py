@@ -37,7 +37,8 @@ class Stce(wiring.Component):
     """R x C `Uspe`: A words go east, B values and sums go south, one USPE a cycle.
 
     What enters column c must do so c cycles after what enters column 0. A row's word must meet
-    the sums that come from the row above: see `sat.rtl.compute` for the skew of the rows.
+    the sums that come from the row above: see `sat.rtl.compute` for the skew of the rows. In front
+    of the rows that are `SatConfig.crossings` all that goes south passes one register more.
 
     Parameters
     ----------
@@ -74,6 +75,10 @@ class Stce(wiring.Component):
         rows, cols = self.config.rows, self.config.cols
         south = [{link: getattr(self, link.edge)[c] for link in COLUMN_LINKS} for c in range(cols)]
         for r in range(rows):
+            if r in self.config.crossings:
+                for c in range(cols):
+                    for link, value in south[c].items():
+                        south[c][link] = _register(m, value, f"{link.enters}_{r}_{c}")
             east = {link: getattr(self, link.edge)[r] for link in ROW_LINKS}
             for c in range(cols):
                 uspe = leaf(platform, lambda: Uspe(self.config), "uspe")
@@ -87,3 +92,10 @@ class Stce(wiring.Component):
             if link.end is not None:
                 m.d.comb += [getattr(self, link.end)[c].eq(south[c][link]) for c in range(cols)]
         return m
+
+
+def _register(m: Module, value: Value, name: str) -> Value:
+    """Return a value of the cycle before."""
+    register = Signal(value.shape(), name=name, reset_less=True)
+    m.d.sync += register.eq(value)
+    return register

@@ -67,7 +67,7 @@ def choose(engine: str, config: SatConfig, waves: bool = False) -> str:
     Raises
     ------
     ValueError
-        There is no such engine, or it cannot write waveforms.
+        There is no such engine, or it cannot write waveforms or have this array.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r}: must be one of {', '.join(ENGINES)}")
@@ -76,9 +76,15 @@ def choose(engine: str, config: SatConfig, waves: bool = False) -> str:
             "engine='simd' has no signals of the array to write to a waveform: use "
             "engine='verilator' (or 'auto') with waves"
         )
+    if engine == "simd" and config.crossings:
+        raise ValueError(
+            f"engine='simd' knows an array without registers between its rows, not one with "
+            f"crossings={config.crossings}: use engine='verilator' (or 'auto')"
+        )
     if engine != "auto":
         return engine
-    return "simd" if config.rows * config.cols >= SIMD_FROM and not waves else "verilator"
+    large = config.rows * config.cols >= SIMD_FROM
+    return "simd" if large and not waves and not config.crossings else "verilator"
 
 
 def make_design(config: SatConfig, engine: str = "verilator", boundary: bool = False) -> Design:

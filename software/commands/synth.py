@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from sat.commands.common import DONE, FAILED, count, natural, output_folder, to_json, usage
@@ -41,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baud", type=count, help="of the link (default: as fast as the board's serial port)"
     )
+    parser.add_argument(
+        "--crossings", action="store_true",
+        help="of a card: a register more where the array goes from one die to the next",
+    )  # fmt: skip
     parser.add_argument("--seed", type=natural, default=1, help="of the placement (default 1)")
     parser.add_argument(
         "--folder", metavar="FOLDER", type=output_folder, default="out",
@@ -60,6 +65,11 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.board in CARDS:
         return _project(args)
+    if args.crossings:
+        with usage():
+            raise ValueError(
+                f"--crossings: is of cards, whose FPGAs are several dies, not of {args.board}"
+            )
     args.clock = args.clock or _CRYSTAL_HZ
     from sat.fpga.flow import implement
     from sat.fpga.report import Report
@@ -110,6 +120,8 @@ def _project(args: argparse.Namespace) -> int:
         for name in sorted(name for name, value in given.items() if value):
             raise ValueError(f"--{name}: is of boards that are placed here, not of {args.board}")
         config = CARD_CONFIG if args.array is None else CARD_CONFIG.with_array(args.array)
+        if args.crossings:
+            config = replace(config, crossings=target.crossings(config.rows, config.cols))
         clock = args.clock or target.clock_hz
         files = target.project_files(Card(config), clock)
     folder = Path(args.folder, f"{args.board}-{config.array}-{clock / 1e6:g}MHz")
@@ -120,6 +132,8 @@ def _project(args: argparse.Namespace) -> int:
         print(to_json({"folder": str(folder), "files": sorted(files), "digest": config.digest}))
         return DONE
     print(f"{folder}: {', '.join(sorted(files))}")
+    if config.crossings:
+        print(f"Its device has crossings={config.crossings}: the host's must be told so, too.")
     print("The bitstream is Vivado's to make, which is none of this project's tools. There:")
     print("    vivado -mode batch -source build.tcl")
     return DONE

@@ -68,5 +68,7 @@ def random_config(rng: random.Random, side: int = 64, depth: int = 32768) -> Sat
         queue_depth=rng.choice([2, 4, 8, 16]),
         watchdog_cycles=1 << rng.randint(14, 30),
     )
+    crossings = rng.sample(range(1, rows), min(rows - 1, rng.choice([0, 0, 1, 2])))
+    made = replace(made, crossings=tuple(crossings))
     can_prune = made.granule_halves <= cols <= made.axi.beat_bytes // 2
     return replace(made, prune_gathers=can_prune and rng.random() < 0.5)

@@ -234,6 +234,7 @@ def test_a_device_as_rtl():
         tile_weights=256,
         axi=AxiConfig(data_bits=32, burst_beats=4, outstanding=2),
         queue_depth=2,
+        crossings=(1,),
     )
     simulate(config, 0, products=15, steps=12)
 

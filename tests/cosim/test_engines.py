@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -173,5 +174,9 @@ def test_the_engine_that_a_request_stands_for():
         choose("fast", small)
     with pytest.raises(ValueError, match="no signals of the array"):
         choose("simd", large, waves=True)
+    crossing = replace(large, crossings=(16,))
+    assert choose("auto", crossing) == "verilator"
+    with pytest.raises(ValueError, match=r"crossings=\(16,\): use engine='verilator'"):
+        choose("simd", crossing)
     with pytest.raises(ValueError, match="Device has no part 'lace'"):
         emit(Device(SMALL), outside=("lace",))

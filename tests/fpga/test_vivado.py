@@ -17,6 +17,7 @@ from sat.fpga.vivado import (
     CARD_MODULE,
     TOP,
     constraints,
+    crossings,
     ports,
     project_files,
     rows_of_regions,
@@ -24,6 +25,7 @@ from sat.fpga.vivado import (
     top,
 )
 from sat.fpga.vivado_ip import blocks
+from sat.rtl.config import SatConfig
 from sat.sim.verilator import LINT_RULES, verilator_root
 
 SMALL = replace(
@@ -173,6 +175,10 @@ def test_regions_take_all_rows_once():
         assert [row for region in regions for row in region] == list(range(rows))
         assert abs(len(regions[0]) - len(regions[2])) <= 1
         assert len(regions[1]) <= len(regions[2]) + 1
+        starts = crossings(rows, cols)
+        assert len(starts) == sum(bool(region) for region in regions) - 1
+        assert SatConfig(rows=rows, cols=cols, sum_words=1024, crossings=starts).crossings == starts
+        assert all(any(region.start == row for region in regions) for row in starts)
     calls = tcl_calls(constraints(SMALL))
     cells = [call for call in calls if call[0] == "add_cells_to_pblock"]
     rows = [re.search(r"uspe_\(([\d|]+)\)", call[2]) for call in cells]
@@ -218,6 +224,18 @@ def test_the_command_writes_a_project(tmp_path, capsys, monkeypatch):
     assert "--seed: is of boards that are placed here" in capsys.readouterr().err
     assert main([*arguments, "--clock", "100"]) == 0
     assert "Vivado's to make" in capsys.readouterr().out
+    assert main([*arguments, "--clock", "200", "--crossings"]) == 0
+    assert "has crossings=(1,): the host's must be told" in capsys.readouterr().out
+    crossing = tmp_path / "vcu1525-2x2-200MHz"
+    registers = set(
+        re.findall(r"\b((?:b_in|psum_in)_\d_\d);", (crossing / "sat_card.v").read_text())
+    )
+    assert registers == {f"{link}_1_{column}" for link in ("b_in", "psum_in") for column in (0, 1)}
+    calls = tcl_calls((crossing / "vcu1525.xdc").read_text())
+    placed = {call[1]: call[2] for call in calls if call[0] == "add_cells_to_pblock"}
+    above = next(cells for cells in placed.values() if "uspe_(1)" in cells)
+    pattern = re.search(r"\.\*/\S+\)", above)[0]
+    assert all(re.fullmatch(pattern, f"array/{name}_reg[3]") for name in registers)
     folder = tmp_path / "vcu1525-2x2-100MHz"
     files = {path.name for path in folder.iterdir()}
     assert files == {"sat_card.v", "vcu1525.v", "vcu1525.xdc", "build.tcl"}

@@ -202,6 +202,11 @@ CONFIGS = [
     SatConfig(rows=3, cols=2, max_m=8, max_n=8, interleave=8,
               fp=FpTiming(multiplier_stages=3, adder_stages=7),
               a_words=64, b_words=32, sum_words=64),
+    # Two registers more, one of them where tiles may follow each other cycle by cycle.
+    SatConfig(rows=4, cols=2, max_m=2, max_n=2, interleave=1, fp=FpTiming(adder_stages=1),
+              a_words=16, b_words=16, sum_words=16, crossings=(1, 3), axi=AxiConfig(data_bits=32)),
+    SatConfig(rows=3, cols=2, max_m=4, max_n=4, a_words=32, b_words=32, sum_words=64,
+              crossings=(2,), axi=AxiConfig(data_bits=64)),
 ]  # fmt: skip
 
 

@@ -52,6 +52,10 @@ from sat.sim.memory import MemoryTiming
             {"cols": 17, "prune_gathers": True, "axi": AxiConfig(data_bits=256)},
             "cols=17: must be 8 .* to 16 \\(of a beat\\); change cols, data_bits or ports",
         ),
+        ({"crossings": (3, 8)}, r"crossings=\(3, 8\): must be rows 1 to 7, each once; 8 is not"),
+        ({"crossings": (0,)}, r"crossings=\(0,\): .*; 0 is not"),
+        ({"crossings": (3, 3)}, r"crossings=\(3, 3\): .*; 3 is not"),
+        ({"crossings": (True,)}, r"crossings=\(True,\): .*; True is not"),
         ({"queue_depth": 3}, "queue_depth=3"),
         ({"watchdog_cycles": 1000}, "watchdog_cycles=1000"),
     ],
@@ -97,6 +101,8 @@ def test_parts_of_the_config_are_parts():
         ("axi", {"data_bits": 64}),
         ("fp", None),
         ("prune_gathers", 1),
+        ("crossings", 3),
+        ("crossings", [3]),
     ):
         with pytest.raises(ValueError, match=f"{name} is a .*: must be a "):
             SatConfig(**{name: wrong})
@@ -136,6 +142,12 @@ def test_config_survives_json_and_names_its_array():
     assert "prune_gathers" not in config.to_json()
     pruning = SatConfig(prune_gathers=True)
     assert SatConfig.from_json(pruning.to_json()) == pruning != SatConfig()
+    assert "crossings" not in config.to_json()
+    crossing = SatConfig(crossings=(3, 5))
+    assert SatConfig.from_json(crossing.to_json()) == crossing != SatConfig()
+    # Another array has other rows.
+    assert crossing.with_array("8x4").crossings == (3, 5)
+    assert crossing.with_array("4x8").crossings == ()
     with pytest.raises(ValueError, match="array='8': must be ROWSxCOLS"):
         config.with_array("8")
 

@@ -65,10 +65,11 @@ imports: typecheck
 docs: $(STAMP) ## write the generated pages of docs/
 	$(BIN)/python tools/generate_docs.py
 
-bitstreams: $(STAMP) ## bitstreams for the ULX3S in out/, reports in docs/bitstreams/ (hours)
+bitstreams: $(STAMP) ## bitstreams of both boards in out/, reports in docs/bitstreams/ (hours)
 	$(BIN)/sat synth ulx3s-85f --array 2x2 --clock 25
-	$(BIN)/sat synth ulx3s-85f --array 4x4 --clock 50 --memory sdram
-	mkdir -p docs/bitstreams && cp out/ulx3s-*.md docs/bitstreams/
+	$(BIN)/sat synth ulx3s-85f --array 4x4 --clock 50 --memory sdram --seed 2
+	$(BIN)/sat synth colorlight-i9 --array 2x2 --clock 25
+	mkdir -p docs/bitstreams && cp out/ulx3s-*.md out/colorlight-*.md docs/bitstreams/
 
 figures: $(STAMP) ## draw the figures of docs/
 	$(BIN)/python tools/figures.py

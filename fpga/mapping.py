@@ -11,8 +11,9 @@ from sat.fpga.wheels import run_yosys
 WIRE_PS = 1300
 """A wire, on the slow paths of a placed 4x4. Yosys takes 300 ps: paths come out that are many
 short steps, and as many wires."""
-PERIOD_SHARE = 0.7
-"""What of a period paths may take by these delays: placement makes some wires longer."""
+PERIOD_SHARE = 0.85
+"""What of a period paths may take by these delays: placement makes some wires longer. With less a
+4x4 has more LUTs, and wires, than can be placed well."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sat.fpga.area import Area, area_of
-from sat.fpga.flow import Implementation, Seconds
+from sat.fpga.flow import Implementation, Seconds, fmax_mhz
 from sat.fpga.timing import TimingPath, signal_name
 
 _RESOURCES = {
@@ -72,14 +72,12 @@ class Report:
     def of(cls, made: Implementation, board: str, array: str, memory: str, clock_hz: int) -> Report:
         """Return the report of what the tools made."""
         utilisation = made.timing["utilization"]
-        # One clock drives all; its net has many names.
-        fastest = [clock["achieved"] for clock in made.timing["fmax"].values()]
         return cls(
             board=board,
             array=array,
             memory=memory,
             clock_mhz=clock_hz / 1e6,
-            fmax_mhz=round(min(fastest), 2),
+            fmax_mhz=round(fmax_mhz(made.timing), 2),
             sha256=made.sha256,
             bitstream_bytes=len(made.bitstream),
             used={

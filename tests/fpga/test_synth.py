@@ -83,8 +83,18 @@ def test_the_same_inputs_give_the_same_bytes(files, made, tmp_path, monkeypatch)
     assert again.paths == made.paths and again.netlist == made.netlist
     assert any(text.startswith("synthesis: ABC9") for text in heard)
     assert any(text.startswith("placing: iteration") for text in heard)
-    assert any(text.startswith("routing: ") for text in heard)
+    assert sum(text.startswith("routing: iteration 1,") for text in heard) == 1
     assert all(took.cpu > 0 for took in again.seconds.values())
+
+
+def test_what_is_too_slow_is_routed_three_times(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAT_CACHE", str(tmp_path))
+    heard = []
+    made = implement(files, ULX3S.nextpnr, 900 * MHZ, ULX3S.capacity, heard=heard.append)
+    assert sum(text.startswith("routing: iteration 1,") for text in heard) == 3
+    report = Report.of(made, "ulx3s-85f", "-", "no memory", 900 * MHZ)
+    assert not report.met and 50 < report.fmax_mhz < 900
+    assert "900 asked for: MISSED" in str(report)
 
 
 def test_pins_are_the_boards(files):

@@ -30,16 +30,20 @@ _PLACER = ("--placer", "static", "--router", "router2")
 a wire by cost; router1, the ECP5's default, by ripping up connection after connection."""
 
 _ROUTING = {
-    "timing_driven": "0",
     "router2/initCurrCongWeight": "4.0",
     "router2/currCongWeightMult": "0.5",
     "router2/estimateWeight": "1.0",
 }
 """What is set between placing and routing; nextpnr has no options for it.
 
-A 4x4 routed by nextpnr's own settings stays at hundreds of wires that are taken twice. Driven by
-timing, what is critical does not give way. And the cost of a taken wire grows so fast from round to
-round that after fifty of them connections go round by far, and take wires that others need."""
+A 4x4 routed by nextpnr's own settings stays at hundreds of wires that are taken twice. The cost of
+a taken wire grows so fast from round to round that after fifty of them connections go round by far,
+and take wires that others need. And what is critical does not give way: see `_HASTE`."""
+
+_HASTE = 5
+"""The router aims for so many times the clock. How critical a connection is, nextpnr counts from
+the slowest path on, in periods. Of so short ones, paths within a few ns of the slowest matter, and
+all else gives way to them; aimed for the clock itself, half of the design does not give way."""
 
 _ROUTINGS = 3
 """How often a design is routed anew, by chance another way, until it is fast enough: a 4x4 is a
@@ -126,8 +130,8 @@ def implement(
     module = json.loads(text)["modules"]["top"]
     area_of(Counter(cell["type"] for cell in module["cells"].values())).require(capacity)
     options = [*_PLACER, "--freq", f"{clock_hz / 1e6:g}", "--seed", str(seed)]
-    given = [files["top.lpf"], *nextpnr_options, *options, json.dumps(_ROUTING), str(_ROUTINGS)]
-    given += _KEPT
+    given = [files["top.lpf"], *nextpnr_options, *options, *_KEPT]
+    given += [json.dumps(_ROUTING), str(_HASTE), str(_ROUTINGS)]
     key = digest([ready(NEXTPNR), text, *given])
 
     def place(folder: Path) -> Path:
@@ -143,7 +147,8 @@ def implement(
         nextpnr("place", *options, "--json", _NETLIST, "--write", _PLACED, "--no-route")
         routed: dict[str, float] = {}
         for number in range(1, _ROUTINGS + 1):
-            _set(folder / _PLACED, {**_ROUTING, "seed": f"{number:032b}"})
+            aim = {"target_freq": f"{_HASTE * clock_hz:.6f}", "seed": f"{number:032b}"}
+            _set(folder / _PLACED, _ROUTING | aim)
             at = f"routing{number}"
             (folder / at).mkdir()
             made_by_routing = (

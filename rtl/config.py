@@ -92,11 +92,12 @@ class FpTiming:
     """Registers in an FP32 multiplier of the update engine, 3 to 5."""
     prune_stages: int = 1
     """Registers from an FP32 weight to the answer whether it stays, 1 to 3: the second is behind
-    the rounding to FP16, the third between SORE's comparisons and its counts."""
+    the rounding to FP16, or the memory that has it, the third between SORE's comparisons and its
+    counts."""
 
     @property
     def round_stages(self) -> int:
-        """Registers behind the rounding of weights, 0 or 1."""
+        """Registers behind the rounding of weights, or the memory of rounded ones, 0 or 1."""
         return int(self.prune_stages >= 2)
 
     @property

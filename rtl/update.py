@@ -37,7 +37,8 @@ def row_drain(config: SatConfig) -> int:
 
 def column_drain(config: SatConfig) -> int:
     """Return the cycles from the last read of lane 0 to the end of the column pass."""
-    return config.update_lanes + config.max_m + 2 + config.fp.sore_stages
+    fp = config.fp
+    return config.update_lanes + config.max_m + 1 + fp.round_stages + fp.sore_stages
 
 
 def _bits(words: int) -> int:
@@ -532,17 +533,17 @@ class UpdateEngine(wiring.Component):
             row = Signal(17, name=f"column_row_{lane}")
             m.d.comb += row.eq((group << lane_bits) + bank)
             read_bank = Signal.like(bank, name=f"column_read_bank_{lane}")
-            shown = Signal(name=f"column_shown_{lane}")  # by the memory
-            valid, value = (
-                Signal(name=f"column_valid_{lane}"),
-                Signal(16, name=f"column_value_{lane}"),
-            )
+            valid = Signal(name=f"column_valid_{lane}")
+            value: Value = Array(port.data for port in tiles)[read_bank]
             m.d.sync += [
                 read_bank.eq(bank),
-                shown.eq(active & (row < tile.rows) & (own < tile.columns)),
-                valid.eq(shown),
-                value.eq(Array(port.data for port in tiles)[read_bank]),
+                valid.eq(active & (row < tile.rows) & (own < tile.columns)),
             ]
+            if config.fp.round_stages:
+                shown, memory_valid = value, valid
+                valid = Signal(name=f"column_valid_late_{lane}")
+                value = Signal(16, name=f"column_value_{lane}")
+                m.d.sync += [valid.eq(memory_valid), value.eq(shown)]
             sore = leaf(platform, self._sore_lane, "sore_lane")
             m.submodules[f"bp_sore_{lane}"] = sore.element
             m.submodules[f"bp_writer_{lane}"] = writer = _CopyWriter(config)

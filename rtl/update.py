@@ -533,17 +533,20 @@ class UpdateEngine(wiring.Component):
             row = Signal(17, name=f"column_row_{lane}")
             m.d.comb += row.eq((group << lane_bits) + bank)
             read_bank = Signal.like(bank, name=f"column_read_bank_{lane}")
-            valid = Signal(name=f"column_valid_{lane}")
-            value: Value = Array(port.data for port in tiles)[read_bank]
+            shown = Signal(name=f"column_shown_{lane}")  # by the memory
+            valid, value = (
+                Signal(name=f"column_valid_{lane}"),
+                Signal(16, name=f"column_value_{lane}"),
+            )
             m.d.sync += [
                 read_bank.eq(bank),
-                valid.eq(active & (row < tile.rows) & (own < tile.columns)),
+                shown.eq(active & (row < tile.rows) & (own < tile.columns)),
             ]
-            if config.fp.round_stages:
-                shown, memory_valid = value, valid
-                valid = Signal(name=f"column_valid_late_{lane}")
-                value = Signal(16, name=f"column_value_{lane}")
-                m.d.sync += [valid.eq(memory_valid), value.eq(shown)]
+            domain = m.d.sync if config.fp.round_stages else m.d.comb
+            domain += [
+                valid.eq(shown),
+                value.eq(Array(port.data for port in tiles)[read_bank]),
+            ]
             sore = leaf(platform, self._sore_lane, "sore_lane")
             m.submodules[f"bp_sore_{lane}"] = sore.element
             m.submodules[f"bp_writer_{lane}"] = writer = _CopyWriter(config)

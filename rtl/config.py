@@ -52,8 +52,8 @@ def _require_types(config: Any) -> None:
             require_ints(config, entry.name)
         elif not isinstance(getattr(config, entry.name), kind):
             value = getattr(config, entry.name)
-            own = f"sat.rtl.config.{kind.__name__}(...)"
-            give = {bool: "True or False", tuple: "(…,)"}.get(kind, own)
+            ours = f"sat.rtl.config.{kind.__name__}(...)"
+            give = {"bool": "True or False", "tuple": "(…,)"}.get(kind.__name__, ours)
             raise ValueError(
                 f"{entry.name} is a {type(value).__name__}: must be a {kind.__name__}; give {give}"
             )

@@ -205,7 +205,7 @@ class UpdateEngine(wiring.Component):
     skip : ``In(1)``
         An UPDATE accepted now leaves weights and momenta as they are.
     skipped : ``Out(1)``
-        One was, for one cycle.
+        One was, for one cycle: the one after its accept.
     in_address, w_data, v_data, g_data :
         Read ports of the input banks; data a cycle after the address.
     out_write, out_address, w_out, v_out : ``Out``

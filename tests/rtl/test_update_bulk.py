@@ -376,7 +376,8 @@ def check_case(name: str, case: Case) -> int:
         accepts.append(times.accept)
         releases.append(times.release)
         signals.append(times.signal)
-        want[times.accept] |= 1 << 16 | (skip and i.opcode is Opcode.UPDATE) << 19
+        want[times.accept] |= 1 << 16
+        want[times.accept + 1] |= (skip and i.opcode is Opcode.UPDATE) << 19
         want[times.release] |= i.release
         want[times.signal] |= i.signal << 8 | 1 << 17
         want[times.accept + 1 : times.signal + 1] |= 1 << 18

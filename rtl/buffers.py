@@ -16,8 +16,8 @@ from amaranth.lib.wiring import In, Out
 from sat.rtl.layouts import ALONE, Groups
 
 BLOCK_WORDS = 32
-"""From so many words on a bank is never made of LUTs, which the array needs: a 32x32 behind beats of
-64 bytes has 700 banks of 32 or 64 words."""
+"""From so many words on a bank is never made of LUTs, which the array needs: a 32x32 behind beats
+of 64 bytes has 700 banks of 32 or 64 words."""
 
 
 def bank_memory(shape: Any, words: int) -> memory.Memory:

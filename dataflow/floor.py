@@ -84,8 +84,7 @@ def os_drain(config: SatConfig) -> int:
     s, feed = config.interleave, feed_delay(config)
     # Start values set out so long before the operands.
     lead = max(0, s * (config.rows - 1) - (feed - 3))
-    last_row = config.rows + len(config.crossings)
-    return lead + feed + s * (config.rows + 1) + last_row + config.cols - 1
+    return lead + feed + s * (config.rows + 1) + config.row_cycles + config.cols - 1
 
 
 def os_array(product: Product, config: SatConfig, mapping: OsMapping) -> tuple[int, int]:
@@ -141,7 +140,7 @@ def ws_array(config: SatConfig, mapping: WsMapping) -> int:
 
 def ws_skew(config: SatConfig, mapping: WsMapping) -> int:
     """Return the cycles by which the array's last row is behind its first."""
-    return config.rows * (config.interleave * mapping.hold + 1) + len(config.crossings)
+    return config.rows * config.interleave * mapping.hold + config.row_cycles
 
 
 def mapping_floor(

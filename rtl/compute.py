@@ -126,7 +126,7 @@ class ComputeEngine(wiring.Component):
         rows, cols, s = config.rows, config.cols, config.interleave
         feed = feed_delay(config)
         lead = s * (rows - 1) - (feed - 3)
-        last_row = rows + len(config.crossings)  # cycles to it, from row to row
+        last_row = config.row_cycles
         bits = time_bits(config)
         now = Signal(bits)
         m.d.sync += now.eq(now + 1)

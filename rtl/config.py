@@ -390,6 +390,11 @@ class SatConfig:
         return max(1, (self.rows - 1).bit_length())
 
     @property
+    def row_cycles(self) -> int:
+        """Cycles that what passes from row to row takes to leave the last: R, and the crossings."""
+        return self.rows + len(self.crossings)
+
+    @property
     def weight_bits(self) -> int:
         """Bits that name a weight that a USPE holds, at least 1."""
         return max(1, (self.max_n - 1).bit_length())

@@ -22,8 +22,7 @@ class Compute {
         const bool ws = i[MULTIPLY::dataflow] == int64_t(Dataflow::WS);
         const Start start = Start(i[MULTIPLY::start]);
         const int64_t length = s * ((i[MULTIPLY::words] - 1) * values + i[MULTIPLY::last]);
-        const int64_t last_row = p.rows + p.crossings;  // cycles to it, from row to row
-        const int64_t skew = p.rows * s * values + last_row;
+        const int64_t skew = p.rows * s * values + p.row_cycles;
         const bool is_long = length >= chain;
 
         const Cycle accept = std::max(earliest, issued + 1);
@@ -50,8 +49,9 @@ class Compute {
             end = issue + std::max(length, skew + 3);
         } else {
             const Cycle operands = issue + 1 + std::max<int64_t>(0, lead);
-            const Cycle first_sum = operands + feed + last_row + s - 1 + length;
-            release = issue + std::max(length, chain) + std::abs(lead) + std::max(last_row, p.cols);
+            const Cycle first_sum = operands + feed + p.row_cycles + s - 1 + length;
+            release = issue + std::max(length, chain) + std::abs(lead) +
+                      std::max(p.row_cycles, p.cols);
             signal = first_sum + chain + p.cols - 1;
             end = issue + length;
         }

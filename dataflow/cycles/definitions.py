@@ -73,7 +73,7 @@ def parameters(config: SatConfig, memory: MemoryTiming) -> dict[str, int | list[
     return {
         "rows": config.rows,
         "cols": config.cols,
-        "crossings": len(config.crossings),
+        "row_cycles": config.row_cycles,
         "interleave": config.interleave,
         "update_lanes": config.update_lanes,
         "queue_depth": config.queue_depth,

@@ -18,7 +18,7 @@ from typing import Any
 from sat.fpga.area import area_of
 from sat.fpga.mapping import mapping_files, mapping_script
 from sat.fpga.timing import TimingPath, slow_paths
-from sat.fpga.wheels import ECPPACK, NEXTPNR, follow, ready, run_wheel, run_yosys
+from sat.fpga.wheels import ECPPACK, NEXTPNR, YOSYS, follow, ready, run_wheel, run_yosys
 from sat.sim.build import cached, digest
 
 _NETLIST, _PLACED, _CONFIG, _BITSTREAM = "top.json", "placed.json", "top.config", "top.bit"
@@ -65,6 +65,10 @@ class Implementation:
     Parameters
     ----------
     bitstream : bytes
+    gateware : str
+        Digest of what it was made from: RTLIL and pins.
+    tools : dict of str
+        Versions of the wheels that made it.
     netlist : dict
         Yosys' JSON of the module ``top``, flat.
     timing : dict
@@ -76,6 +80,8 @@ class Implementation:
     """
 
     bitstream: bytes
+    gateware: str
+    tools: dict[str, str]
     netlist: dict[str, Any]
     timing: dict[str, Any]
     paths: tuple[TimingPath, ...]
@@ -171,6 +177,8 @@ def implement(
     with archive:
         return Implementation(
             bitstream=archive.read(_BITSTREAM),
+            gateware=digest([files["top.il"], files["top.lpf"]]),
+            tools={program: ready(program) for program in (YOSYS, NEXTPNR)},
             netlist=module,
             timing=json.loads(archive.read(_TIMING)),
             paths=tuple(slow_paths(archive.read(_DELAYS).decode())),

@@ -46,6 +46,9 @@ class Report:
     sha256 : str
         Of the bitstream.
     bitstream_bytes : int
+    gateware : str
+    tools : dict of str
+        As `Implementation` has them: with the same ones the bitstream has the same bytes.
     used : dict of Use
         By resource.
     blocks : dict of Area
@@ -63,6 +66,8 @@ class Report:
     fmax_mhz: float
     sha256: str
     bitstream_bytes: int
+    gateware: str
+    tools: dict[str, str]
     used: dict[str, Use]
     blocks: dict[str, Area]
     paths: tuple[TimingPath, ...]
@@ -80,6 +85,8 @@ class Report:
             fmax_mhz=round(fmax_mhz(made.timing), 2),
             sha256=made.sha256,
             bitstream_bytes=len(made.bitstream),
+            gateware=made.gateware,
+            tools=made.tools,
             used={
                 name: Use(utilisation[cell]["used"], utilisation[cell]["available"])
                 for name, cell in _RESOURCES.items()
@@ -105,6 +112,8 @@ class Report:
             f"{self.board}, array {self.array}, {self.memory}: {speed}",
             "",
             f"- bitstream: {self.bitstream_bytes:,} bytes, SHA-256 {self.sha256}",
+            f"- gateware: {self.gateware}",
+            f"- tools: {', '.join(f'{name} {version}' for name, version in self.tools.items())}",
         ]
         lines += [
             f"- {step}: {took.cpu:,.0f} s of processor, {took.wall:,.0f} s"

@@ -19,6 +19,11 @@ _WHEELS = {YOSYS: YOSYS, NEXTPNR: NEXTPNR, ECPPACK: NEXTPNR}
 _VERSION = {YOSYS: "-V", NEXTPNR: "--version", ECPPACK: "--version"}
 """The option that has a program do nothing."""
 
+_MOUNT = {"YOWASP_MOUNT": "/=."}
+"""A program's folder is all that it sees, as ``/``. Otherwise it is told of every folder in the
+host's root and on the way there: what lies where in its memory, and with that the order of what it
+sorts by address, would be another one in another folder, and so would a bitstream."""
+
 _LOOK_SECONDS = 0.2
 """How often a log is looked at."""
 
@@ -69,7 +74,7 @@ def run_wheel(program: str, arguments: Sequence[str], folder: Path) -> str:
         If it is missing or fails.
     """
     ready(program)
-    return run_tool([tool(program), *arguments], cwd=folder)
+    return run_tool([tool(program), *arguments], cwd=folder, environment=_MOUNT)
 
 
 @contextlib.contextmanager

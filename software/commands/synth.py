@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     name += "-sdram" if uses_sdram(args) else ""
     stem = Path(args.folder, name)
     stem.with_name(f"{name}.json").write_text(to_json(report.to_dict()) + "\n")
-    stem.with_name(f"{name}.md").write_text(f"{report}\n")
+    stem.with_name(f"{name}.md").write_text(f"# {name}\n\n`{_command(args)}`\n\n{report}\n")
     if report.met:
         stem.with_name(f"{name}.bit").write_bytes(made.bitstream)
     else:
@@ -107,6 +107,15 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return FAILED
+
+
+def _command(args: argparse.Namespace) -> str:
+    """Return what was called, but for where things are put."""
+    words = ["sat", "synth", args.board, "--clock", f"{args.clock / 1e6:g}"]
+    for name in ("array", "memory", "memory_bytes", "baud"):
+        value = getattr(args, name)
+        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    return " ".join([*words, "--seed", str(args.seed)])
 
 
 def _project(args: argparse.Namespace) -> int:

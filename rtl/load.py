@@ -6,13 +6,12 @@ from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from sat.rtl import isa
 from sat.rtl.axi import Axi4ReadSignature, Response, address_constants
 from sat.rtl.bursts import BurstCutter
 from sat.rtl.columns import take_masks, take_starts
 from sat.rtl.config import SEMAPHORES, SatConfig
 from sat.rtl.fp.operand import OperandDecoder
-from sat.rtl.isa import Buffer, Opcode
+from sat.rtl.isa import Buffer
 from sat.rtl.layouts import (
     ALONE,
     PC_BITS,
@@ -20,22 +19,20 @@ from sat.rtl.layouts import (
     index_groups,
     index_write_layout,
     mask_write_layout,
-    operand_groups,
     operand_write_layout,
     start_write_layout,
     update_write_layout,
 )
+from sat.rtl.load_command import data_command_layout, operand_sides, prepared, segment_granules
 from sat.rtl.prune import GatherPruner, kept
 from sat.rtl.segments import SegmentWalker, segment_layout
 from sat.rtl.spread import (
     Place,
-    Sides,
     Targets,
     beat_at_hand,
     chosen,
     dealt,
     put,
-    reach,
     to_place,
     turned,
 )
@@ -51,46 +48,6 @@ def segments_ahead(config: SatConfig) -> int:
     Where a beat may hold a whole segment, no fewer than bursts.
     """
     return 32 if config.beat_words == 1 else max(32, config.axi.outstanding)
-
-
-def data_command_layout() -> data.StructLayout:
-    """Return what the data side knows of its instruction."""
-    return data.StructLayout(
-        {
-            "pc": PC_BITS,
-            "release": SEMAPHORES,
-            "signal": SEMAPHORES,
-            # Its kind; no bit is set while there is none.
-            "settings": 1,  # TENSOR or WINDOW: no data come
-            "spread": 1,
-            "start": 1,
-            "mask": 1,
-            # Fields of LOAD and GATHER, or what follows from them.
-            "destination": Buffer,
-            "by_word": 1,
-            "transpose": 1,
-            "prune": 1,
-            "last_row": 16,
-            "last_tap": 16,  # of a row
-            "granules": 20,  # of a segment
-            "banks": 7,  # of the buffer, that rows are dealt to
-            "parts": 4,  # granules of a word of it
-            "several": 1,  # by word: a write takes several words, none of them copied
-            "limit": 9,  # transposed: the bank at which writes end
-            "further": 16,  # … and how many words further the next ones go
-            "base": 16,
-            "stride": 16,
-            "copies": 8,
-            "words_per_pass": 8,
-            "address": 12,
-            "pitch": 12,
-            "row_bytes": 20,
-            "last_word": 16,  # MASK: of a row
-            # The pattern of the last WINDOW.
-            "n": 5,
-            "log2_m": 3,
-        }
-    )
 
 
 class LoadEngine(wiring.Component):
@@ -246,7 +203,7 @@ class LoadEngine(wiring.Component):
             self.moving.eq(taken | (zeros.o.valid & zeros.o.p.zero)),
         ]
         with m.If(commands.o.ready):
-            m.d.sync += self._prepare(command, commands.o.p, commands.o.valid)
+            m.d.sync += prepared(config, command, commands.o.p, commands.o.valid)
         with m.If(command.settings):
             m.d.comb += finish.eq(1)
         stopped = (self.halt | self.error) & (outstanding == 0) & ~port.arvalid
@@ -264,7 +221,7 @@ class LoadEngine(wiring.Component):
         rest = Signal(20)  # granules of the segment, with the beat at hand
         spread_ready = self._operands(m, command, zeros.o, rest, row, finish)
         with m.If(commands.o.ready):
-            m.d.sync += rest.eq(self._granules(commands.o.p))
+            m.d.sync += rest.eq(segment_granules(config, commands.o.p))
         ends = command, zeros.o, row, finish
         start_ready = take_starts(m, config, port, self.s_write, *ends)
         mask_ready = take_masks(m, config, port, self.m_write, *ends)
@@ -274,74 +231,6 @@ class LoadEngine(wiring.Component):
             | (command.mask & mask_ready)
         )
         return m
-
-    def _granules(self, given: data.View) -> Value:
-        """Return the granules of each of an instruction's segments."""
-        granule_bytes = self.config.granule_bytes
-        load = data.View(isa.LOAD, given.body[: isa.LOAD.size])
-        gather = data.View(isa.GATHER, given.body[: isa.GATHER.size])
-        is_gather = given.opcode == Opcode.GATHER.value
-        size = Mux(is_gather, gather.segment_bytes, load.row_bytes)
-        return (size + (granule_bytes - 1)) // granule_bytes
-
-    def _prepare(self, command: data.View, given: data.View, valid: Value) -> list:
-        """Return what makes ``command`` of an instruction, products and all: no step waits."""
-        load = data.View(isa.LOAD, given.body[: isa.LOAD.size])
-        gather = data.View(isa.GATHER, given.body[: isa.GATHER.size])
-        is_load = given.opcode == Opcode.LOAD.value
-        is_gather = given.opcode == Opcode.GATHER.value
-        window = data.View(isa.WINDOW, given.body[: isa.WINDOW.size])
-        is_window = valid & (given.opcode == Opcode.WINDOW.value)
-        to_b = is_gather & (gather.destination == Buffer.B)  # transposed, then
-        is_start = is_load & (load.destination == Buffer.START)
-        is_mask = is_load & (load.destination == Buffer.MASK)
-        destination = Mux(is_gather, gather.destination, load.destination)
-        stride, copies = (Mux(is_gather, gather[n], load[n]) for n in ("stride", "copies"))
-        config = self.config
-        a, b, index = (destination == buffer for buffer in (Buffer.A, Buffer.B, Buffer.INDEX))
-        updated = ~a & ~b & ~index
-        banks = Mux(a, config.rows, Mux(updated, config.update_lanes, config.cols))
-        limit, further = reach(config, self._sides(a, b), banks, stride)
-        return [
-            command.pc.eq(given.pc),
-            command.release.eq(given.release),
-            command.signal.eq(given.signal),
-            command.settings.eq(valid & ~is_load & ~is_gather),
-            command.spread.eq(valid & ((is_load & ~is_start & ~is_mask) | is_gather)),
-            command.start.eq(valid & is_start),
-            command.mask.eq(valid & is_mask),
-            command.destination.eq(destination),
-            command.banks.eq(banks),
-            command.parts.eq(Mux(updated, 1, config.beats_per_word)),
-            command.several.eq(copies == 1),
-            command.limit.eq(limit),
-            command.further.eq(further),
-            command.transpose.eq(is_gather & gather.transpose),
-            command.prune.eq(to_b & (command.log2_m != 0) if config.prune_gathers else 0),
-            command.last_row.eq(Mux(is_gather, gather.rows, load.rows) - 1),
-            command.last_tap.eq(Mux(is_gather, gather.taps_y * gather.taps_x - 1, 0)),
-            command.granules.eq(self._granules(given)),
-            *(
-                command[name].eq(Mux(is_gather, gather[name], load[name]))
-                for name in ("by_word", "base", "stride", "copies", "words_per_pass")
-            ),
-            command.address.eq(load.address),
-            command.pitch.eq(load.pitch),
-            command.row_bytes.eq(load.row_bytes),
-            command.last_word.eq((load.row_bytes - 1) >> (config.mask_bytes - 1).bit_length()),
-            *(
-                command[name].eq(Mux(is_window, window[name], command[name]))
-                for name in ("n", "log2_m")
-            ),
-        ]
-
-    def _sides(self, is_a: Value, is_b: Value) -> Sides:
-        """Return the groups of channels of A and of B, each with whether a write is for it."""
-        config = self.config
-        return (
-            (is_a, operand_groups(config, config.rows)),
-            (is_b, operand_groups(config, config.cols)),
-        )
 
     def _pruner(self, m: Module, command: data.View, finish: Signal) -> GatherPruner:
         """Return what prunes GATHERs; it tells when such an instruction is finished."""
@@ -392,7 +281,7 @@ class LoadEngine(wiring.Component):
 
         beat = beat_at_hand(m, config, zeros.p, rest, fresh)
         offset = beat.offset
-        sides = self._sides(is_a, is_b)
+        sides = operand_sides(config, is_a, is_b)
         of_a, of_b = (groups for _, groups in sides)
         count = Signal(range(config.axi.beat_bytes // 2 + 1))  # transposed: elements of this write
         m.d.comb += count.eq(beat.elements)

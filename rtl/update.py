@@ -13,154 +13,18 @@ from sat.rtl.fp.convert import Fp32ToFp16
 from sat.rtl.isa import Opcode
 from sat.rtl.layouts import any_command_layout
 from sat.rtl.sore import SoreLane
+from sat.rtl.update_walk import (
+    READ_CYCLES,
+    CopyWriter,
+    TileWalk,
+    column_drain,
+    index_bits,
+    row_drain,
+    row_latency,
+    wait_cycles,
+)
 from sat.rtl.verilog import leaf
-from sat.rtl.wuve import Wuve, wuve_latency
-
-READ_CYCLES = 2
-"""Cycles from a weight's address to the register in front of its lane."""
-
-
-def wait_cycles(config: SatConfig) -> int:
-    """Return how long a weight waits until it is known whether FF prunes it."""
-    return config.max_m + config.fp.prune_stages - 1
-
-
-def row_latency(config: SatConfig) -> int:
-    """Return the cycles from a weight's address to its successor."""
-    return READ_CYCLES + wait_cycles(config) + wuve_latency(config.fp)
-
-
-def row_drain(config: SatConfig) -> int:
-    """Return the cycles from the last weight's address until the row pass has left its pipeline."""
-    return row_latency(config) + config.fp.prune_stages + config.max_m + 1
-
-
-def column_drain(config: SatConfig) -> int:
-    """Return the cycles from the last read of lane 0 to the end of the column pass."""
-    fp = config.fp
-    return config.update_lanes + config.max_m + 1 + fp.round_stages + fp.sore_stages
-
-
-def _bits(words: int) -> int:
-    return max(1, (words - 1).bit_length())
-
-
-class _Walk(wiring.Component):
-    """Walk the weights of a tile as a lane sees them: row group after row group, a cycle each.
-
-    Members
-    -------
-    start : ``In(1)``
-        The first weight's cycle is the next.
-    groups, columns, base, stride : ``In``
-        Row groups, columns, first word, in the cycle of the start; words from group to group, from
-        the cycle after it on.
-    active, last : ``Out(1)``
-        A weight; the tile's last.
-    group, word, place : ``Out``
-        Its row group, its word in the banks, its place in the word.
-    """
-
-    def __init__(self, config: SatConfig):
-        self.config = config
-        super().__init__(
-            {
-                "start": In(1),
-                "groups": In(16),
-                "columns": In(16),
-                "base": In(16),
-                "stride": In(16),
-                "active": Out(1),
-                "last": Out(1),
-                "group": Out(16),
-                "word": Out(16),
-                "place": Out(_bits(config.granule_weights)),
-            }
-        )
-
-    def elaborate(self, platform):
-        m = Module()
-        shift = (self.config.granule_weights - 1).bit_length()
-        column, row_word = Signal(16), Signal(16)
-        last_column, last_group = Signal(16), Signal(16)
-        end = column == last_column
-        m.d.comb += [
-            self.last.eq(self.active & end & (self.group == last_group)),
-            self.word.eq(row_word + (column >> shift)),
-            self.place.eq(column[:shift]),
-        ]
-        with m.If(self.active):
-            m.d.sync += column.eq(Mux(end, 0, column + 1))
-            with m.If(end):
-                m.d.sync += [self.group.eq(self.group + 1), row_word.eq(row_word + self.stride)]
-            with m.If(self.last):
-                m.d.sync += self.active.eq(0)
-        with m.If(self.start):
-            m.d.sync += [
-                self.active.eq(1),
-                column.eq(0),
-                last_column.eq(self.columns - 1),
-                last_group.eq(self.groups - 1),
-                self.group.eq(0),
-                row_word.eq(self.base),
-            ]
-        return m
-
-
-class _CopyWriter(wiring.Component):
-    """Put the kept elements of a lane's lines where they belong in the banks of a copy.
-
-    Members
-    -------
-    start : ``In(1)``
-        Before the first element of a tile.
-    lines, kept, base, stride : ``In``
-        Lines that the lane has, elements of each, first word, words from line to line; steady,
-        and ``kept`` from the cycle before the first element.
-    valid : ``In(1)``
-        An element.
-    write, address, lane : ``Out``
-    """
-
-    def __init__(self, config: SatConfig):
-        self.config = config
-        super().__init__(
-            {
-                "start": In(1),
-                "lines": In(16),
-                "kept": In(16),
-                "base": In(16),
-                "stride": In(16),
-                "valid": In(1),
-                "write": Out(1),
-                "address": Out(_bits(config.copy_words)),
-                "lane": Out(_bits(config.granule_halves)),
-            }
-        )
-
-    def elaborate(self, platform):
-        m = Module()
-        shift = (self.config.granule_halves - 1).bit_length()
-        line, place, line_word = Signal(16), Signal(16), Signal(16)
-        end = Signal(16)
-        m.d.sync += end.eq(self.kept - 1)
-        m.d.comb += [
-            # A lane without a line of its own in the last group goes through it all the same.
-            self.write.eq(self.valid & (line < self.lines)),
-            self.address.eq(line_word + (place >> shift)),
-            self.lane.eq(place[:shift]),
-        ]
-        with m.If(self.valid):
-            m.d.sync += place.eq(place + 1)
-            with m.If(place == end):
-                m.d.sync += [
-                    place.eq(0),
-                    line.eq(line + 1),
-                    line_word.eq(line_word + self.stride),
-                ]
-        with m.If(self.start):
-            m.d.sync += [line.eq(0), place.eq(0), line_word.eq(self.base)]
-        return m
+from sat.rtl.wuve import Wuve
 
 
 class UpdateEngine(wiring.Component):
@@ -223,8 +87,8 @@ class UpdateEngine(wiring.Component):
         words = data.ArrayLayout(32, config.granule_weights)
         copy = {
             "write": Out(1).array(lanes),
-            "address": Out(_bits(config.copy_words)).array(lanes),
-            "lane": Out(_bits(config.granule_halves)).array(lanes),
+            "address": Out(index_bits(config.copy_words)).array(lanes),
+            "lane": Out(index_bits(config.granule_halves)).array(lanes),
             "value": Out(16).array(lanes),
             "index": Out(4).array(lanes),
         }
@@ -237,12 +101,12 @@ class UpdateEngine(wiring.Component):
                 "busy": Out(1),
                 "skip": In(1),
                 "skipped": Out(1),
-                "in_address": Out(_bits(config.update_words)),
+                "in_address": Out(index_bits(config.update_words)),
                 "w_data": In(words).array(lanes),
                 "v_data": In(words).array(lanes),
                 "g_data": In(words).array(lanes),
                 "out_write": Out(1).array(lanes),
-                "out_address": Out(_bits(config.update_words)),
+                "out_address": Out(index_bits(config.update_words)),
                 "w_out": Out(words).array(lanes),
                 "v_out": Out(words).array(lanes),
                 **{f"ff_{name}": member for name, member in copy.items()},
@@ -286,8 +150,8 @@ class UpdateEngine(wiring.Component):
         # Row pass.
         groups = Signal(16)
         m.d.comb += groups.eq((tile.rows + (lanes - 1)) >> lane_bits)
-        m.submodules.reads = reads = _Walk(config)
-        m.submodules.writes = writes = _Walk(config)
+        m.submodules.reads = reads = TileWalk(config)
+        m.submodules.writes = writes = TileWalk(config)
         # The reads start in the cycle in which the tile is taken in.
         incoming = data.View(isa.UPDATE, self.i.p.body[: isa.UPDATE.size])
         for walk, given, base in (
@@ -331,7 +195,7 @@ class UpdateEngine(wiring.Component):
         with m.Elif(turn):
             m.d.sync += row_busy.eq(0)
         rounded = later(writes.active, rounding, "rounded")
-        element = Signal(_bits(depth))  # of the tile memory's half, for this FP16 copy
+        element = Signal(index_bits(depth))  # of the tile memory's half, for this FP16 copy
         with m.If(writes.start):
             m.d.sync += element.eq(0)
         with m.Elif(rounded):
@@ -397,7 +261,7 @@ class UpdateEngine(wiring.Component):
             m.submodules[f"half_{lane}"] = new_half = Fp32ToFp16(stages=rounding)
             sore = leaf(platform, self._sore_lane, "sore_lane")
             m.submodules[f"ff_sore_{lane}"] = sore.element
-            m.submodules[f"ff_writer_{lane}"] = writer = _CopyWriter(config)
+            m.submodules[f"ff_writer_{lane}"] = writer = CopyWriter(config)
             m.d.comb += [
                 new_half.i.eq(wuve.w_out),
                 sore.clear.eq(begun),
@@ -460,7 +324,7 @@ class UpdateEngine(wiring.Component):
     def _sore_lane(self) -> SoreLane:
         return SoreLane(self.config.max_m, self.config.fp.sore_stages)
 
-    def _copy(self, m: Module, name: str, lane: int, sore: SoreLane, writer: _CopyWriter) -> None:
+    def _copy(self, m: Module, name: str, lane: int, sore: SoreLane, writer: CopyWriter) -> None:
         """Connect a SORE lane to its writer and to the ports of a copy."""
         m.d.comb += [
             writer.valid.eq(sore.out_valid),
@@ -505,7 +369,7 @@ class UpdateEngine(wiring.Component):
             bank = Signal(range(max(lanes, 2)), name=f"column_bank_{lane}")
             group = Signal(16, name=f"column_group_{lane}")
             column = Signal(16, name=f"column_{lane}")  # group of columns
-            address = Signal(_bits(depth), name=f"column_address_{lane}")
+            address = Signal(index_bits(depth), name=f"column_address_{lane}")
             own = Signal(16, name=f"column_own_{lane}")
             m.d.comb += own.eq((column << lane_bits) + lane)
             bottom = (bank == lanes - 1) & (group == last_group)
@@ -549,7 +413,7 @@ class UpdateEngine(wiring.Component):
             ]
             sore = leaf(platform, self._sore_lane, "sore_lane")
             m.submodules[f"bp_sore_{lane}"] = sore.element
-            m.submodules[f"bp_writer_{lane}"] = writer = _CopyWriter(config)
+            m.submodules[f"bp_writer_{lane}"] = writer = CopyWriter(config)
             m.d.comb += [
                 sore.valid.eq(valid),
                 sore.value.eq(value),

@@ -23,7 +23,7 @@ from sat.rtl.load import COMMANDS_AHEAD, segments_ahead
 from sat.rtl.segments import SETTINGS_CYCLES, SETUP_CYCLES
 from sat.rtl.store import READ_CYCLES as STORE_READ_CYCLES
 from sat.rtl.store import STORES_IN_FLIGHT, overlaps
-from sat.rtl.update import column_drain, row_drain
+from sat.rtl.update_walk import column_drain, row_drain
 from sat.sim.golden.check import store_element
 from sat.sim.memory import MemoryTiming
 

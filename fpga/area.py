@@ -101,8 +101,18 @@ def ecp5_area(component: wiring.Component, period_ps: int = PERIOD_PS) -> Area:
     )
 
 
-def cells_of(component: wiring.Component, *commands: str) -> dict[str, int]:
+def cells_of(
+    component: wiring.Component, *commands: str, distributed_ram: bool = False
+) -> dict[str, int]:
     """Return how many cells of each type Yosys' commands make of a component.
+
+    Parameters
+    ----------
+    component : wiring.Component
+    commands : str
+        Between reading it and counting.
+    distributed_ram : bool
+        As `sat.rtl.verilog.emit` has it.
 
     Raises
     ------
@@ -110,6 +120,7 @@ def cells_of(component: wiring.Component, *commands: str) -> dict[str, int]:
         If Yosys is missing or fails.
     """
     script = ("read_verilog top.v", *commands, "tee -q -o area.json stat -json")
-    made = run_yosys({"top.v": emit(component)}, script, "area.json")
+    text = emit(component, distributed_ram=distributed_ram)
+    made = run_yosys({"top.v": text}, script, "area.json")
     cells: dict[str, int] = json.loads(made.read_text())["design"]["num_cells_by_type"]
     return cells

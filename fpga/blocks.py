@@ -10,7 +10,7 @@ from typing import Any
 
 from sat.fpga.estimate import Paths, paths_of
 from sat.fpga.modules import Modules
-from sat.fpga.ultrascale import SYNTHESIS, UltraArea, area_of, pairs_of
+from sat.fpga.ultrascale import UltraArea, area_of, pairs_of, synthesis
 from sat.fpga.wheels import run_yosys
 from sat.rtl.config import SatConfig
 from sat.rtl.device import Device
@@ -58,7 +58,7 @@ class Blocks:
     """
 
     def __init__(self, config: SatConfig, verilog: str | None = None) -> None:
-        self.modules = Modules.of(verilog or emit(Device(config)))
+        self.modules = Modules.of(verilog or emit(Device(config), distributed_ram=True))
         parts = sorted(name for name in self.modules.texts if re.fullmatch(r"top\.\w+", name))
         self._apart = dict.fromkeys((*LEAVES, *parts), LEAVES)
         self._apart["top"] = LEAVES | frozenset(parts)
@@ -73,14 +73,12 @@ class Blocks:
         sat.sim.build.BuildError
             If Yosys is missing or fails.
         """
-        period, command = SYNTHESIS
         names = self.modules.below(name, self._apart[name])
         boxes = sorted(n for n in names if n in self._apart[name] and n != name)
         script = (
             "read_verilog top.v",
             *(f"blackbox {box}" for box in boxes),
-            period,
-            f"{command} -top {name}",
+            *synthesis(name),
             "clean -purge",
             "delete t:$scopeinfo",
             "write_json netlist.json",

@@ -12,6 +12,7 @@ from sat.rtl import csr
 from sat.rtl.axi import Axi4ReadSignature, Axi4Signature, AxiLiteSignature, Response
 from sat.rtl.config import AxiConfig, FpTiming, SatConfig
 from sat.rtl.device import Device
+from sat.rtl.verilog import emit
 
 CARD_CONFIG = SatConfig(
     rows=16,
@@ -140,3 +141,8 @@ class Card(wiring.Component):
             wiring.connect(m, getattr(device, name), wiring.flipped(getattr(self, name)))
         m.d.comb += self.irq.eq(device.irq)
         return m
+
+
+def card_verilog(card: Card, name: str = "top") -> str:
+    """Return a card's Verilog, for LUTs that are memories of 32 words."""
+    return emit(card, name, distributed_ram=True)

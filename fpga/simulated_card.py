@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import os
 
-from sat.fpga.card import ADDRESS_BITS, Card
+from sat.fpga.card import ADDRESS_BITS, Card, card_verilog
 from sat.fpga.link.xdma import FROM_CARD, REGISTERS, TO_CARD
 from sat.rtl.config import SatConfig
-from sat.rtl.verilog import emit
 from sat.sim.device_rtl import DeviceRtl
 from sat.sim.engines import Design
 from sat.sim.memory import MEMORIES, MemoryTiming
@@ -51,7 +50,7 @@ class SimulatedCard:
             config,
             timing,
             memory_bytes=self.card.greeting.memory_bytes,
-            design=Design(emit(self.card)),
+            design=Design(card_verilog(self.card)),
         )
         self.closed = False
 

@@ -15,13 +15,6 @@ from sat.fpga.area import cells_of
 XCVU9P = {"LUT": 1_182_240, "FF": 2_364_480, "DSP": 6_840, "RAMB36": 2_160}
 """What the FPGA of a VCU1525 has, in three super logic regions (AMD DS923, table 1)."""
 
-SYNTHESIS = (
-    # Without a period abc9 maps for the least delay, at any price.
-    "scratchpad -set abc9.D 5000",
-    "synth_xilinx -family xcup -flatten -noiopad -noclkbuf",
-)
-"""Yosys' commands, but for the module: mapped for 200 MHz."""
-
 _PAIRED_INPUTS = 5
 
 _RAM_LUTS = {"RAM32X1D": 2, "RAM64X1D": 2, "RAM32M": 4, "RAM64M": 4, "RAM32M16": 8, "RAM64M8": 8}
@@ -88,6 +81,21 @@ def area_of(cells: Mapping[str, int]) -> UltraArea:
     )
 
 
+def synthesis(top: str = "top") -> tuple[str, ...]:
+    """Return Yosys' commands that make a flat netlist of a module: for 200 MHz, of few LUTs.
+
+    Without a period abc9 maps for the least delay, at any price. Yosys' own prices of a LUT are 1
+    to 5, by its inputs, as if small ones were put together later; here each counts as one.
+    """
+    command = f"synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top {top}"
+    return (
+        "scratchpad -set abc9.D 5000",
+        f"{command} -run begin:map_luts",
+        *(f"setattr -mod -set abc9_lut 1 =LUT{inputs}" for inputs in range(1, 7)),
+        f"{command} -run map_luts:",
+    )
+
+
 def ultrascale_area(component: wiring.Component) -> UltraArea:
     """Return what a component takes of an UltraScale+, flat and by itself.
 
@@ -96,8 +104,7 @@ def ultrascale_area(component: wiring.Component) -> UltraArea:
     sat.sim.build.BuildError
         If Yosys is missing or fails.
     """
-    period, command = SYNTHESIS
-    return area_of(cells_of(component, period, f"{command} -top top"))
+    return area_of(cells_of(component, *synthesis(), distributed_ram=True))
 
 
 def pairs_of(module: Mapping[str, Any]) -> int:

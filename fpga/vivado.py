@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from sat.fpga import card as cards
 from sat.fpga import vcu1525
-from sat.fpga.card import Card
+from sat.fpga.card import Card, card_verilog
 from sat.fpga.ultrascale import XCVU9P
 from sat.fpga.vivado_ip import ID_BITS, Ip, blocks
 from sat.rtl import axi as buses
 from sat.rtl.config import SatConfig, require
-from sat.rtl.verilog import emit
 
 CARD_MODULE, TOP = "sat_card", "vcu1525"
 ELEMENT_LUTS, ENGINE_LUTS = 726, 160_000
@@ -96,7 +95,7 @@ def project_files(card: Card, clock_hz: int) -> dict[str, str]:
     check(card.config, clock_hz)
     made = blocks(card.config.axi, cards.ADDRESS_BITS, clock_hz)
     return {
-        f"{CARD_MODULE}.v": emit(card, CARD_MODULE),
+        f"{CARD_MODULE}.v": card_verilog(card, CARD_MODULE),
         f"{TOP}.v": top(card.config, made),
         f"{TOP}.xdc": constraints(card.config),
         "build.tcl": script(made),

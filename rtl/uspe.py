@@ -169,16 +169,43 @@ class Uspe(wiring.Component):
         ]
         finished = _delay(m, last, config.interleave, "finished")
 
+        enters = Signal(32)
+        m.d.comb += enters.eq(Mux(finished, ring, self.psum_in))
+        if getattr(platform, "distributed_ram", False):
+            self._chain_of_memory(m, enters)
+        else:
+            self._chain_of_registers(m, enters)
+        return m
+
+    def _chain_of_memory(self, m: Module, enters: Value) -> None:
+        """Send sums south as `_chain_of_registers` does, where LUTs are memories of 32 words.
+
+        What a place of the memory gives is what it took when its turn came last. Weight
+        stationary, it is always the same place's turn.
+        """
+        last = self.config.interleave
+        m.submodules.chain = chain = memory.Memory(shape=32, depth=last + 1, init=[])
+        write, read = chain.write_port(), chain.read_port(domain="comb")
+        place = Signal(range(last + 1))
+        with m.If(~self.ws):
+            m.d.sync += place.eq(Mux(place == last, 0, place + 1))
+        m.d.comb += [
+            write.addr.eq(place),
+            write.data.eq(enters),
+            write.en.eq(1),
+            read.addr.eq(place),
+            self.psum_out.eq(read.data),
+        ]
+
+    def _chain_of_registers(self, m: Module, enters: Value) -> None:
+        """Send sums south, a cycle later (WS) or `interleave` + 1."""
         # Which end of the chain goes south is chosen in front of the last register: `ws` is steady,
         # but what it drives is all over the array.
-        enters = Signal(32)
         chain_head, leaves = Signal(32, reset_less=True), Signal(32, reset_less=True)
-        m.d.comb += enters.eq(Mux(finished, ring, self.psum_in))
         m.d.sync += chain_head.eq(enters)
-        chain = _delay(m, chain_head, config.interleave - 1, "chain")
+        chain = _delay(m, chain_head, self.config.interleave - 1, "chain")
         m.d.sync += leaves.eq(Mux(self.ws, enters, chain))
         m.d.comb += self.psum_out.eq(leaves)
-        return m
 
 
 def _delay(m: Module, value: Value, cycles: int, name: str) -> Value:

@@ -31,7 +31,7 @@ class VerilogPlatform:
 
     Parameters
     ----------
-    outside, shown : collection of str
+    outside, shown, distributed_ram
         As for `emit`.
 
     Attributes
@@ -42,8 +42,14 @@ class VerilogPlatform:
         Signals at the parts' edges, by the names that they have as ports of the top.
     """
 
-    def __init__(self, outside: Collection[str] = (), shown: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        outside: Collection[str] = (),
+        shown: Collection[str] = (),
+        distributed_ram: bool = False,
+    ) -> None:
         self.outside, self.shown = frozenset(outside), frozenset(shown)
+        self.distributed_ram = distributed_ram
         self.leaves: dict[str, str] = {}
         self.ports: dict[str, Value] = {}
 
@@ -188,6 +194,7 @@ def emit(
     *,
     outside: Collection[str] = (),
     shown: Collection[str] = (),
+    distributed_ram: bool = False,
 ) -> str:
     """Return a component and all its leaves as one Verilog text.
 
@@ -203,13 +210,16 @@ def emit(
         give becomes inputs, named as in `part_ports`.
     shown : collection of str
         Parts that stay, and whose signals are outputs besides.
+    distributed_ram : bool
+        For an FPGA whose LUTs are memories of 32 words: what would be many registers and a choice
+        among them is a small memory. Bits and cycles are the same.
 
     Raises
     ------
     ValueError
         The component has no such part.
     """
-    platform = VerilogPlatform(outside, shown)
+    platform = VerilogPlatform(outside, shown, distributed_ram)
     try:
         top = _convert(component, name, platform, parts=True)
     except KeyboardInterrupt:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from sat.fpga.card import CARD_CONFIG
 from sat.fpga.ultrascale import UltraArea, area_of, pairs_of, ultrascale_area
 from sat.rtl.fp.adder import Adder
+from sat.rtl.uspe import Uspe
 
 
 def test_cells_are_counted_as_the_luts_that_they_take():
@@ -65,3 +67,10 @@ def test_functions_of_the_same_inputs_share_a_lut(inputs, pairs):
 def test_an_adder_goes_through_yosys():
     area = ultrascale_area(Adder(4))
     assert 400 < area.luts < 450 and area.ff == 173 and area.dsp == 0
+
+
+def test_an_element_of_a_card_takes_640_luts():
+    """With its chain in registers it is 682; with Yosys' own prices of LUTs 708."""
+    area = ultrascale_area(Uspe(CARD_CONFIG))
+    assert area.luts <= 640 and area.dsp == 1 and area.ramb36 == 0
+    assert area.memory_lut >= 16 + 16  # weights, and a chain of two bits a LUT

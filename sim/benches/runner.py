@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import cocotb
 from cocotb_tools.check_results import get_results
+from cocotb_tools.config import libs_dir
 from cocotb_tools.runner import Verilator as VerilatorRunner
 from cocotb_tools.runner import VerilatorControlFile
 
@@ -56,8 +58,10 @@ def run_bench(
     os.environ.update(_environment())
     try:
         runner = _Runner()
+        # The program is linked to cocotb's library where it lies: another environment's is no use.
+        library = [cocotb.__version__, os.fspath(libs_dir)]
         recipe = [LINT_RULES.read_text(), Path(__file__).read_text()]
-        key = digest([verilog, verilator_version(), *recipe])
+        key = digest([verilog, verilator_version(), *library, *recipe])
 
         def build(work: Path) -> Path:
             source = work / "top.v"

@@ -18,6 +18,7 @@ from sat.rtl.config import AxiConfig, SatConfig
 from sat.rtl.device import Device
 from sat.rtl.isa import Status
 from sat.rtl.verilog import emit
+from sat.sim.benches import runner
 from sat.sim.benches.runner import run_bench
 from sat.sim.golden.device import GoldenDevice
 from sat.sim.layer import Layer
@@ -86,3 +87,18 @@ def test_device_on_axi_ports(name, tmp_path):
         emit(Device(config)), "sat.sim.benches.device", tmp_path, {"SAT_SCENARIOS": str(file)}
     )
     assert (tests, failures) == (9, 0)
+
+
+def test_a_program_linked_to_another_environments_cocotb_is_not_taken(tmp_path, monkeypatch):
+    keys = []
+
+    def cached(kind, key, suffix, build):
+        keys.append(key)
+        raise InterruptedError
+
+    monkeypatch.setattr(runner, "cached", cached)
+    for folder in (runner.libs_dir, tmp_path, tmp_path):
+        monkeypatch.setattr(runner, "libs_dir", folder)
+        with pytest.raises(InterruptedError):
+            run_bench("module top; endmodule", "nothing", tmp_path, {})
+    assert keys[0] != keys[1] == keys[2]

@@ -17,7 +17,7 @@ from sat.fpga import vcu1525
 from sat.fpga.blocks import Blocks
 from sat.fpga.card import CARD_CONFIG
 from sat.fpga.ultrascale import XCVU9P, UltraArea
-from sat.fpga.vivado import rows_of_regions
+from sat.fpga.vivado import ENGINES, rows_of_regions
 from sat.sim.build import BuildError
 
 HEAD = ("block", "count", "LUT", "of them memory", "in pairs", "FF", "DSP", "RAMB36")
@@ -55,10 +55,16 @@ def areas(blocks: Blocks, names: Iterable[str], rows: int, cols: int) -> None:
     print(row("**sum**", "", *cells(total)))
     print(row("of the FPGA", "", *share(total)))
     element = blocks.block("uspe").area
-    rest = total - element * (rows * cols)
+    # WUVEs and SORE lanes are the update engine's; banks and all else go where there is room.
+    middle = {"wuve", "sore_lane", *(f"top.{engine}" for engine in ENGINES)}
+    engines, free = (
+        sum((blocks.block(n).area * blocks.block(n).count for n in chosen), UltraArea())
+        for chosen in (middle & set(names), set(names) - middle - {"uspe"})
+    )
     for number, region in enumerate(rows_of_regions(rows, cols)):
-        area = element * (len(region) * cols) + (rest if number == 1 else UltraArea())
+        area = element * (len(region) * cols) + (engines if number == 1 else UltraArea())
         print(row(f"of SLR{number}, {len(region)} rows", "", *share(area, vcu1525.SLRS)))
+    print(row("of the FPGA, in any of them", "", *share(free)))
     print()
 
 

@@ -14,8 +14,10 @@ from sat.rtl import axi as buses
 from sat.rtl.config import SatConfig, require
 
 CARD_MODULE, TOP = "sat_card", "vcu1525"
-ELEMENT_LUTS, ENGINE_LUTS = 726, 160_000
+ELEMENT_LUTS, ENGINE_LUTS = 639, 115_600
 """What an element takes, and a 32x32 device besides them: for the choice of rows in regions."""
+ENGINES = ("load", "store", "update", "sequencer", "fetch")
+"""Parts of the device that are kept in the middle region, with what is inside them."""
 
 
 @dataclass(frozen=True)
@@ -401,7 +403,7 @@ def constraints(config: SatConfig) -> str:
         "engines",
         1,
         "{xdma ddr4 axi_interconnect}",
-        f"-hierarchical -regexp {{{CARD_MODULE}/device/(load|store|update|sequencer|fetch)}}",
+        f"-hierarchical -regexp {{{CARD_MODULE}/device/({'|'.join(ENGINES)})}}",
     )
     return "\n".join(lines) + "\n"
 

@@ -68,6 +68,7 @@ docs: $(STAMP) ## write the generated pages of docs/
 bitstreams: $(STAMP) ## bitstreams of both boards in out/, reports in docs/bitstreams/ (hours)
 	$(BIN)/sat synth ulx3s-85f --array 2x2 --clock 25
 	$(BIN)/sat synth ulx3s-85f --array 4x4 --clock 50 --memory sdram --seed 2
+	$(BIN)/sat synth ulx3s-85f --array 5x4 --clock 25 --memory sdram --seed 2
 	$(BIN)/sat synth colorlight-i9 --array 2x2 --clock 25
 	mkdir -p docs/bitstreams && cp out/ulx3s-*.md out/colorlight-*.md docs/bitstreams/
 

@@ -91,7 +91,7 @@ def main() -> int:
     config = BOARD_CONFIG.with_array(args.array)
     link = CountingLink(config)
     data = load_data("digits")
-    steps = len(data.train_x) // args.batch  # as `DataSet.batches`: full ones
+    steps = data.steps(args.batch)
     with (
         patch("sat.devices.uart._open", lambda port, baud: _Nothing()),
         patch("sat.devices.uart.Link", lambda port: link),

@@ -80,7 +80,7 @@ def main() -> int:
     config = CARD_CONFIG.with_array(args.array)
     files = CountingFiles(config)
     data = load_data("digits")
-    steps = len(data.train_x) // args.batch  # as `DataSet.batches`: full ones
+    steps = data.steps(args.batch)
     with (
         patch("sat.fpga.answers._SOONEST", MEMORIES["ddr4"].timing),
         XdmaDevice("0", config=config, files=files) as device,

@@ -36,6 +36,10 @@ class DataSet:
     test_y: Tensor
     classes: int
 
+    def steps(self, batch: int) -> int:
+        """Return how many batches `batches` gives."""
+        return len(self.train_x) // batch
+
     def batches(self, batch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the training samples once in random order, as (inputs, classes).
 

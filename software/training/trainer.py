@@ -148,7 +148,7 @@ class Trainer:
         self.device = device if device is not None else current_device()
         self.scaler = scaler if scaler is not None else LossScaler()
         self.batch = batch
-        per_epoch = len(data.train_x) // batch
+        per_epoch = data.steps(batch)
         self.total_steps = epochs * per_epoch if steps is None else min(steps, epochs * per_epoch)
         self._generator = torch.Generator().manual_seed(seed)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -187,7 +187,7 @@ class Trainer:
 
     def _plan(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
         """Yield (inputs, classes, whether an epoch or all ends with it) for each step."""
-        per_epoch = len(self.data.train_x) // self.batch
+        per_epoch = self.data.steps(self.batch)
         for step in range(self.total_steps):
             if step % per_epoch == 0:
                 epoch = self.data.batches(self.batch, self._generator)

@@ -65,7 +65,7 @@ def test_batches_are_full_and_cover_the_set_in_an_order_of_the_generator(blobs):
         return list(blobs.batches(20, torch.Generator().manual_seed(seed)))
 
     first, again, other = draw(0), draw(0), draw(1)
-    assert [len(x) for x, _ in first] == [20, 20, 20]
+    assert [len(x) for x, _ in first] == [20, 20, 20] and blobs.steps(20) == 3
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0][0], other[0][0])
     assert len({tuple(x.flatten().tolist()) for xs, _ in first for x in xs}) == 60

@@ -42,7 +42,7 @@ def train_digits(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         [group["lr"] for group in optimizer.param_groups],
-        total_steps=epochs * (len(data.train_x) // BATCH),
+        total_steps=epochs * data.steps(BATCH),
     )
     curve = []
     for _ in range(epochs):
